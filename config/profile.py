@@ -1,0 +1,42 @@
+"""Profiles: which model holds which role on a machine of which size."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RoleSpec(_Strict):
+    """One role of a profile. `timeout_s` counts per model call from its first prefill step; `idle_ttl_s` 0 keeps it."""
+
+    model: str
+    quantization: str
+    context_length: int = Field(gt=0)
+    concurrency: int = Field(default=1, gt=0)
+    timeout_s: float = Field(gt=0)
+    max_tokens: int = Field(default=1024, gt=0)
+    thinks: bool = False
+    thinking_budget: int | None = None
+    repetition_penalty: float | None = None
+    pinned: bool = False
+    idle_ttl_s: float = 0.0
+
+
+class EmbedderSpec(_Strict):
+    model: str
+    max_tokens: int = 256
+
+
+class Profile(_Strict):
+    """`min_memory_gb` is the machine it is chosen for; 0 keeps it from automatic choice unless it is `starter`."""
+
+    name: str
+    description: str
+    min_memory_gb: float
+    budget_gb: float = Field(gt=0)
+    cache_limit_gb: float = Field(gt=0)
+    roles: dict[str, RoleSpec]
+    embedder: EmbedderSpec

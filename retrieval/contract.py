@@ -1,0 +1,124 @@
+"""What the retrieval agent is asked and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+Embed = Callable[[Sequence[str]], Awaitable[npt.NDArray[np.float32]]]
+"""Texts to unit-length vectors of shape (n, dimensions). `server` hands it in: retrieval knows no models."""
+
+OnIndexed = Callable[[int, int, str], None]
+"""Progress: (files done, files in all, path just finished)."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class SourceText(_Frozen):
+    """A file as read once: `text` is `data` decoded as UTF-8, `sha256` that of the bytes on disk."""
+
+    path: Path
+    text: str
+    sha256: str
+    size_bytes: int
+
+
+class Filters(_Frozen):
+    """Narrow a search. `glob` is matched against the absolute path, `kind` is markdown|text|code, `language` a
+    language name such as `python`, `since` an ISO date or time: only files modified at or after it."""
+
+    glob: str | None = None
+    kind: str | None = None
+    language: str | None = None
+    since: str | None = None
+
+
+class Passage(_Frozen):
+    """A passage with a citation that can be re-checked: the file's bytes [start_byte, end_byte) decode to `text`.
+
+    Lines are 1-based and inclusive. `score` is the fused relevance in [0, 1], comparable within one answer only.
+    """
+
+    path: str
+    start_line: int
+    end_line: int
+    start_byte: int
+    end_byte: int
+    score: float
+    text: str
+
+
+class FailedFile(_Frozen):
+    path: str
+    code: str
+    reason: str
+
+
+class IndexState(_Frozen):
+    """How complete and how old the searched index is. `age_s` is since the last finished sync; None if never.
+
+    `pending` counts files known to be changed, new or gone on disk since they were indexed.
+    """
+
+    indexed: int
+    pending: int
+    skipped: int
+    failed: int
+    age_s: float | None
+
+
+class AddReport(_Frozen):
+    """One `index add`: the line of `rolecall index add --json`. `indexed` counts files whose chunks are now stored,
+    unchanged ones included; `skipped` those left out by ignore rules, size or kind."""
+
+    collection: str
+    indexed: int
+    skipped: int
+    failed: tuple[FailedFile, ...]
+    seconds: float
+
+
+class Found(_Frozen):
+    passages: tuple[Passage, ...]
+    index: IndexState
+
+
+class CollectionInfo(_Frozen):
+    collection: str
+    folders: tuple[str, ...]
+    files: int
+    chunks: int
+    index: IndexState
+
+
+class Retriever(Protocol):
+    """The retrieval agent. One writer: only the host holds one."""
+
+    async def add(
+        self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None
+    ) -> AddReport: ...
+
+    async def search(
+        self, query: str, collection: str | None = None, max_results: int = 8, filters: Filters | None = None
+    ) -> Found:
+        """The best passages of one collection, or of all where `collection` is None.
+
+        Raises:
+            IndexEmpty: nothing is indexed, or no such collection.
+        """
+        ...
+
+    async def collections(self) -> tuple[CollectionInfo, ...]: ...
+
+    async def remove(self, collection: str) -> int:
+        """Drop a collection; returns the number of files that were in it."""
+        ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,211 @@
+"""What a role model is asked and what it gives back: the one contract between Rolecall and every engine.
+
+`RoleModels` is what the rest of the program sees. Its implementations: `roles.manager.ModelManager` (worker processes
+within a memory budget) and `roles.scripted.ScriptedModels` (fixed answers, for tests of logic).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Role(StrEnum):
+    """A job that a model is given; the profile says which model holds it."""
+
+    ROUTER = "router"
+    REASONING = "reasoning"
+    REASONING_HEAVY = "reasoning_heavy"
+    CODING = "coding"
+    CODING_LARGE_CONTEXT = "coding_large_context"
+    SUMMARIZATION = "summarization"
+    VALIDATION = "validation"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Message(_Frozen):
+    """One chat turn, before the model's own chat template."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class GenerationRequest(_Frozen):
+    """One generation.
+
+    `temperature` 0 is greedy. `json_schema` constrains the answer (never the thinking) to that schema, or the call is
+    refused. `thinking_budget` bounds thinking in tokens where the model thinks (None: the role's default, 0: none).
+    `timeout_s` counts from the first prefill step, on a clock that stands still while the machine sleeps; None takes
+    the role's own. `client` groups requests for fairness.
+    """
+
+    messages: tuple[Message, ...] = Field(min_length=1)
+    max_tokens: int = Field(default=512, gt=0)
+    temperature: float = Field(default=0.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    repetition_penalty: float | None = Field(default=None, gt=0.0)
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    json_schema: dict[str, Any] | None = None
+    thinking_budget: int | None = Field(default=None, ge=0)
+    timeout_s: float | None = Field(default=None, gt=0.0)
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request waits; `position` 1 is next."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The model is being loaded; bytes are those of the weights, `done_bytes` 0 until known."""
+
+    model: str
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilling:
+    done_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A piece of decoded text. `tokens` is the count made so far, thinking included."""
+
+    text: str
+    channel: Literal["thinking", "answer"]
+    tokens: int
+
+
+Event = Queued | Loading | Prefilling | Generated
+OnEvent = Callable[[Event], None]
+
+
+class GenerationResult(_Frozen):
+    """One finished generation. Times in seconds on the awake clock; `model_sha256` names the weights.
+
+    `finish` is `stop` (the model ended or a stop sequence was met), `length` (max_tokens), or `timeout` (what was made
+    by then is in `text`). `degraded` is empty, or says which role's model is missing and the command that gets it.
+    """
+
+    text: str
+    thinking: str = ""
+    finish: Literal["stop", "length", "timeout"]
+    role: Role
+    model: str
+    model_sha256: str = ""
+    prompt_tokens: int
+    completion_tokens: int
+    thinking_tokens: int = 0
+    queue_s: float = 0.0
+    load_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    cold_start: bool = False
+    degraded: str = ""
+
+
+class RoleInfo(_Frozen):
+    """What the router may know of a role without asking anyone: from the profile and the disk.
+
+    `present` is whether the model's folder is on disk; `context_length` in tokens, prompt and answer together.
+    """
+
+    role: Role
+    model: str
+    present: bool
+    resident: bool
+    context_length: int
+    concurrency: int
+    timeout_s: float
+    max_tokens: int
+    thinks: bool
+    size_bytes: int
+
+
+class Resident(_Frozen):
+    """A model in memory: one line of `rolecall models ps --json`."""
+
+    model: str
+    roles: tuple[str, ...]
+    pid: int
+    pinned: bool
+    in_use: int
+    reserved_bytes: int
+    measured_bytes: int
+
+
+Vectors = npt.NDArray[np.float32]
+
+
+class EmbedderInfo(_Frozen):
+    """`identity` changes whenever vectors would: model id and SHA-256 of its weights."""
+
+    model: str
+    identity: str
+    dimensions: int
+    max_tokens: int
+
+
+class RoleModels(Protocol):
+    """The staff of models. All methods are for one event loop; every failure is a `roles.errors.RoleError`."""
+
+    async def generate(
+        self, role: Role, request: GenerationRequest, on_event: OnEvent | None = None
+    ) -> GenerationResult:
+        """Answer with the role's model, loading it first where needed. Cancelling the awaiting task stops it.
+
+        Raises:
+            ModelMissing: neither the role's model nor a stand-in is on disk.
+            PromptTooLong: prompt and `max_tokens` exceed the role's context (figures included).
+            WorkerDied, WorkerTimeout, DoesNotFit, QueueFull, SchemaRefused.
+        """
+        ...
+
+    async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
+        """Unit-length vectors, shape (len(texts), dimensions), float32.
+
+        `alone` runs one text per forward pass, so that a text's bits do not depend on its neighbours.
+        """
+        ...
+
+    def embedder(self) -> EmbedderInfo | None:
+        """The embedding model, or None where it is not on disk."""
+        ...
+
+    def roles(self) -> tuple[RoleInfo, ...]: ...
+
+    def resident(self) -> tuple[Resident, ...]: ...
+
+    def count_tokens(self, role: Role, text: str) -> int:
+        """Tokens of `text` under the role's tokenizer, without special tokens; an estimate (bytes / 4) if absent."""
+        ...
+
+    def preload(self, role: Role) -> None:
+        """Hint: load the role's model in the background if it fits free memory without evicting anything."""
+        ...
+
+    async def load(self, name: str) -> Resident:
+        """Load a role's or model's worker now; `name` is a role or a model id."""
+        ...
+
+    async def unload(self, name: str) -> bool: ...
+
+    async def aclose(self) -> None:
+        """End every worker; returns when none is left."""
+        ...

@@ -1,0 +1,48 @@
+"""What the validator is given and what it says."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Verdict(StrEnum):
+    SUPPORTED = "supported"
+    UNSUPPORTED = "unsupported"
+    ABSTAIN = "abstain"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Subject(_Frozen):
+    """An output to check: against `evidence`, a JSON Schema, the question it answers, or a language's grammar."""
+
+    output: str
+    evidence: tuple[str, ...] = ()
+    question: str | None = None
+    schema_: dict[str, Any] | None = None
+    language: str | None = None
+
+
+class Check(_Frozen):
+    """One check. Only a `decisive` one moves the overall verdict; the others inform."""
+
+    name: str
+    verdict: Verdict
+    decisive: bool
+    detail: str
+
+
+class Validation(_Frozen):
+    """Unsupported if a decisive check is, supported if one is and none is unsupported, else abstain.
+
+    `confidence` in [0, 1] is the measured precision of the deciding check on development data, 0 on abstention.
+    """
+
+    verdict: Verdict
+    confidence: float
+    checks: tuple[Check, ...]
