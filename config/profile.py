@@ -31,11 +31,10 @@ class EmbedderSpec(_Strict):
 
 
 class Profile(_Strict):
-    """`min_memory_gb` is the machine it is chosen for; 0 keeps it from automatic choice unless it is `starter`."""
+    """The staff for one size of machine. Sizes in decimal GB."""
 
     name: str
     description: str
-    min_memory_gb: float
     budget_gb: float = Field(gt=0)
     cache_limit_gb: float = Field(gt=0)
     roles: dict[str, RoleSpec]

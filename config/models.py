@@ -1,0 +1,45 @@
+"""The table of known models: architecture figures, published sizes, other names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+
+class ModelEntry(BaseModel):
+    """One repository. `architecture` is its `config.json` figures, or None where they are not known: then the
+    published decimal GB on disk and KV KiB per token (16 bit) stand in, and a plan says `"source": "published"`.
+
+    `aliases` are LM Studio ids and short names that mean this repository.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    repository: str
+    bits: int
+    group_size: int = 64
+    published_gb: float
+    kv_kib_per_token: float
+    fixed_mib: float = 0.0
+    context_length: int
+    architecture: dict[str, Any] | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@cache
+def models_table() -> Mapping[str, ModelEntry]:
+    """Known repositories by id."""
+    data = yaml.safe_load(files("rolecall.config").joinpath("models.yaml").read_text("utf-8"))
+    architectures: dict[str, dict[str, Any]] = data["architectures"]
+    table = {}
+    for repository, entry in data["models"].items():
+        named = entry.pop("architecture", None)
+        aliases = tuple(entry.pop("aliases", ()))
+        architecture = architectures[named] if named else None
+        table[repository] = ModelEntry(repository=repository, architecture=architecture, aliases=aliases, **entry)
+    return table
