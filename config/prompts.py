@@ -1,0 +1,75 @@
+"""The prompts: packaged Markdown, versioned by the hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from .errors import ConfigError
+
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+_CONTROL = re.compile(
+    r"<(?=[|\uff5c]|/?document|/?(?:s|think|bos|eos|pad|unk|start_of_turn|end_of_turn)\b)|\[(?=/?INST\])|<<(?=/?SYS>>)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A template. The file holds the system message and a line `---`, or neither, and the user message.
+
+    `{{name}}` is a place for a value.
+    """
+
+    name: str
+    text: str
+    sha256: str
+
+    def render(self, **values: str) -> tuple[str, str]:
+        """(system, user) with every place filled once: what stands in a value is never taken for a place.
+
+        Raises:
+            ConfigError: a place without a value.
+        """
+        missing = set(_PLACEHOLDER.findall(self.text)) - set(values)
+        if missing:
+            raise ConfigError(
+                f"The prompt {self.name!r} needs values.", found="none", allowed=", ".join(sorted(missing))
+            )
+        system, separator, user = self.text.partition("\n---\n")
+        if not separator:
+            system, user = "", self.text
+        return _fill(system, values), _fill(user, values)
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    text = _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() if "" in values.values() else text.strip()
+
+
+@cache
+def prompt(name: str) -> Prompt:
+    """A packaged prompt by name.
+
+    Raises:
+        ConfigError: no such prompt.
+    """
+    source = files("rolecall.config").joinpath("prompts", f"{name}.md")
+    if not source.is_file():
+        raise ConfigError("No such prompt.", found=repr(name))
+    text = source.read_text("utf-8")
+    return Prompt(name, text, hashlib.sha256(text.encode()).hexdigest())
+
+
+def plain(text: str) -> str:
+    """Text that cannot end a document or start a chat turn: each control token gets a space after its first sign."""
+    return _CONTROL.sub(lambda match: match[0] + " ", text)
+
+
+def document(text: str, title: str = "") -> str:
+    """Text as data between delimiters that it cannot hold itself."""
+    label = f' "{plain(title)}"'.replace("\n", " ") if title else ""
+    return f"<document{label}>\n{plain(text).strip()}\n</document>"

@@ -1,0 +1,182 @@
+"""Which files of a folder are documents: Markdown, text and source code that the ignore rules leave in."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .access import is_secret
+from .contract import FailedFile
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
+
+# Lowest rank: a folder's own .gitignore and .rolecallignore come after these and may take a name back with `!name`.
+DEFAULT_IGNORES = """
+.*
+!.github
+node_modules/
+bower_components/
+jspm_packages/
+site-packages/
+venv/
+__pycache__/
+*.egg-info/
+vendor/
+third_party/
+Pods/
+DerivedData/
+build/
+dist/
+target/
+htmlcov/
+coverage/
+*.min.js
+*.min.css
+*.bundle.js
+*_pb2.py
+*.pb.go
+*.lock
+pnpm-lock.yaml
+go.sum
+"""
+IGNORE_FILES = (".gitignore", ".rolecallignore")
+
+_LANGUAGES = {
+    "python": "py pyi", "javascript": "js mjs cjs jsx", "typescript": "ts tsx mts cts", "java": "java",
+    "kotlin": "kt kts", "swift": "swift", "objective-c": "m mm", "c": "c h", "cpp": "cc cpp cxx hh hpp hxx",
+    "csharp": "cs", "go": "go", "rust": "rs", "ruby": "rb", "php": "php", "perl": "pl pm", "lua": "lua", "r": "r",
+    "julia": "jl", "scala": "scala", "haskell": "hs", "ocaml": "ml mli", "elixir": "ex exs", "erlang": "erl",
+    "clojure": "clj cljs", "dart": "dart", "zig": "zig", "nim": "nim", "shell": "sh bash zsh fish",
+    "powershell": "ps1", "sql": "sql", "html": "html htm", "css": "css scss less", "vue": "vue", "svelte": "svelte",
+    "yaml": "yaml yml", "toml": "toml", "ini": "ini cfg conf", "proto": "proto", "graphql": "graphql gql",
+    "terraform": "tf", "nix": "nix", "metal": "metal", "cuda": "cu cuh", "cmake": "cmake", "makefile": "mk",
+}  # fmt: skip
+SUFFIXES = {
+    **{f".{suffix}": ("code", language) for language, suffixes in _LANGUAGES.items() for suffix in suffixes.split()},
+    **dict.fromkeys((".md", ".markdown", ".mdx", ".mdown", ".qmd", ".rmd"), ("markdown", "markdown")),
+    **dict.fromkeys((".txt", ".text", ".rst", ".adoc", ".asciidoc", ".org", ".tex"), ("text", "text")),
+}
+NAMES = {
+    "makefile": ("code", "makefile"), "dockerfile": ("code", "dockerfile"), "cmakelists.txt": ("code", "cmake"),
+    "readme": ("text", "text"), "license": ("text", "text"), "notice": ("text", "text"), "changelog": ("text", "text"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells an unchanged file without reading it."""
+
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file to index; `kind` is markdown|text|code."""
+
+    path: str
+    kind: str
+    language: str
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A folder as the disk shows it. `skipped` counts files left out by rules, size or kind, links among them."""
+
+    sources: tuple[Source, ...]
+    skipped: int
+    failed: tuple[FailedFile, ...]
+
+
+def kind_of(name: str) -> tuple[str, str] | None:
+    """(kind, language) of a file name, None where it is no document."""
+    folded = name.casefold()
+    return NAMES.get(folded) or SUFFIXES.get(os.path.splitext(folded)[1])  # noqa: PTH122  (no Path per file)
+
+
+def scan(root: Path, max_bytes: int) -> Tree:
+    """Walk a folder that is itself taken whatever its name; links are not followed. Blocking: run it in a thread."""
+    from pathspec import GitIgnoreSpec
+
+    defaults = GitIgnoreSpec.from_lines(DEFAULT_IGNORES.splitlines())
+    sources: list[Source] = []
+    failed: list[FailedFile] = []
+    skipped = 0
+    pending: list[tuple[str, tuple[tuple[int, GitIgnoreSpec], ...]]] = [(str(root), ((len(str(root)) + 1, defaults),))]
+    while pending:
+        folder, outer = pending.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            failed.append(_failed(folder, error.strerror or "cannot be listed"))
+            continue
+        specs = (*outer, *((len(folder) + 1, spec) for spec in _ignore_specs(entries)))
+        for entry in entries:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if entry.is_symlink() or is_secret(Path(entry.path)) or _ignored(entry.path, is_folder, specs):
+                skipped += not is_folder
+            elif is_folder:
+                pending.append((entry.path, specs))
+            elif (kind := kind_of(entry.name)) is None:
+                skipped += 1
+            else:
+                match _examine(entry, kind, max_bytes):
+                    case Source() as source:
+                        sources.append(source)
+                    case FailedFile() as failure:
+                        failed.append(failure)
+                    case None:
+                        skipped += 1
+    return Tree(tuple(sorted(sources, key=lambda source: source.path)), skipped, tuple(failed))
+
+
+def _examine(entry: os.DirEntry[str], kind: tuple[str, str], max_bytes: int) -> Source | FailedFile | None:
+    """A source; a failure; or None for an empty or too large file, which is left out."""
+    try:
+        entry.path.encode()
+        found = entry.stat(follow_symlinks=False)
+    except UnicodeEncodeError:
+        return _failed(entry.path, "its name is not valid UTF-8")
+    except OSError as error:
+        return _failed(entry.path, error.strerror or "cannot be examined")
+    if not stat.S_ISREG(found.st_mode):
+        return _failed(entry.path, "not a regular file")
+    if not 0 < found.st_size <= max_bytes:
+        return None
+    return Source(entry.path, *kind, Stamp(found.st_size, found.st_mtime_ns, found.st_ino & (2**63 - 1)))
+
+
+def _failed(path: str, reason: str) -> FailedFile:
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return FailedFile(path=shown, code="file_unreadable", reason=reason)
+
+
+def _ignore_specs(entries: list[os.DirEntry[str]]) -> Iterator[GitIgnoreSpec]:
+    from pathspec import GitIgnoreSpec
+
+    for name in IGNORE_FILES:
+        for entry in entries:
+            if entry.name == name and entry.is_file(follow_symlinks=False):
+                try:
+                    lines = Path(entry.path).read_text("utf-8", errors="replace").splitlines()
+                    yield GitIgnoreSpec.from_lines(lines)
+                except (OSError, ValueError):
+                    continue  # an ignore file that cannot be read or parsed ignores nothing
+
+
+def _ignored(path: str, is_folder: bool, specs: tuple[tuple[int, GitIgnoreSpec], ...]) -> bool:
+    for start, spec in reversed(specs):
+        try:
+            decided = spec.check_file(path[start:] + "/" * is_folder).include
+        except UnicodeEncodeError:
+            return False
+        if decided is not None:
+            return decided
+    return False

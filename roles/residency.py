@@ -1,0 +1,94 @@
+"""Who may be in memory: admission and eviction as pure functions of what is resident and the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentModel:
+    """What the decision may know of one model in memory.
+
+    `reserved_bytes` counts from the start of its load until its memory was seen to come back; a model that loads is in
+    use. `next_use` is the probability that it is the next model used; `last_used` any rising number.
+    """
+
+    key: str
+    reserved_bytes: int
+    pinned: bool = False
+    in_use: int = 0
+    ending: bool = False
+    reload_s: float = 1.0
+    next_use: float = 0.0
+    last_used: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """It fits as things are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """It fits once these have ended, all of them idle now."""
+
+    victims: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """It will fit once these, some of them in use or ending, are gone: take no new requests for them before."""
+
+    victims: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """It cannot fit, whatever ends: `possible_bytes` is the budget less what is pinned."""
+
+    need_bytes: int
+    possible_bytes: int
+
+
+Verdict = Admit | Evict | Wait | Refuse
+
+
+def admit(need_bytes: int, resident: Sequence[ResidentModel], budget_bytes: int) -> Verdict:
+    """Whether a load of `need_bytes` may start, and what has to end before.
+
+    Pinned models never end and models in use are only waited for. Nothing is evicted unless the load fits afterwards.
+    The first to go is the one with the least (reload seconds x probability of next use) per byte, then the one unused
+    for longest; no victim is named that the load does not need.
+    """
+    pinned_bytes = sum(model.reserved_bytes for model in resident if model.pinned and not model.ending)
+    if need_bytes > budget_bytes - pinned_bytes:
+        return Refuse(need_bytes, budget_bytes - pinned_bytes)
+    missing = need_bytes + sum(model.reserved_bytes for model in resident) - budget_bytes
+    if missing <= 0:
+        return Admit()
+    ending = [model for model in resident if model.ending]
+    missing -= sum(model.reserved_bytes for model in ending)
+    loose = sorted((model for model in resident if not model.pinned and not model.ending), key=_worth)
+    idle = [model for model in loose if not model.in_use]
+    if 0 < missing <= sum(model.reserved_bytes for model in idle):
+        return Evict(_fewest(idle, missing))
+    used = [model for model in loose if model.in_use]
+    return Wait(tuple(model.key for model in ending) + _fewest(idle + used, missing))
+
+
+def _worth(model: ResidentModel) -> tuple[float, float, str]:
+    return (model.reload_s * model.next_use / max(model.reserved_bytes, 1), model.last_used, model.key)
+
+
+def _fewest(candidates: Sequence[ResidentModel], missing_bytes: int) -> tuple[str, ...]:
+    """The first candidates that free enough, less those that turn out not to be needed, the best of them first."""
+    chosen: list[ResidentModel] = []
+    for model in candidates:
+        if sum(c.reserved_bytes for c in chosen) >= missing_bytes:
+            break
+        chosen.append(model)
+    for model in reversed(chosen[:]):
+        if sum(c.reserved_bytes for c in chosen) - model.reserved_bytes >= missing_bytes:
+            chosen.remove(model)
+    return tuple(model.key for model in chosen)

@@ -1,0 +1,3 @@
+from rolecall.roles.worker.child import main
+
+main()

@@ -1,0 +1,206 @@
+"""What bends one request's logits: repetition penalty, thinking budget, JSON Schema; and how it is sampled."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.hf import from_tokenizer
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from mlx_lm.sample_utils import apply_top_p, greedy_sampler, make_repetition_penalty
+
+from rolecall.roles.contract import GenerationRequest
+from rolecall.roles.errors import SchemaRefused
+
+_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+"""One way to write each value: free white space invites a small model to loop in it."""
+
+
+def sampler(request: GenerationRequest) -> Callable[[mx.array], mx.array]:
+    """Log-probabilities to tokens. Of a request with a temperature the same seed draws the same way."""
+    if request.temperature == 0:
+        return greedy_sampler  # type: ignore[no-any-return]
+    key = mx.random.key(request.seed)
+
+    def draw(logprobs: mx.array) -> mx.array:
+        nonlocal key
+        key, now = mx.random.split(key)
+        if request.top_p < 1.0:
+            logprobs = apply_top_p(logprobs, request.top_p)
+        return mx.random.categorical(logprobs * (1.0 / request.temperature), key=now)
+
+    return draw
+
+
+class Grammars:
+    """JSON Schemas to matchers for one tokenizer; its table is built at the first use (about 0.5 s)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._table: LLTokenizer | None = None
+
+    def matcher(self, schema: dict[str, Any]) -> LLMatcher:
+        """A matcher at its start.
+
+        Raises:
+            SchemaRefused: not a JSON Schema, or with a part that cannot be enforced.
+        """
+        validator(schema)
+        if self._table is None:
+            eos = sorted(self._tokenizer.eos_token_ids)
+            self._table = from_tokenizer(self._tokenizer._tokenizer, eos_token=eos)
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_STYLE)
+        failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._table)
+        if failed:
+            raise _refused(messages[0])
+        return LLMatcher(self._table, grammar, log_level=0)
+
+
+def validator(schema: dict[str, Any]) -> Any:
+    """A jsonschema validator that fetches nothing.
+
+    Raises:
+        SchemaRefused: not a JSON Schema.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+    from referencing import Registry
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except (SchemaError, RecursionError) as error:
+        raise _refused(getattr(error, "message", "nested too deeply")) from None
+    return Draft202012Validator(schema, registry=Registry())
+
+
+def check_answer(schema: dict[str, Any], text: str) -> None:
+    """See that a finished answer is valid.
+
+    Raises:
+        SchemaRefused: it is not, so the schema says something that the grammar could not.
+    """
+    try:
+        error = next(validator(schema).iter_errors(json.loads(text)), None)
+    except ValueError:
+        raise _refused("the answer is not JSON") from None
+    if error is not None:
+        raise _refused(f"the answer broke {error.validator!r} at {error.json_path}")
+
+
+def _refused(reason: str) -> SchemaRefused:
+    return SchemaRefused(
+        "This JSON Schema cannot be enforced on the answer.",
+        found=" ".join(reason.split())[:300],
+        allowed="JSON Schema 2020-12 that llguidance compiles: types, properties, required, enum, const, bounds, "
+        "arrays, anyOf, local $ref",
+        advice="Leave that part out and check it on the result yourself.",
+    )
+
+
+class Steering:
+    """One request's logits processor. It never raises, since that would end the whole batch: see `failure`."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        thinking: bool,
+        may_think: bool,
+        budget: int | None,
+        matcher: LLMatcher | None,
+        penalty: float | None,
+    ) -> None:
+        self._penalise = make_repetition_penalty(penalty, 64) if penalty and penalty != 1.0 else None
+        self._matcher = matcher
+        self._thinking, self._budget = thinking, budget
+        self._start, self._end = tokenizer.think_start_tokens or (), tokenizer.think_end_tokens or ()
+        self._may_open = may_think and not thinking and len(self._start) == 1
+        self._eos = tokenizer.eos_token_ids
+        self._closing = _closing(tokenizer) if (thinking or may_think) and budget is not None else []
+        self._forced: deque[int] = deque()
+        self._was_forced = False
+        self._thought: list[int] = []
+        self._called = False
+        self._bits: Any = None
+        self.failure: Exception | None = None
+
+    @property
+    def needed(self) -> bool:
+        return self._penalise is not None or self._watches
+
+    @property
+    def _watches(self) -> bool:
+        """Whether it has to see each token, which costs the overlap of one step with the next."""
+        return self._matcher is not None or bool(self._closing)
+
+    def __call__(self, context: mx.array, logits: mx.array) -> mx.array:
+        if self.failure is not None:
+            return logits
+        try:
+            if self._penalise is not None:
+                logits = self._penalise(context, logits)
+            return self._steer(context, logits) if self._watches else logits
+        except Exception as error:
+            self.failure = error
+            return logits
+
+    def _steer(self, context: mx.array, logits: mx.array) -> mx.array:
+        first, self._called = not self._called, True
+        if not first:
+            token = int(context[-1].item())
+            if token in self._eos:
+                return logits  # the batch generator works one step ahead; this step is thrown away
+            self._observe(token)
+        if self._thinking and self._budget is not None and len(self._thought) >= self._budget and not self._forced:
+            self._forced.extend(self._closing)
+        if self._forced:
+            self._was_forced = True
+            return _only(logits, self._forced.popleft())
+        if self._thinking:  # it may not end before there is an answer
+            return logits.at[:, mx.array(sorted(self._eos))].add(-mx.inf)
+        if self._matcher is None:
+            return logits
+        return self._masked(logits, also=self._start if first and self._may_open else ())
+
+    def _observe(self, token: int) -> None:
+        if self._was_forced:
+            self._was_forced = False
+            self._thinking = bool(self._forced)
+        elif self._thinking:
+            self._thought.append(token)
+            self._thinking = tuple(self._thought[-len(self._end) :]) != tuple(self._end)
+        elif self._may_open and (token,) == tuple(self._start):
+            self._thinking = True
+        elif self._matcher is not None and not self._matcher.consume_token(token):
+            raise RuntimeError(self._matcher.get_error())
+        self._may_open = False
+
+    def _masked(self, logits: mx.array, also: tuple[int, ...]) -> mx.array:
+        size = logits.shape[-1]
+        if self._bits is None:
+            self._bits = allocate_token_bitmask(1, size)
+        self._bits[:] = 0
+        fill_next_token_bitmask(self._matcher, self._bits)
+        if self._matcher is not None and self._matcher.is_error():
+            raise RuntimeError(self._matcher.get_error())
+        allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[:size].astype(bool)
+        allowed[list(also)] = True
+        return mx.where(mx.array(allowed)[None], logits, -mx.inf)
+
+
+def _only(logits: mx.array, token: int) -> mx.array:
+    return mx.where(mx.arange(logits.shape[-1])[None] == token, mx.zeros_like(logits), -mx.inf)
+
+
+def _closing(tokenizer: Any) -> list[int]:
+    """The tokens that end a thinking section, each side on its own line as the models were trained."""
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    return [*encode("\n"), *tokenizer.think_end_tokens, *encode("\n\n")] if tokenizer.has_thinking else []

@@ -1,0 +1,137 @@
+"""What `rolecall doctor` finds out. It needs no host; where one runs, it is asked."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rolecall.config.errors import RolecallError
+from rolecall.config.home import Home
+from rolecall.config.settings import Settings, load_settings
+
+from ..errors import HostUnavailable
+from ..protocol import VERSION
+from .output import ask_host, gb
+
+STARTER_NOTE = (
+    "The starter is a 135M model: it shows the path from request to checked answer and is no judge of answers. "
+    "Get a real staff with `rolecall setup` on a Mac with 16 GB or more."
+)
+LOW_DISK_BYTES = 2_000_000_000
+
+
+def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
+    """The report; `problems` holds `{"code", "what", "do"}`, empty where all is well.
+
+    Raises:
+        ConfigError: the settings themselves cannot be read.
+    """
+    settings = load_settings(home, config)
+    problems: list[dict[str, str]] = []
+    host = _host(problems, config)
+    resident = {item["model"] for item in host["resident"]} if host else set()
+    models = _models(settings, home, resident)
+    notes = [STARTER_NOTE] if settings.profile.name == "starter" else []
+    _check_models(settings, home, models, verify, problems, notes)
+    _check_machine(home, problems)
+    for folder in host["folders"] if host else ():
+        if folder["problem"]:
+            do = (
+                "In System Settings, Privacy & Security, give the program that starts Rolecall access; or check rights."
+            )
+            problems.append({"code": "folder", "what": f"{folder['path']}: {folder['problem']}", "do": do})
+    return {
+        "version": VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "home": str(home.root),
+        "profile": settings.profile.name,
+        "budget_bytes": settings.budget_bytes(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "blas": _blas(problems),
+        "models": models,
+        "index": _ask("index_list", config) if host else [],
+        "host": {key: host[key] for key in ("pid", "version", "sessions")} if host else None,
+        "clients": host["clients"] if host else [],
+        "downloads": host["downloads"] if host else None,
+        "notes": notes,
+        "problems": problems,
+    }
+
+
+def _host(problems: list[dict[str, str]], config: Path | None) -> dict[str, Any] | None:
+    try:
+        return {**_ask("ping", config), **_ask("status", config)}
+    except HostUnavailable:
+        return None
+    except RolecallError as error:
+        problems.append({"code": error.code, "what": error.message, "do": error.advice})
+        return None
+
+
+def _ask(op: str, config: Path | None) -> Any:
+    return ask_host(op, {}, config, start=False)
+
+
+def _models(settings: Settings, home: Home, resident: set[str]) -> list[dict[str, Any]]:
+    roles: dict[str, list[str]] = {settings.profile.embedder.model: ["embedder"]}
+    for role, spec in settings.profile.roles.items():
+        roles.setdefault(spec.model, []).append(role)
+    return [
+        {
+            "model": model,
+            "roles": names,
+            "present": (home.models / model / "config.json").is_file(),
+            "resident": model in resident,
+        }
+        for model, names in roles.items()
+    ]
+
+
+def _check_models(
+    settings: Settings,
+    home: Home,
+    models: list[dict[str, Any]],
+    verify: bool,
+    problems: list[dict[str, str]],
+    notes: list[str],
+) -> None:
+    from rolecall.roles.manifest import verify as check
+
+    for item in models:
+        if not item["present"]:
+            starter = str(item["model"]).startswith("starter/")
+            do = "rolecall setup" if starter else f"rolecall models pull {item['model']}"
+            what = f"{item['model']} ({', '.join(item['roles'])}) is not on disk"
+            problems.append({"code": "model_missing", "what": what, "do": do})
+            continue
+        try:
+            check(home.models / item["model"], verify)
+        except RolecallError as error:
+            problems.append({"code": error.code, "what": f"{error.message} {error.found}", "do": error.advice})
+    if verify:
+        notes.append("Every weights file present was hashed again.")
+
+
+def _check_machine(home: Home, problems: list[dict[str, str]]) -> None:
+    place = next(folder for folder in (home.root, *home.root.parents) if folder.exists())
+    free_bytes = shutil.disk_usage(place).free
+    if free_bytes < LOW_DISK_BYTES:
+        what = f"only {gb(free_bytes)} are free on the disk of {place}"
+        problems.append({"code": "disk_low", "what": what, "do": "Free some space."})
+
+
+def _blas(problems: list[dict[str, str]]) -> str:
+    from rolecall.roles.worker.blas import find_fast_blas
+
+    name, _ = find_fast_blas()
+    if name == "netlib":
+        do = "Install torch (it comes with sentence-transformers) or Debian's libopenblas0-pthread."
+        problems.append(
+            {"code": "slow_blas", "what": "prefill runs about ten times slower without a fast BLAS", "do": do}
+        )
+    return name

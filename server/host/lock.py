@@ -1,0 +1,182 @@
+"""One host per home: the lock it holds while it lives, and the socket that only the holder makes and unlinks."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from rolecall.config.errors import ConfigError
+from rolecall.config.home import Home
+
+from ..errors import HostUnavailable
+from ..protocol import VERSION
+
+_PATH_BYTES = 100
+"""macOS takes 104 bytes of socket path with its end. Source: sys/un.h."""
+_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "fuse.sshfs", "afs", "ceph"})
+"""File systems on which neither a lock nor SQLite's write-ahead log can be relied on."""
+
+
+class SocketDenied(HostUnavailable):
+    """This process may not make a socket (a sandbox)."""
+
+    code = "socket_denied"
+
+
+class HomeLock:
+    """The exclusive lock of a home, held from `take()` until the process ends."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self._fd = -1
+
+    def take(self) -> int | None:
+        """Take the lock; returns None, or the process that holds it (0 where it has not said yet).
+
+        Raises:
+            ConfigError: the home is on a network disk, or cannot be written.
+        """
+        try:
+            self.home.create()
+            _refuse_network_disk(self.home.root)
+            self._fd = os.open(self.home.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"The folder {self.home.root} cannot be written.",
+                found=str(error),
+                advice="Set ROLECALL_HOME to a folder that this program may write.",
+            ) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            try:
+                return int(json.loads(self.home.lock_file.read_bytes())["pid"])
+            except (OSError, ValueError, KeyError, TypeError):
+                return 0
+        return None
+
+    def note(self, *, boot: str, config: Path | None, socket_path: Path | None) -> None:
+        """Write into the lock file who holds it and where its socket is (None: a standalone server without one)."""
+        note = {
+            "pid": os.getpid(),
+            "boot": boot,
+            "version": VERSION,
+            "config": str(config) if config else None,
+            "socket": str(socket_path) if socket_path else None,
+            "standalone": socket_path is None,
+        }
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, json.dumps(note).encode() + b"\n", 0)
+
+    def still_ours(self) -> bool:
+        """Whether the lock file is the one we hold: false once somebody removed the home."""
+        try:
+            return self.home.lock_file.stat().st_ino == os.fstat(self._fd).st_ino
+        except OSError:
+            return False
+
+
+def bind_socket(home: Home) -> tuple[socket.socket, Path]:
+    """The listening socket of the home's host and its path; the caller holds the lock, so what lies there is stale.
+
+    Raises:
+        SocketDenied: this process may not make sockets.
+        HostUnavailable: no folder for it can be trusted.
+    """
+    name = hashlib.sha256(str(home.root.resolve()).encode()).hexdigest()[:16] + ".sock"
+    path = _runtime_folder(name) / name
+    path.unlink(missing_ok=True)
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        listener.listen(128)
+    except PermissionError as error:
+        raise SocketDenied(
+            f"The socket {path} cannot be made.", found=str(error), advice="A sandbox forbids it; serve standalone."
+        ) from error
+    listener.setblocking(False)
+    return listener, path
+
+
+def _runtime_folder(name: str) -> Path:
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    if given and len(os.fsencode(f"{given}/rolecall/{name}")) <= _PATH_BYTES and _private(Path(given)):
+        folder = Path(given) / "rolecall"
+    else:
+        folder = Path(f"/tmp/rolecall-{os.getuid()}")  # short, and checked below
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError:
+        pass  # a link or a file: refused below
+    except PermissionError as error:
+        raise SocketDenied(f"The folder {folder} cannot be made.", found=str(error)) from error
+    if not _private(folder):
+        raise HostUnavailable(
+            f"The folder {folder} cannot be trusted with the host's socket.",
+            found="a link, another user's, or open to others",
+            allowed="a folder of this user with mode 0700",
+            advice=f"Remove {folder}; it is made anew.",
+        )
+    return folder
+
+
+def _private(folder: Path) -> bool:
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
+def _refuse_network_disk(root: Path) -> None:
+    import psutil
+
+    mounts = {disk.mountpoint: disk.fstype for disk in psutil.disk_partitions(all=True)}
+    if found := network_disk(root.resolve(), mounts):
+        raise ConfigError(
+            f"The home {root} is on a network disk, where locks and the receipts' store cannot be relied on.",
+            found=found,
+            allowed="a local disk",
+            advice="Set ROLECALL_HOME to a local folder.",
+        )
+
+
+def network_disk(path: Path, mounts: Mapping[str, str]) -> str | None:
+    """The network disk that an absolute path lies on, in words; `mounts` holds file systems by mount point."""
+    above = [point for point in mounts if path.is_relative_to(point)]
+    mount = max(above, key=len, default="")
+    kind = mounts.get(mount, "").lower()
+    return f"{kind} at {mount}" if kind in _REMOTE else None
+
+
+def load_environment(home: Home) -> None:
+    """Put the home's `env` file (`KEY=value` lines, `#` comments) into this process's environment.
+
+    Raises:
+        ConfigError: a line is neither; the error names the line's number and keeps its text to itself.
+    """
+    try:
+        text = home.env_file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{home.env_file} cannot be read.", found=str(error)) from error
+    for number, line in enumerate(text.splitlines(), 1):
+        entry = line.strip().removeprefix("export ").strip()
+        if not entry or entry.startswith("#"):
+            continue
+        key, equals, value = entry.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise ConfigError(
+                f"Line {number} of {home.env_file} cannot be used.",
+                allowed="KEY=value, an empty line or a # comment",
+                advice="Mend the line and try again.",
+            )
+        value = value.strip()
+        os.environ[key.strip()] = value[1:-1] if len(value) > 1 and value[0] == value[-1] in "\"'" else value

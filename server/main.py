@@ -1,0 +1,16 @@
+"""The `rolecall` command: `serve` becomes the shim before anything heavy is imported."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run the command line in `sys.argv` and return its exit code."""
+    if sys.argv[1:2] == ["serve"]:
+        from rolecall.server.shim import serve
+
+        return serve(sys.argv[2:])
+    from rolecall.server.cli.app import main as command_line
+
+    return command_line(sys.argv[1:])

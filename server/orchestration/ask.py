@@ -1,0 +1,207 @@
+"""Stage 3: ask a role, check the answer, ask once more with the finding, then ask a heavier role, then say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from rolecall.config.prompts import prompt
+from rolecall.roles.contract import (
+    Event as ModelEvent,
+)
+from rolecall.roles.contract import (
+    Generated,
+    GenerationRequest,
+    GenerationResult,
+    Loading,
+    Message,
+    Prefilling,
+    Queued,
+    Role,
+    RoleInfo,
+    RoleModels,
+)
+from rolecall.roles.errors import ModelMissing, PromptTooLong, RoleError, WorkerTimeout
+
+from ..validation.answer import failed
+from ..validation.contract import Check
+from .record import Run
+from .states import Event
+
+Checker = Callable[[str, str], tuple[Check, ...]]
+"""(answer, finish) to the checks that apply to it."""
+
+_HEAVIER: Mapping[Role, tuple[Role, ...]] = {
+    Role.ROUTER: (Role.REASONING, Role.REASONING_HEAVY),
+    Role.REASONING: (Role.REASONING_HEAVY,),
+    Role.REASONING_HEAVY: (),
+    Role.CODING: (Role.CODING_LARGE_CONTEXT, Role.REASONING_HEAVY),
+    Role.CODING_LARGE_CONTEXT: (Role.REASONING_HEAVY,),
+    Role.SUMMARIZATION: (Role.REASONING, Role.REASONING_HEAVY),
+    Role.VALIDATION: (Role.REASONING, Role.REASONING_HEAVY),
+}
+
+MARGIN_TOKENS = 64
+"""Kept free for the chat template's own tokens and what a template adds around a thinking model's turn."""
+
+HAND_BACK_S = 0.5
+"""Time of a call's budget that is kept for checks and the receipt."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What to ask whom. `values` fill the packaged prompt `name`; `max_tokens` None takes the role's own.
+
+    Attempts: the role, the role again with the finding, a heavier role. `mends` names the checks whose failure the
+    caller mends itself, so that no heavier role is asked for them.
+    """
+
+    role: Role
+    name: str
+    values: Mapping[str, str]
+    check: Checker
+    max_tokens: int | None = None
+    thinking_budget: int | None = None
+    schema: dict[str, Any] | None = None
+    attempts: int = 3
+    mends: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The last answer, its checks, and the decisive one that still fails (None: all is well)."""
+
+    text: str
+    checks: tuple[Check, ...]
+    failing: Check | None
+
+
+async def ask(run: Run, models: RoleModels, wanted: Ask) -> Said:
+    """Ask until the checks pass or nobody is left to ask. Goes from MODEL_SELECTION to VALIDATION.
+
+    Raises:
+        PromptTooLong: with the figures of this request. Other `RoleError`s of the first attempt; where a later one
+        fails, the earlier answer stands.
+    """
+    role, said = wanted.role, None
+    run.advance(Event.ROLE_SELECTED)
+    for attempt in range(1, wanted.attempts + 1):
+        try:
+            result = await _generate(run, models, wanted, role, said.failing if said else None)
+        except RoleError as error:
+            if said is None:
+                raise
+            log.warning("second_attempt_failed", role=role.value, code=error.code)
+            run.advance(Event.FELL_BACK)
+            return said
+        run.advance(Event.GENERATED)
+        checks = wanted.check(result.text, result.finish)
+        failing = failed(checks)
+        if result.finish == "timeout" and failing is not None and failing.name == "finished":
+            failing = None  # said already, as a partial answer
+        said = Said(result.text.strip(), checks, failing)
+        run.rounds = max(run.rounds, attempt)
+        if said.failing is None or result.finish == "timeout" or attempt == wanted.attempts:
+            return said
+        if attempt == 1:
+            run.tell(f"checking: {said.failing.name} failed, asking again", None)
+            run.advance(Event.RETRY)
+            continue
+        heavier = _heavier(models, role, result.model)
+        if heavier is None or said.failing.name in wanted.mends:
+            return said
+        run.tell(f"checking: {said.failing.name} failed, asking {heavier.value}", None)
+        run.advance(Event.ESCALATE)
+        run.advance(Event.ROLE_SELECTED)
+        role = heavier
+    raise AssertionError("unreachable")
+
+
+def info_of(models: RoleModels, role: Role) -> RoleInfo:
+    """What is known of a role.
+
+    Raises:
+        ModelMissing: the profile has no such role.
+    """
+    for info in models.roles():
+        if info.role is role:
+            return info
+    raise ModelMissing(f"The profile has no role {role.value!r}.", advice="Choose a profile that has it.")
+
+
+async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, finding: Check | None) -> GenerationResult:
+    info, used = info_of(models, role), prompt(wanted.name)
+    system, user = used.render(**wanted.values)
+    if finding is not None:
+        run.prompts["retry"] = prompt("retry").sha256
+        _, user = prompt("retry").render(user=user, finding=f"{finding.detail.strip().rstrip('.')}.")
+    max_tokens = min(wanted.max_tokens or info.max_tokens, info.context_length // 2)
+    _must_fit(models, info, system + user, max_tokens)
+    request = GenerationRequest(
+        messages=(Message(role="system", content=system), Message(role="user", content=user)),
+        max_tokens=max_tokens,
+        json_schema=wanted.schema,
+        thinking_budget=wanted.thinking_budget,
+        timeout_s=_timeout_s(run, info),
+        client=run.call.session,
+    )
+    result = await models.generate(role, request, _progress(run, role))
+    run.called(used, result)
+    if result.finish == "timeout":
+        limit_s = request.timeout_s or info.timeout_s
+        if not result.text.strip():
+            raise WorkerTimeout(
+                f"The model of {role.value!r} reached its time limit before it answered.",
+                allowed=f"{limit_s:g} s",
+                advice="Ask for less, raise the role's timeout_s, or choose a smaller model.",
+            )
+        run.mark("partial", f"The model reached its time limit ({limit_s:g} s); the answer may be cut off.")
+    return result
+
+
+def _timeout_s(run: Run, info: RoleInfo) -> float | None:
+    """The role's own time-out, or what is left of the call's budget, early enough to hand back what was written."""
+    left_s = run.left_s()
+    return None if left_s is None or left_s >= info.timeout_s else max(0.1, left_s - HAND_BACK_S)
+
+
+def _must_fit(models: RoleModels, info: RoleInfo, text: str, max_tokens: int) -> None:
+    room = info.context_length - max_tokens - MARGIN_TOKENS
+    # Nothing is tokenised that cannot fit: no tokenizer of text averages over 16 characters a token.
+    tokens = len(text) // 4 if len(text) > room * 16 else models.count_tokens(info.role, text)
+    if tokens > room:
+        raise PromptTooLong(
+            f"The request with its documents is too long for the role {info.role.value!r}.",
+            found=f"about {tokens:,} tokens",
+            allowed=f"{room:,} tokens (context {info.context_length:,}, less {max_tokens:,} for the answer)",
+            advice="Use summarize, which takes any length, or index the folder and use retrieve, or name fewer files.",
+        )
+
+
+def _heavier(models: RoleModels, role: Role, used_model: str) -> Role | None:
+    """The next role up whose model is on disk, larger, and not the one that just failed."""
+    present = {info.role: info for info in models.roles() if info.present and info.model != used_model}
+    size = max((info.size_bytes for info in models.roles() if info.model == used_model), default=0)
+    return next((other for other in _HEAVIER[role] if other in present and present[other].size_bytes >= size), None)
+
+
+def _progress(run: Run, role: Role) -> Callable[[ModelEvent], None]:
+    def on_event(event: ModelEvent) -> None:
+        match event:
+            case Queued():
+                run.tell(f"{role.value}: waiting, position {event.position}", None)
+            case Loading():
+                done = event.done_bytes / event.total_bytes if event.total_bytes else None
+                run.tell(f"{role.value}: loading {event.model}", done)
+            case Prefilling():
+                run.tell(f"{role.value}: reading {event.done_tokens} of {event.total_tokens} tokens", None)
+            case Generated():
+                doing = "thinking" if event.channel == "thinking" else "writing"
+                run.tell(f"{role.value}: {doing}, {event.tokens} tokens", None)
+
+    return on_event

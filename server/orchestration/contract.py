@@ -1,0 +1,161 @@
+"""What the orchestrator is asked, one frozen call per tool, and what every tool gives back.
+
+`paths` are the user's own strings (files or globs); relative ones count from `cwd`, the folder the client runs in.
+`session` is the id of the client's session, for fairness between clients and for the receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rolecall.retrieval.contract import Filters, IndexState, Passage
+
+from ..routing.contract import Decision
+from ..validation.blocks import CodeBlock
+from ..validation.contract import Check, Verdict
+
+Status = Literal["ok", "degraded", "partial", "unverified"]
+Depth = Literal["quick", "normal", "deep"]
+
+OnProgress = Callable[[str, float | None], None]
+"""Progress in words, with the fraction done in [0, 1], or None where it is not known. Must not block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteCall:
+    """Decide who answers `request` and, unless `execute` is False, answer. `budget_s` bounds the whole call."""
+
+    request: str
+    paths: tuple[str, ...] = ()
+    context: str | None = None
+    channel: Literal["chat", "code", "system_health"] | None = None
+    budget_s: float | None = None
+    execute: bool = True
+    cwd: Path
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasonCall:
+    """Answer a question; with `schema` (a JSON Schema object) the answer is `Outcome.data`, valid against it."""
+
+    question: str
+    paths: tuple[str, ...] = ()
+    context: str | None = None
+    schema: dict[str, Any] | None = None
+    depth: Depth = "normal"
+    cwd: Path
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeCall:
+    """Write code. With `save_to` (inside an allowed folder, never overwriting) it goes to that file instead."""
+
+    task: str
+    paths: tuple[str, ...] = ()
+    context: str | None = None
+    language: str | None = None
+    save_to: str | None = None
+    cwd: Path
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SummarizeCall:
+    """Condense `text`, or the files in `paths`, of any length. `each` gives one item per file."""
+
+    text: str | None = None
+    paths: tuple[str, ...] = ()
+    focus: str | None = None
+    max_words: int = 200
+    each: bool = False
+    save_to: str | None = None
+    cwd: Path
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrieveCall:
+    """Search the index; `answer` mode writes a short answer that cites the passages as [1], [2]."""
+
+    query: str
+    collection: str | None = None
+    max_results: int = 8
+    filters: Filters | None = None
+    mode: Literal["passages", "answer"] = "passages"
+    cwd: Path
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidateCall:
+    """Check an output. Where `output` is given, the files in `paths` are evidence beside `evidence`; where it is
+    not, they are the output itself."""
+
+    output: str | None = None
+    paths: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+    question: str | None = None
+    schema: dict[str, Any] | None = None
+    language: str | None = None
+    cwd: Path
+    session: str
+
+
+Call = RouteCall | ReasonCall | CodeCall | SummarizeCall | RetrieveCall | ValidateCall
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file's summary. With status `partial`, `answer` says why there is none."""
+
+    path: str
+    answer: str
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """What the answer cost, summed over model calls. Times in seconds on the host's awake clock."""
+
+    total_s: float = 0.0
+    model_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    thinking_tokens: int = 0
+    queue_s: float = 0.0
+    load_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    cold_start: bool = False
+    model: str | None = None
+    role: str | None = None
+    rounds: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A finished call. `answer` is always the readable result; the rest is set where the tool has it.
+
+    `status`: `ok`; `degraded`, another role's model answered (a warning says which command gets the right one);
+    `partial`, some of the input could not be used; `unverified`, a decisive check failed and a warning names it.
+    """
+
+    answer: str
+    status: Status
+    receipt_id: str
+    warnings: tuple[str, ...] = ()
+    decision: Decision | None = None
+    data: Any = None
+    blocks: tuple[CodeBlock, ...] = ()
+    saved_path: str | None = None
+    items: tuple[Item, ...] = ()
+    passages: tuple[Passage, ...] = ()
+    index: IndexState | None = None
+    verdict: Verdict | None = None
+    checks: tuple[Check, ...] = ()
+    meta: Meta = field(default_factory=Meta)

@@ -1,0 +1,140 @@
+"""The one way through Rolecall: every call is run, ends in one final state, and leaves a receipt."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import replace
+from typing import assert_never
+
+import anyio
+import structlog
+
+from rolecall.config.errors import RolecallError
+from rolecall.config.settings import Settings
+from rolecall.retrieval.access import AllowedFolders
+from rolecall.retrieval.contract import Retriever
+from rolecall.roles.contract import RoleModels
+
+from ..errors import DeadlineExceeded
+from ..telemetry.store import ReceiptStore
+from .answer import code, reason
+from .contract import (
+    Call,
+    CodeCall,
+    OnProgress,
+    Outcome,
+    ReasonCall,
+    RetrieveCall,
+    RouteCall,
+    SummarizeCall,
+    ValidateCall,
+)
+from .record import Run
+from .retrieve import retrieve
+from .route import route, validate
+from .staff import Decides, Staff
+from .states import Event
+from .summarize import summarize
+
+RECEIPT_GRACE_S = 2.0
+"""How long a cancelled request may still take to write its receipt."""
+
+log = structlog.get_logger()
+
+
+def silent(words: str, fraction: float | None) -> None:
+    """Progress for nobody."""
+
+
+class Orchestrator:
+    """Runs calls; several at once. Holds no state of its own between them."""
+
+    def __init__(
+        self,
+        models: RoleModels,
+        retriever: Retriever | None,
+        router: Decides,
+        access: AllowedFolders,
+        store: ReceiptStore,
+        settings: Settings,
+    ) -> None:
+        self._staff = Staff(models, retriever, router, access, settings)
+        self._store = store
+        self._telemetry = settings.telemetry
+
+    async def run(self, call: Call, on_progress: OnProgress = silent) -> Outcome:
+        """Run one call to its end. Cancelling the awaiting task stops it at once and leaves a receipt.
+
+        Raises:
+            RolecallError: always typed, and its receipt holds the same error. A receipt that cannot be written is a
+            warning, never a lost answer.
+        """
+        tool = type(call).__name__.removesuffix("Call").lower()
+        run = Run(tool, call, on_progress, self._telemetry, call.budget_s if isinstance(call, RouteCall) else None)
+        try:
+            outcome = await self._within_budget(run, call)
+        except RolecallError as error:
+            await self._fail(run, Event.FAIL, error)
+            raise
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(RECEIPT_GRACE_S, shield=True):
+                await self._fail(run, Event.CANCEL, _Cancelled("The client cancelled the request."))
+            raise
+        except Exception as error:
+            # Frames without the message or the values: those may hold a document's text.
+            frames = "".join(traceback.format_tb(error.__traceback__)[-8:])
+            log.error("request_failed", tool=tool, receipt=run.id, error=type(error).__name__, frames=frames)
+            typed = RolecallError(
+                f"{tool} failed inside Rolecall ({type(error).__name__}).",
+                advice=f"Try again; `rolecall logs` has the details under receipt {run.id}.",
+            )
+            await self._fail(run, Event.FAIL, typed)
+            raise typed from error
+        return await self._keep(run, outcome)
+
+    async def _within_budget(self, run: Run, call: Call) -> Outcome:
+        run.advance(Event.ACCEPTED)
+        with anyio.move_on_after(run.budget_s):
+            return await self._dispatch(run, call)
+        raise DeadlineExceeded(
+            "The call took longer than its budget.",
+            found=f"{run.elapsed_s():.1f} s in state {run.machine.state}",
+            allowed=f"{run.budget_s:g} s",
+            advice="Raise budget_s, or ask for less.",
+        )
+
+    async def _dispatch(self, run: Run, call: Call) -> Outcome:
+        match call:
+            case RouteCall():
+                return await route(run, self._staff, call)
+            case ReasonCall():
+                return await reason(run, self._staff, call)
+            case CodeCall():
+                return await code(run, self._staff, call)
+            case SummarizeCall():
+                return await summarize(run, self._staff, call)
+            case RetrieveCall():
+                return await retrieve(run, self._staff, call)
+            case ValidateCall():
+                return await validate(run, self._staff, call)
+            case _:
+                assert_never(call)
+
+    async def _keep(self, run: Run, outcome: Outcome) -> Outcome:
+        try:
+            await self._store.add(run.receipt(outcome.answer, None))
+        except RolecallError as error:
+            log.warning("receipt_not_kept", code=error.code, receipt=run.id)
+            return replace(outcome, warnings=(*outcome.warnings, f"The receipt was not kept: {error.message}"))
+        return outcome
+
+    async def _fail(self, run: Run, event: Event, error: RolecallError) -> None:
+        run.advance(event)
+        try:
+            await self._store.add(run.receipt("", error))
+        except RolecallError as unkept:
+            log.warning("receipt_not_kept", code=unkept.code, receipt=run.id)
+
+
+class _Cancelled(RolecallError):
+    code = "cancelled"

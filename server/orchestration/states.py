@@ -1,0 +1,112 @@
+"""The states of a request and the only way from one to another.
+
+A request moves by events along `TABLE`; `Machine.advance` is the only writer, and an event that the table does not
+know for the present state raises and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+from ..telemetry.receipt import Transition
+
+
+class RunState(StrEnum):
+    INIT = "INIT"
+    ROUTING_DECISION = "ROUTING_DECISION"
+    TOOL_ONLY_EXECUTION = "TOOL_ONLY_EXECUTION"
+    RETRIEVAL_ONLY = "RETRIEVAL_ONLY"
+    MODEL_SELECTION = "MODEL_SELECTION"
+    LLM_CALL = "LLM_CALL"
+    TOOL_EXECUTION = "TOOL_EXECUTION"
+    VALIDATION = "VALIDATION"
+    SYNTHESIS = "SYNTHESIS"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+
+
+class Event(StrEnum):
+    ACCEPTED = "accepted"
+    AGENT_CHOSEN = "agent_chosen"
+    RETRIEVAL_CHOSEN = "retrieval_chosen"
+    MODEL_CHOSEN = "model_chosen"
+    CHECKS_CHOSEN = "checks_chosen"
+    DECISION_WANTED = "decision_wanted"
+    VALUE_FOUND = "value_found"
+    NOTHING_FOUND = "nothing_found"
+    PASSAGES_FOUND = "passages_found"
+    ANSWER_WANTED = "answer_wanted"
+    ROLE_SELECTED = "role_selected"
+    TOOL_ASKED = "tool_asked"
+    TOOL_ANSWERED = "tool_answered"
+    GENERATED = "generated"
+    RETRY = "retry"
+    ESCALATE = "escalate"
+    NEXT_PART = "next_part"
+    PASSED = "passed"
+    GAVE_UP = "gave_up"
+    FELL_BACK = "fell_back"
+    SYNTHESISED = "synthesised"
+    FAIL = "fail"
+    CANCEL = "cancel"
+
+
+FINAL = frozenset({RunState.COMPLETED, RunState.FAILED})
+
+TABLE: dict[tuple[RunState, Event], RunState] = {
+    (RunState.INIT, Event.ACCEPTED): RunState.ROUTING_DECISION,
+    (RunState.ROUTING_DECISION, Event.AGENT_CHOSEN): RunState.TOOL_ONLY_EXECUTION,
+    (RunState.ROUTING_DECISION, Event.RETRIEVAL_CHOSEN): RunState.RETRIEVAL_ONLY,
+    (RunState.ROUTING_DECISION, Event.MODEL_CHOSEN): RunState.MODEL_SELECTION,
+    (RunState.ROUTING_DECISION, Event.CHECKS_CHOSEN): RunState.VALIDATION,
+    (RunState.ROUTING_DECISION, Event.DECISION_WANTED): RunState.SYNTHESIS,
+    (RunState.TOOL_ONLY_EXECUTION, Event.VALUE_FOUND): RunState.SYNTHESIS,
+    (RunState.TOOL_ONLY_EXECUTION, Event.NOTHING_FOUND): RunState.MODEL_SELECTION,
+    (RunState.RETRIEVAL_ONLY, Event.PASSAGES_FOUND): RunState.SYNTHESIS,
+    (RunState.RETRIEVAL_ONLY, Event.ANSWER_WANTED): RunState.MODEL_SELECTION,
+    (RunState.RETRIEVAL_ONLY, Event.NOTHING_FOUND): RunState.MODEL_SELECTION,
+    (RunState.MODEL_SELECTION, Event.ROLE_SELECTED): RunState.LLM_CALL,
+    (RunState.LLM_CALL, Event.TOOL_ASKED): RunState.TOOL_EXECUTION,
+    (RunState.TOOL_EXECUTION, Event.TOOL_ANSWERED): RunState.LLM_CALL,
+    (RunState.LLM_CALL, Event.GENERATED): RunState.VALIDATION,
+    (RunState.LLM_CALL, Event.FELL_BACK): RunState.VALIDATION,
+    (RunState.VALIDATION, Event.RETRY): RunState.LLM_CALL,
+    (RunState.VALIDATION, Event.NEXT_PART): RunState.MODEL_SELECTION,
+    (RunState.VALIDATION, Event.ESCALATE): RunState.MODEL_SELECTION,
+    (RunState.VALIDATION, Event.PASSED): RunState.SYNTHESIS,
+    (RunState.VALIDATION, Event.GAVE_UP): RunState.SYNTHESIS,
+    (RunState.SYNTHESIS, Event.SYNTHESISED): RunState.COMPLETED,
+    **{(state, Event.FAIL): RunState.FAILED for state in RunState if state not in FINAL},
+    **{(state, Event.CANCEL): RunState.FAILED for state in RunState if state not in FINAL},
+}
+
+
+class IllegalTransition(RuntimeError):
+    """A defect in Rolecall, never the user's doing."""
+
+
+class Machine:
+    """One request's state and the steps it took; `clock` gives seconds since the request began."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._state = RunState.INIT
+        self._steps: list[Transition] = []
+
+    @property
+    def state(self) -> RunState:
+        return self._state
+
+    @property
+    def transitions(self) -> tuple[Transition, ...]:
+        return tuple(self._steps)
+
+    def advance(self, event: Event) -> RunState:
+        target = TABLE.get((self._state, event))
+        if target is None:
+            raise IllegalTransition(f"{event} is not possible in {self._state}")
+        step = Transition(source=self._state, event=event, target=target, at_s=round(self._clock(), 4))
+        self._state = target
+        self._steps.append(step)
+        return target

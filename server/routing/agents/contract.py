@@ -1,0 +1,37 @@
+"""What the deterministic agents are given, and the shape of a parse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from pathlib import Path
+from typing import TypeAlias
+
+from rolecall.retrieval.contract import IndexState
+from rolecall.roles.contract import Resident
+
+Parse: TypeAlias = list["Parse | str"]
+"""A parsed request: an operation's name, then its operands, each a string or a parse. Claims hold it as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentContext:
+    """What agents may look at when they compute.
+
+    `now` is aware; `timezone` None takes that of `now`. `index` is None where nothing is indexed. Files are counted
+    only under `allowed_folders`.
+    """
+
+    now: datetime
+    timezone: tzinfo | None = None
+    resident: tuple[Resident, ...] = ()
+    index: IndexState | None = None
+    allowed_folders: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A computed value and how it came about, both plain text."""
+
+    text: str
+    working: str

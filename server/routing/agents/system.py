@@ -1,0 +1,129 @@
+"""The state of this machine, of the resident models and of the index."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+from .contract import AgentContext, Parse, Value
+
+_SAMPLE_S = 0.1
+"""How long processor use is watched."""
+
+
+def compute(parse: Parse, context: AgentContext) -> Value | None:
+    """The figure asked for. None where the platform does not tell it."""
+    probe = _PROBES.get(str(parse[0]))
+    if probe is None:
+        return None
+    try:
+        text = probe(context)
+    except (OSError, psutil.Error):
+        return None
+    return Value(text, f"read from this machine at {context.now:%H:%M:%S}") if text else None
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def _cpu_count(context: AgentContext) -> str:
+    physical = psutil.cpu_count(logical=False)
+    logical = psutil.cpu_count()
+    return f"{logical} logical cores" + (f", {physical} physical" if physical else "")
+
+
+def _cpu_load(context: AgentContext) -> str:
+    one, five, fifteen = psutil.getloadavg()
+    return f"{psutil.cpu_percent(_SAMPLE_S):.0f}% in use; load average {one:.2f}, {five:.2f}, {fifteen:.2f}"
+
+
+def _memory(context: AgentContext) -> str:
+    memory = psutil.virtual_memory()
+    return f"{_gb(memory.available)} available, {_gb(memory.total)} in total, {memory.percent:.0f}% used"
+
+
+def _memory_total(context: AgentContext) -> str:
+    return f"{_gb(psutil.virtual_memory().total)} of memory"
+
+
+def _memory_used(context: AgentContext) -> str:
+    memory = psutil.virtual_memory()
+    return f"{_gb(memory.total - memory.available)} used of {_gb(memory.total)} ({memory.percent:.0f}%)"
+
+
+def _swap(context: AgentContext) -> str:
+    swap = psutil.swap_memory()
+    return f"{_gb(swap.used)} used of {_gb(swap.total)} swap"
+
+
+def _disk(context: AgentContext) -> str:
+    usage = psutil.disk_usage(str(Path.home()))
+    return f"{_gb(usage.free)} free, {_gb(usage.used)} used of {_gb(usage.total)} (the disk of the home folder)"
+
+
+def _os(context: AgentContext) -> str:
+    version = platform.mac_ver()[0]
+    return f"macOS {version} ({platform.machine()})" if version else platform.platform()
+
+
+def _uptime(context: AgentContext) -> str:
+    booted = datetime.fromtimestamp(psutil.boot_time(), tz=context.now.tzinfo)
+    minutes = max(int((context.now - booted).total_seconds()) // 60, 0)
+    days, hours = divmod(minutes // 60, 24)
+    return f"up {days} days {hours} hours {minutes % 60} minutes, since {booted:%Y-%m-%d %H:%M}"
+
+
+def _processes(context: AgentContext) -> str:
+    return f"{len(psutil.pids())} processes"
+
+
+def _top_memory(context: AgentContext) -> str:
+    found = []
+    for process in psutil.process_iter(["name", "memory_info"]):
+        memory = process.info["memory_info"]
+        if memory is not None:
+            found.append((memory.rss, process.pid, process.info["name"] or "?"))
+    rows = [f"{name} (pid {pid}): {_gb(size)}" for size, pid, name in sorted(found, reverse=True)[:3]]
+    return "; ".join(rows)
+
+
+def _models(context: AgentContext) -> str:
+    rows = [f"{item.model} ({', '.join(item.roles)}): {_gb(item.measured_bytes)}" for item in context.resident]
+    return "; ".join(rows) or "No model is in memory."
+
+
+def _index(context: AgentContext) -> str:
+    index = context.index
+    if index is None:
+        return "Nothing is indexed."
+    age = f"; {index.age_s:.0f} s old" if index.age_s is not None else ""
+    return f"{index.indexed} files indexed, {index.pending} pending, {index.skipped} skipped, {index.failed} failed{age}"
+
+
+_PROBES: dict[str, Callable[[AgentContext], str]] = {
+    "cpu_count": _cpu_count,
+    "cpu_load": _cpu_load,
+    "cpu_model": lambda context: f"{platform.processor() or platform.machine()}, {_cpu_count(context)}",
+    "memory_total": _memory_total,
+    "memory_free": _memory,
+    "memory_used": _memory_used,
+    "swap": _swap,
+    "disk_free": _disk,
+    "disk_used": _disk,
+    "disk_total": _disk,
+    "os_name": _os,
+    "uptime": _uptime,
+    "hostname": lambda context: platform.node(),
+    "architecture": lambda context: platform.machine(),
+    "python_version": lambda context: f"Python {sys.version.split()[0]} (the one Rolecall runs on)",
+    "process_count": _processes,
+    "top_memory": _top_memory,
+    "models": _models,
+    "index": _index,
+}

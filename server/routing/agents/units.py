@@ -1,0 +1,94 @@
+"""Conversion of units through pint, in decimals."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+from .contract import Parse, Value
+from .numbers import pretty
+from .vocabulary import meaning
+
+_DIGITS = 10
+
+
+@cache
+def registry() -> Any:
+    """Pint's units, with decimal factors; loaded once, at the first conversion."""
+    import pint
+
+    return pint.UnitRegistry(non_int_type=Decimal, cache_folder=None)
+
+
+def quantity(number: str | Decimal, unit: str) -> Any:
+    return registry().Quantity(Decimal(number), unit)
+
+
+def is_convertible(parse: Parse) -> bool:
+    """Whether the two units measure the same thing."""
+    try:
+        source, target = _sides(parse)
+        return bool(source.is_compatible_with(target)) and str(source.units) != str(registry().Unit(target))
+    except (ValueError, ArithmeticError, AttributeError, TypeError):
+        return False
+
+
+def compute(parse: Parse) -> Value | None:
+    """The quantity in the unit asked for."""
+    try:
+        source, target = _sides(parse)
+        converted = source.to(target)
+    except (ValueError, ArithmeticError, AttributeError, TypeError):
+        return None
+    text = f"{pretty(Fraction(converted.magnitude), _DIGITS)} {shown(target)}"
+    return Value(text, f"{pretty(Fraction(source.magnitude))} {shown(source.units)} = {text}")
+
+
+def shown(unit: Any) -> str:
+    """The unit's symbol, as in "km" or "mi/h"."""
+    return f"{registry().Unit(str(unit)):~P}"
+
+
+def _sides(parse: Parse) -> tuple[Any, str]:
+    """The source as a quantity and the target's name. An ounce is a fluid ounce where the other side is a volume."""
+    kind, parts = str(parse[0]), [part for part in parse[1:] if isinstance(part, list)]
+    given, wanted = (parts[-1], parts[0]) if kind == "convert_to" else (parts[0], parts[-1])
+    target = unit_name(wanted)
+    source = read_quantity(given)
+    if not source.is_compatible_with(target):
+        if target == "ounce":
+            target = "fluid_ounce"
+        elif source.units == registry().Unit("ounce"):
+            source = quantity(source.magnitude, "fluid_ounce")
+        elif target == "degree" and source.is_compatible_with("kelvin"):
+            raise ValueError("degrees of which scale")
+    return source, target
+
+
+def unit_name(parse: Parse) -> str:
+    return meaning("UNIT", str(parse[-1]))
+
+
+def read_quantity(parse: Parse) -> Any:
+    """A parsed quantity in pint: plain, compound ("5 ft 10 in"), a half, a fraction or a single unit."""
+    kind, parts = str(parse[0]), list(parse[1:])
+    if kind == "quantity" and len(parts) == 1 and isinstance(parts[0], list):
+        return read_quantity(parts[0]) if parts[0][0] != "unit" else quantity("1", unit_name(parts[0]))
+    units = [unit_name(part) for part in parts if isinstance(part, list)]
+    numbers = [Decimal(part) for part in parts if isinstance(part, str) and part[0].isdigit()]
+    if kind == "compound_short":
+        if units != ["foot"]:
+            raise ValueError("only feet are followed by bare inches")
+        return quantity(numbers[0] * 12 + numbers[1], "inch")
+    if kind == "compound":
+        if len(units) != 2 or units[0] == units[1]:
+            raise ValueError("not a compound quantity")
+        return quantity(numbers[0], units[0]) + quantity(numbers[1], units[1])
+    if kind == "fraction_unit":
+        return quantity(numbers[0] / numbers[1], units[0])
+    value = {"single": Decimal(1), "half_unit": Decimal("0.5")}.get(kind)
+    if value is None:
+        value = numbers[0] + (Decimal("0.5") if kind == "and_half" else 0)
+    return quantity(-value if kind == "minus_unit" else value, units[0])

@@ -1,0 +1,132 @@
+"""From signals to probabilities of the seven task types: rules, a small learned model, and the two together.
+
+The learned model was fitted on the project's own utterances (`train.py`); its weights ship in `weights.npz`. It reads
+word n-grams of the instruction and, where there is an embedder, its vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from io import BytesIO
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from .contract import TaskType
+from .signals import Reading, Rule, met, rules_text
+
+Array = npt.NDArray[np.float64]
+
+BUCKETS = 4096
+"""Hashed n-gram features."""
+TYPES: tuple[TaskType, ...] = tuple(TaskType)
+_WORD = re.compile(r"[a-zà-ÿа-я']+|\d+|[\u3040-\u9fff]|[^\w\s]", re.IGNORECASE)
+_MAX_WORDS = 80
+_NAMED = 3
+"""How many rules a decision's reasons name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The learned model: log odds per type. `lexical` (BUCKETS, 7), `dense` (dimensions, 7), biases (7,).
+
+    `mix` and `scale` weigh rules, lexical and dense parts against each other: rows with an embedder and without.
+    """
+
+    lexical: Array
+    lexical_bias: Array
+    dense: Array
+    dense_bias: Array
+    rule_factor: tuple[float, float]
+    lexical_factor: tuple[float, float]
+    dense_factor: float
+    sha256: str
+
+
+@cache
+def load_weights() -> Weights:
+    """The packaged weights; `sha256` covers them and the rules."""
+    raw = files("rolecall.server.routing").joinpath("weights.npz").read_bytes()
+    with np.load(BytesIO(raw), allow_pickle=False) as stored:
+        data = {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
+    factors = [float(value) for value in data["factors"]]
+    return Weights(
+        lexical=data["lexical"],
+        lexical_bias=data["lexical_bias"],
+        dense=data["dense"],
+        dense_bias=data["dense_bias"],
+        rule_factor=(factors[0], factors[1]),
+        lexical_factor=(factors[2], factors[3]),
+        dense_factor=factors[4],
+        sha256=hashlib.sha256(raw + rules_text().encode()).hexdigest(),
+    )
+
+
+def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[dict[TaskType, float], tuple[str, ...]]:
+    """Probabilities of the types, rounded to 6 digits, and the reasons in words.
+
+    `vector` is the instruction's embedding, unit length; None where there is no embedder, which is then said.
+    """
+    weights = load_weights()
+    rules = met(reading)
+    index = 0 if vector is not None else 1
+    logits = weights.rule_factor[index] * rule_logits(rules)
+    logits += weights.lexical_factor[index] * log_softmax(lexical_logits(reading, weights))
+    if vector is not None:
+        dense = np.asarray(vector, dtype=np.float64) @ weights.dense + weights.dense_bias
+        logits += weights.dense_factor * log_softmax(dense)
+    probabilities = np.exp(log_softmax(logits))
+    scores = {kind: round(float(value), 6) for kind, value in zip(TYPES, probabilities, strict=True)}
+    return scores, _reasons(rules, scores, vector is not None)
+
+
+def rule_logits(rules: list[Rule]) -> Array:
+    """The rules' weights summed per type, shape (7,)."""
+    logits = np.zeros(len(TYPES))
+    for rule in rules:
+        for kind, weight in rule.weights:
+            logits[TYPES.index(kind)] += weight
+    return logits
+
+
+def lexical_logits(reading: Reading, weights: Weights) -> Array:
+    """The n-gram model's scores per type, shape (7,), before normalisation."""
+    buckets = ngrams(reading)
+    if not buckets:
+        return weights.lexical_bias
+    total: Array = weights.lexical[buckets].sum(axis=0) / np.sqrt(len(buckets)) + weights.lexical_bias
+    return total
+
+
+def ngrams(reading: Reading) -> list[int]:
+    """Sorted distinct buckets of the instruction's word 1- to 2-grams (numbers alike), its opening words and flags."""
+    words = ["#" if word.isdigit() else word.lower() for word in _WORD.findall(reading.instruction)]
+    if len(words) > _MAX_WORDS:
+        words = words[: _MAX_WORDS // 2] + words[-_MAX_WORDS // 2 :]
+    grams = set(words) | {f"{a} {b}" for a, b in pairwise(words)}
+    grams |= {f"^{word}" for word in words[:2]} | {f"={flag}" for flag in reading.flags}
+    return sorted({zlib.crc32(gram.encode()) % BUCKETS for gram in grams})
+
+
+def log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max()
+    normal: Array = shifted - np.log(np.exp(shifted).sum())
+    return normal
+
+
+def _reasons(rules: list[Rule], scores: dict[TaskType, float], embedded: bool) -> tuple[str, ...]:
+    best = max(TYPES, key=lambda kind: (scores[kind], -TYPES.index(kind)))
+    for_best = [(dict(rule.weights).get(best, 0.0), rule.name) for rule in rules]
+    named = [name for weight, name in sorted(for_best, key=lambda item: -item[0]) if weight > 0][:_NAMED]
+    reasons = [f"{best}: {name}" for name in named] or [f"{best}: wording like the project's examples of it"]
+    second = max((kind for kind in TYPES if kind is not best), key=lambda kind: (scores[kind], -TYPES.index(kind)))
+    reasons.append(f"next likeliest: {second}")
+    if not embedded:
+        reasons.append("no embedder on disk: rules and wording alone")
+    return tuple(reasons)

@@ -1,0 +1,145 @@
+"""The router as the host uses it: reads a request, asks the embedder, decides; agents compute afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from rolecall.roles.contract import RoleModels
+from rolecall.roles.errors import RoleError
+
+from .agents.claims import claim, compute
+from .agents.contract import AgentContext
+from .classify import classify, load_weights
+from .contract import AgentAnswer, Claim, Decision, Features, RoleChoice, Snapshot, State, TaskType
+from .decide import canonical_sha256, decide
+from .signals import read
+
+_log = structlog.get_logger(__name__)
+
+_CACHED = 512
+_BYTES_PER_TOKEN = 4
+
+
+@dataclass
+class Router:
+    """Decides for one profile. For one event loop.
+
+    `has_index` tells whether anything is indexed now; it is in the snapshot and changes no task type.
+    """
+
+    models: RoleModels
+    profile_name: str
+    has_index: Callable[[], bool] = lambda: False
+    _cache: OrderedDict[str, Features] = field(default_factory=OrderedDict, init=False)
+
+    async def features(self, text: str, *, extra_tokens: int = 0, has_paths: bool = False) -> Features:
+        """Everything the decision reads of `text`; never raises for its content.
+
+        `extra_tokens` are those of files that go with the request. Kept for the last 512 texts by content hash, except
+        where the embedder should have answered and did not.
+        """
+        digest = text_sha256(text)
+        prompt_tokens = len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN + extra_tokens
+        embedder = self.models.embedder()
+        key = f"{digest}:{embedder.identity if embedder else ''}"
+        found = self._cache.get(key)
+        if found is None:
+            found, keep = await self._read(text, digest, embedder is not None)
+            if keep:
+                self._cache[key] = found
+                while len(self._cache) > _CACHED:
+                    self._cache.popitem(last=False)
+        else:
+            self._cache.move_to_end(key)
+        return found.model_copy(update={"prompt_tokens": prompt_tokens, "has_paths": has_paths})
+
+    async def _read(self, text: str, digest: str, embeds: bool) -> tuple[Features, bool]:
+        parsed = await anyio.to_thread.run_sync(claim, text)
+        if parsed is not None:
+            # A whole parse settles the type: no embedding is spent on it.
+            return claimed_features(digest, parsed), True
+        reading = read(text)
+        vector, failed = None, ""
+        if embeds and reading.instruction.strip():
+            try:
+                vector = np.asarray((await self.models.embed([reading.instruction], alone=True))[0])
+            except RoleError as error:
+                failed = error.code
+                _log.warning("embedding_failed", code=error.code)
+        return read_features(text, digest, vector), not failed
+
+    def snapshot(self) -> Snapshot:
+        """The policy under one hash: rules, weights, the profile's roles, the embedder's identity."""
+        roles = tuple(
+            RoleChoice(role=info.role, model=info.model, context_length=info.context_length, present=info.present)
+            for info in self.models.roles()
+        )
+        embedder = self.models.embedder()
+        has_index = self.has_index()
+        content = {
+            "policy": load_weights().sha256,
+            "profile": self.profile_name,
+            "roles": [[choice.role.value, choice.model, choice.context_length] for choice in roles],
+            "embedder": embedder.identity if embedder else None,
+        }
+        return Snapshot(
+            sha256=canonical_sha256(content), profile=self.profile_name, roles=roles, has_index=has_index
+        )
+
+    async def decide(
+        self, text: str, state: State | None = None, *, extra_tokens: int = 0, has_paths: bool = False
+    ) -> tuple[Features, Snapshot, Decision]:
+        """Read and decide; the three together are what a receipt needs to recompute the decision."""
+        features = await self.features(text, extra_tokens=extra_tokens, has_paths=has_paths)
+        snapshot = self.snapshot()
+        return features, snapshot, decide(features, snapshot, state if state is not None else State())
+
+    async def compute(self, claimed: Claim, context: AgentContext) -> AgentAnswer | None:
+        """The claimed value, worked out beside the event loop; None where there is none (say, a division by zero)."""
+        return await anyio.to_thread.run_sync(compute, claimed, context)
+
+
+def batch_line(request_id: str | int, decision: Decision) -> dict[str, Any]:
+    """One line of `rolecall route --batch`, keys in their documented order."""
+    return {
+        "id": request_id,
+        "task_type": decision.task_type.value,
+        "agent": decision.agent.value if decision.agent else None,
+        "role": decision.role.value if decision.role else None,
+        "confidence": decision.confidence,
+        "escalated": decision.escalated,
+        "reasons": list(decision.reasons),
+        "decision_sha256": decision.sha256,
+    }
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a request's UTF-8 bytes; lone surrogates are hashed as they stand."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def claimed_features(digest: str, parsed: Claim) -> Features:
+    return Features(
+        text_sha256=digest,
+        claim=parsed,
+        type_scores={kind: 1.0 if kind is TaskType.TOOL else 0.0 for kind in TaskType},
+        reasons=(f"the {parsed.agent} grammar accounts for the whole request",),
+        prompt_tokens=0,
+        has_paths=False,
+    )
+
+
+def read_features(text: str, digest: str, vector: npt.NDArray[np.float32] | None) -> Features:
+    scores, reasons = classify(read(text), vector)
+    return Features(
+        text_sha256=digest, claim=None, type_scores=scores, reasons=reasons, prompt_tokens=0, has_paths=False
+    )

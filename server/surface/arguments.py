@@ -1,0 +1,189 @@
+"""The six tools' arguments, as a client sees them; each turns itself into a call for the orchestrator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from rolecall.retrieval.contract import Filters
+
+from ..orchestration.contract import CodeCall, ReasonCall, RetrieveCall, RouteCall, SummarizeCall, ValidateCall
+from ..session import SessionInfo
+
+MAX_TEXT_CHARS = 2_000_000
+MAX_REQUEST_CHARS = 100_000
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text holds a lone surrogate; send valid Unicode") from None
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the text is empty; say what is wanted")
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(_encodable)]
+Request = Annotated[str, Field(max_length=MAX_REQUEST_CHARS), AfterValidator(_encodable), AfterValidator(_not_blank)]
+Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_encodable)]
+Paths = Annotated[
+    list[Name],
+    Field(
+        max_length=1000,
+        description="Files or globs in allowed folders; the server reads them.",
+    ),
+]
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=False)
+
+
+class RouteArguments(_Arguments):
+    request: Request = Field(description="The request in plain words.")
+    paths: Paths = Field(default=[])
+    context: Text | None = Field(default=None, description="Facts the answer should use.")
+    channel: Literal["chat", "code", "system_health"] | None = Field(
+        default=None, description="Kind of session; guides which model is kept ready."
+    )
+    budget_s: float | None = Field(default=None, gt=0, le=3600, description="Most seconds the call may take.")
+    execute: bool = Field(default=True, description="False: only decide who would answer.")
+
+    def call(self, session: SessionInfo) -> RouteCall:
+        return RouteCall(
+            request=self.request,
+            paths=tuple(self.paths),
+            context=self.context,
+            channel=self.channel,
+            budget_s=self.budget_s,
+            execute=self.execute,
+            cwd=session.cwd,
+            session=session.id,
+        )
+
+
+class ReasonArguments(_Arguments):
+    question: Request = Field(description="The question or problem.")
+    paths: Paths = Field(default=[])
+    context: Text | None = Field(default=None, description="Facts the answer should use.")
+    schema_: dict[str, Any] | None = Field(
+        default=None, alias="schema", description="JSON Schema object that the result's `data` must satisfy."
+    )
+    depth: Literal["quick", "normal", "deep"] = Field(default="normal", description="How much thinking to spend.")
+
+    def call(self, session: SessionInfo) -> ReasonCall:
+        return ReasonCall(
+            question=self.question,
+            paths=tuple(self.paths),
+            context=self.context,
+            schema=self.schema_,
+            depth=self.depth,
+            cwd=session.cwd,
+            session=session.id,
+        )
+
+
+class CodeArguments(_Arguments):
+    task: Request = Field(description="What the code must do.")
+    paths: Paths = Field(default=[])
+    context: Text | None = Field(default=None, description="Interfaces, constraints or code to build on.")
+    language: Name | None = Field(default=None, description="Programming language, such as python.")
+    save_to: Name | None = Field(
+        default=None, description="New file in an allowed folder for the code; a short report comes back instead."
+    )
+
+    def call(self, session: SessionInfo) -> CodeCall:
+        return CodeCall(
+            task=self.task,
+            paths=tuple(self.paths),
+            context=self.context,
+            language=self.language,
+            save_to=self.save_to,
+            cwd=session.cwd,
+            session=session.id,
+        )
+
+
+class SummarizeArguments(_Arguments):
+    text: Text | None = Field(default=None, description="Text to condense; prefer `paths` for files.")
+    paths: Paths = Field(default=[])
+    focus: Text | None = Field(default=None, description="What to attend to.")
+    max_words: int = Field(default=200, ge=5, le=5000, description="Upper bound of the summary's length.")
+    each: bool = Field(default=False, description="True: one summary per file, in `items`.")
+    save_to: Name | None = Field(default=None, description="New file in an allowed folder for the summary.")
+
+    def call(self, session: SessionInfo) -> SummarizeCall:
+        return SummarizeCall(
+            text=self.text,
+            paths=tuple(self.paths),
+            focus=self.focus,
+            max_words=self.max_words,
+            each=self.each,
+            save_to=self.save_to,
+            cwd=session.cwd,
+            session=session.id,
+        )
+
+
+class FilterArguments(_Arguments):
+    glob: Name | None = Field(default=None, description="Glob on the file's path, such as **/*.md.")
+    kind: Literal["markdown", "text", "code"] | None = Field(default=None, description="Kind of file.")
+    language: Name | None = Field(default=None, description="Language name, such as python.")
+    since: Name | None = Field(default=None, description="ISO date: only files modified since then.")
+
+
+class RetrieveArguments(_Arguments):
+    query: Request = Field(description="What to look for, in plain words or identifiers.")
+    collection: Name | None = Field(default=None, description="Collection to search; all by default.")
+    max_results: int = Field(default=8, ge=1, le=100, description="Most passages to return.")
+    filters: FilterArguments | None = Field(default=None, description="Narrow by path, kind, language or date.")
+    mode: Literal["passages", "answer"] = Field(
+        default="passages", description="passages: quoted text with citations; answer: a short cited answer."
+    )
+
+    def call(self, session: SessionInfo) -> RetrieveCall:
+        return RetrieveCall(
+            query=self.query,
+            collection=self.collection,
+            max_results=self.max_results,
+            filters=Filters(**self.filters.model_dump()) if self.filters else None,
+            mode=self.mode,
+            cwd=session.cwd,
+            session=session.id,
+        )
+
+
+class ValidateArguments(_Arguments):
+    output: Text | None = Field(default=None, description="The text to check; else the files in `paths` are.")
+    paths: Paths = Field(default=[])
+    evidence: Text | list[Text] | None = Field(default=None, description="Text or texts the output must rest on.")
+    question: Text | None = Field(default=None, description="The question that the output answers.")
+    schema_: dict[str, Any] | None = Field(
+        default=None, alias="schema", description="JSON Schema object the output must satisfy."
+    )
+    language: Name | None = Field(default=None, description="Language the output must parse as.")
+
+    def call(self, session: SessionInfo) -> ValidateCall:
+        evidence = [self.evidence] if isinstance(self.evidence, str) else self.evidence or []
+        return ValidateCall(
+            output=self.output,
+            paths=tuple(self.paths),
+            evidence=tuple(evidence),
+            question=self.question,
+            schema=self.schema_,
+            language=self.language,
+            cwd=session.cwd,
+            session=session.id,
+        )
+
+
+def to_path(text: str, cwd: Path) -> Path:
+    """A path argument of the command line, absolute."""
+    return (cwd / Path(text).expanduser()).absolute()

@@ -1,0 +1,132 @@
+"""Settings come from packaged defaults, the user's file and --config, and are refused with the nearest valid key."""
+
+from pathlib import Path
+
+import pytest
+
+from rolecall.config.errors import ConfigError
+from rolecall.config.home import Home
+from rolecall.config.models import models_table
+from rolecall.config.settings import GB, GIB, choose_profile, load_profile, load_settings, profile_names
+
+
+def test_a_home_without_files_gets_the_packaged_defaults(tmp_path: Path) -> None:
+    settings = load_settings(Home(tmp_path), profile="mac-128")
+
+    assert settings.profile.name == "mac-128"
+    assert settings.host.idle_exit_s == 600
+    assert settings.telemetry.keep_content is True
+
+
+def test_the_config_file_wins_over_the_users_file_and_both_over_the_defaults(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text("profile: mac-64\nhost: {idle_exit_s: 30}\nmemory: {reserve_gb: 1}\n")
+    over = tmp_path / "over.yaml"
+    over.write_text("host: {idle_exit_s: 5}\n")
+
+    settings = load_settings(home, over)
+
+    assert (settings.profile.name, settings.host.idle_exit_s, settings.memory.reserve_gb) == ("mac-64", 5.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "near"),
+    [
+        ("memory: {budgte_gb: 3.0}", "memory.budgte_gb", "memory.budget_gb"),
+        ("profil: starter", "profil", "profile"),
+        ("roles: {coding: {contxt_length: 5}}", "roles.coding.contxt_length", "roles.coding.context_length"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_key(
+    tmp_path: Path, text: str, key: str, near: str
+) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text(text)
+
+    with pytest.raises(ConfigError) as raised:
+        load_settings(home)
+
+    assert key in str(raised.value)
+    assert near in raised.value.advice
+    assert str(home.settings_file) in raised.value.message
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "\x00"])
+def test_a_file_that_is_no_yaml_mapping_is_a_typed_error(tmp_path: Path, text: str) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text(text)
+
+    with pytest.raises(ConfigError) as raised:
+        load_settings(home)
+
+    assert raised.value.code == "config_invalid"
+
+
+def test_a_role_override_changes_that_role_alone(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text("profile: starter\nroles: {coding: {model: starter/smollm2-135m-instruct-4bit}}\n")
+
+    roles = load_settings(home).profile.roles
+
+    assert roles["coding"].model == "starter/smollm2-135m-instruct-4bit"
+    assert roles["router"] == load_profile("starter").roles["router"]
+
+
+def test_an_override_of_a_role_the_profile_lacks_is_refused(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text("profile: starter\nroles: {poetry: {max_tokens: 3}}\n")
+
+    with pytest.raises(ConfigError, match="poetry"):
+        load_settings(home)
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "platform", "profile"),
+    [
+        (8, "darwin", "starter"),
+        (16, "darwin", "mac-16"),
+        (24, "darwin", "mac-16"),
+        (64, "darwin", "mac-64"),
+        (96, "darwin", "mac-64"),
+        (128, "darwin", "mac-128"),
+        (512, "darwin", "mac-128"),
+        (128, "linux", "starter"),
+    ],
+)
+def test_the_profile_follows_the_machine(memory_gib: int, platform: str, profile: str) -> None:
+    assert choose_profile(memory_gib * GIB, platform) == profile
+
+
+def test_every_profile_names_models_the_table_knows_and_pins_its_router() -> None:
+    for name in profile_names():
+        profile = load_profile(name)
+        assert {spec.model for spec in profile.roles.values()} <= set(models_table())
+        assert [role for role, spec in profile.roles.items() if spec.pinned] == ["router"]
+
+
+def test_the_128_gb_profile_has_the_contexts_concurrency_and_time_outs_of_its_specification() -> None:
+    roles = load_profile("mac-128").roles
+
+    assert load_profile("mac-128").budget_gb == 96
+    assert {name: (r.context_length, r.concurrency, r.timeout_s) for name, r in roles.items()} == {
+        "router": (8192, 1, 10),
+        "validation": (8192, 1, 15),
+        "summarization": (32768, 1, 10),
+        "reasoning": (32768, 2, 60),
+        "reasoning_heavy": (32768, 1, 90),
+        "coding": (32768, 2, 90),
+        "coding_large_context": (131072, 1, 600),
+    }
+
+
+def test_the_budget_leaves_the_reserve_and_a_small_machine_keeps_three_quarters(tmp_path: Path) -> None:
+    settings = load_settings(Home(tmp_path), profile="mac-128")
+
+    assert settings.budget_bytes(128 * GIB) == 96 * GB
+    assert settings.budget_bytes(64 * GB) == 58 * GB
+    assert settings.budget_bytes(8 * GB) == 6 * GB
+
+
+def test_the_home_is_the_environments_or_the_platforms(tmp_path: Path) -> None:
+    assert Home.find({"ROLECALL_HOME": str(tmp_path)}).root == tmp_path
+    assert Home.find({"XDG_DATA_HOME": "/data"}).root.name == "rolecall"

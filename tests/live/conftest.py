@@ -1,0 +1,53 @@
+"""The starter models, as `make setup` put them on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rolecall.config.home import Home
+from rolecall.roles.manifest import write_manifest
+from rolecall.roles.starter import STARTER_MODELS, starter_missing
+
+
+@pytest.fixture(scope="session")
+def starter_models() -> Path:
+    """The folder that holds `starter/...`: `$ROLECALL_TEST_MODELS`, else the user's own. Read-only for tests."""
+    named = os.environ.get("ROLECALL_TEST_MODELS")
+    models = Path(named) if named else Home.find().models
+    missing = starter_missing(models)
+    if missing:
+        pytest.fail(f"{', '.join(missing)} not under {models}: run `make setup`, or set ROLECALL_TEST_MODELS.")
+    return models
+
+
+@pytest.fixture(scope="session")
+def starter_copy(starter_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders of its own with hard links to the starter's files (copies on another disk), and with manifests."""
+    models = tmp_path_factory.mktemp("starter") / "models"
+    for model in STARTER_MODELS:
+        shutil.copytree(starter_models / model, models / model, copy_function=_link)
+        if not (models / model / "rolecall.json").exists():
+            write_manifest(models / model, model, "test")
+    yield models
+    shutil.rmtree(models)
+
+
+@pytest.fixture
+def starter_home(starter_copy: Path, tmp_path: Path) -> Home:
+    """A home of the test's own with the starter models in it."""
+    home = Home(tmp_path / "home").create()
+    home.models.rmdir()
+    home.models.symlink_to(starter_copy)
+    return home
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

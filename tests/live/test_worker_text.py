@@ -1,0 +1,281 @@
+"""One text worker, for real: the starter model in its own process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+from anyio.lowlevel import checkpoint
+
+from rolecall.config.home import Home
+from rolecall.roles.contract import Event, Generated, GenerationRequest, Message, Prefilling
+from rolecall.roles.errors import (
+    ModelCorrupt,
+    ModelRefused,
+    PromptTooLong,
+    SchemaRefused,
+    WorkerDied,
+    WorkerTimeout,
+)
+from rolecall.roles.starter import TEXT_FP32, fetch_starter
+from rolecall.roles.worker.process import Worker, WorkerResult, WorkerSpec
+
+pytestmark = [pytest.mark.live, pytest.mark.anyio]
+
+LONG_PROMPT = "word " * 3000
+SENTIMENT = {
+    "type": "object",
+    "properties": {"sentiment": {"enum": ["positive", "negative"]}, "stars": {"type": "integer", "minimum": 1}},
+    "required": ["sentiment", "stars"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def models() -> Path:
+    folder = Home.find().models
+    fetch_starter(folder)
+    return folder
+
+
+def spec(folder: Path) -> WorkerSpec:
+    return WorkerSpec("text", folder, TEXT_FP32, context_length=4096, concurrency=2, cache_limit_bytes=256 << 20)
+
+
+@pytest.fixture(scope="module")
+async def worker(models: Path, anyio_backend: str) -> AsyncIterator[Worker]:
+    worker = await Worker.start()
+    loaded = await worker.load(spec(models / TEXT_FP32))
+    assert loaded.weights_bytes == 538_060_032
+    assert loaded.kv_bytes_per_token == 2 * 30 * 3 * 64 * 4  # keys and values, layers, heads, head size, float32
+    assert loaded.measured_bytes > loaded.weights_bytes
+    yield worker
+    assert await worker.stop() == "exited"
+    assert not psutil.pid_exists(worker.pid)
+
+
+def ask(text: str, **options: Any) -> GenerationRequest:
+    return GenerationRequest(messages=(Message(role="user", content=text),), **{"repetition_penalty": 1.1, **options})
+
+
+async def test_an_answer_is_streamed_as_it_is_made(worker: Worker) -> None:
+    events: list[Event] = []
+    result = await worker.generate(ask("What is the capital of France?"), on_event=events.append)
+    assert "Paris" in result.text and result.finish == "stop"
+    assert "".join(e.text for e in events if isinstance(e, Generated)) == result.text
+    assert isinstance(events[0], Prefilling)
+    assert [e.tokens for e in events if isinstance(e, Generated)][-1] == result.completion_tokens
+
+
+async def test_requests_run_together_and_those_over_the_concurrency_follow(worker: Worker) -> None:
+    results: list[WorkerResult] = []
+    order: list[int] = []
+
+    async def one(number: int) -> None:
+        results.append(
+            await worker.generate(ask(f"Count from {number}.", max_tokens=20), on_event=lambda _: order.append(number))
+        )
+
+    async with anyio.create_task_group() as group:
+        for number in range(3):
+            group.start_soon(one, number)
+    assert len(results) == 3 and all(result.completion_tokens for result in results)
+    assert order != sorted(order), "the first two were not interleaved"
+
+
+async def test_an_answer_under_a_schema_validates_and_is_what_the_prompt_asks(worker: Worker) -> None:
+    review = "Review: 'I loved this film, it was great fun.' Give the sentiment and the stars as JSON."
+    result = await worker.generate(ask(review, json_schema=SENTIMENT, max_tokens=60))
+    assert result.finish == "stop"
+    assert json.loads(result.text)["sentiment"] == "positive"
+
+
+@pytest.mark.parametrize("schema", [{"type": "objec"}, {"not": {"type": "string"}}, {"$ref": "http://127.0.0.1:9/x"}])
+async def test_a_schema_that_cannot_be_enforced_is_refused_with_the_reason(worker: Worker, schema: Any) -> None:
+    with pytest.raises(SchemaRefused) as refused:
+        await worker.generate(ask("x", json_schema=schema))
+    assert refused.value.found
+
+
+@pytest.mark.parametrize("text", ["word " * 5000, "a" * 3_000_000])
+async def test_a_prompt_over_the_context_is_refused_with_figures(worker: Worker, text: str) -> None:
+    with pytest.raises(PromptTooLong, match="4096 tokens together"):
+        await worker.generate(ask(text))
+
+
+async def test_a_stop_string_ends_the_answer_and_is_not_in_it(worker: Worker) -> None:
+    whole = (await worker.generate(ask("What is the capital of France?"))).text
+    cut = await worker.generate(ask("What is the capital of France?", stop=("tal of Fr",)))
+    assert cut.finish == "stop"
+    assert cut.text == whole.split("tal of Fr")[0]
+
+
+async def test_the_same_seed_draws_the_same_answer_and_another_seed_another(worker: Worker) -> None:
+    first, again, other = [
+        (await worker.generate(ask("Write a story.", temperature=0.9, top_p=0.95, seed=s, max_tokens=12))).text
+        for s in (5, 5, 6)
+    ]
+    assert first == again != other
+
+
+async def test_a_time_out_keeps_what_was_written_by_then(worker: Worker) -> None:
+    endless = {"type": "string", "minLength": 100_000}
+    result = await worker.generate(ask("Tell me of the sea.", json_schema=endless, timeout_s=4.0, max_tokens=4000))
+    assert result.finish == "timeout" and result.text.startswith('"')
+    with pytest.raises(WorkerTimeout, match="made no token in time"):
+        await worker.generate(ask(LONG_PROMPT, timeout_s=0.01))
+
+
+@pytest.mark.parametrize("during", [Prefilling, Generated])
+async def test_cancelling_stops_the_work_and_returns_once_it_has_stopped(worker: Worker, during: type) -> None:
+    events: list[Event] = []
+    under_way = anyio.Event()
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, during):
+            under_way.set()
+
+    async with anyio.create_task_group() as group:
+        request = ask(LONG_PROMPT if during is Prefilling else "Write a long story.")
+        group.start_soon(lambda: worker.generate(request, on_event=on_event))
+        with anyio.fail_after(60):
+            await under_way.wait()
+        with anyio.fail_after(5):  # the call returns only once the worker has let go
+            group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                while worker._calls:
+                    await checkpoint()
+    seen = len(events)
+    after = await worker.generate(ask("What is the capital of France?"))
+    assert "Paris" in after.text and len(events) == seen
+
+
+async def test_a_killed_worker_fails_its_calls_at_once(models: Path) -> None:
+    worker = await Worker.start()
+    await worker.load(spec(models / TEXT_FP32))
+
+    def kill(event: Event) -> None:
+        if isinstance(event, Generated):
+            os.kill(worker.pid, signal.SIGKILL)
+
+    with pytest.raises(WorkerDied, match="SIGKILL"), anyio.fail_after(60):
+        await worker.generate(ask("Write a long story."), on_event=kill)
+    with anyio.fail_after(2):
+        await worker.exited.wait()
+    with pytest.raises(WorkerDied):
+        await worker.generate(ask("x"))
+    await worker.stop()
+
+
+async def test_stopping_a_busy_worker_ends_its_calls_and_its_process(models: Path) -> None:
+    worker = await Worker.start()
+    await worker.load(spec(models / TEXT_FP32))
+    prefilling = anyio.Event()
+
+    async def call() -> None:
+        with pytest.raises(WorkerDied):
+            await worker.generate(ask(LONG_PROMPT), on_event=lambda _: prefilling.set())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        await prefilling.wait()
+        assert await worker.stop() == "exited"
+    assert not psutil.pid_exists(worker.pid)
+
+
+PARENT = """
+import anyio, os, sys
+from pathlib import Path
+from rolecall.roles.contract import Generated, GenerationRequest, Message, Prefilling
+from rolecall.roles.worker.process import Worker, WorkerSpec
+
+async def main(folder, during):
+    worker = await Worker.start()
+    await worker.load(WorkerSpec("text", Path(folder), "m", 4096, 1, 1 << 28))
+    print(worker.pid, flush=True)
+    def die(event):
+        if isinstance(event, {"prefill": Prefilling, "decode": Generated}[during]):
+            os.kill(os.getpid(), 9)
+    text = "word " * 3000 if during == "prefill" else "Write a long story."
+    await worker.generate(GenerationRequest(messages=(Message(role="user", content=text),)), on_event=die)
+
+anyio.run(main, *sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("during", ["prefill", "decode"])
+def test_a_worker_does_not_outlive_a_killed_parent(models: Path, during: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PARENT, str(models / TEXT_FP32), during], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(done.stdout)).wait(timeout=5)
+
+
+async def test_a_folder_with_damaged_weights_or_code_of_its_own_is_not_loaded(models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(models / TEXT_FP32, folder, copy_function=os.link)
+    config = json.loads((folder / "config.json").read_text())
+    worker = await Worker.start()
+    try:
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "model.Model"}}))
+        with pytest.raises(ModelRefused, match="auto_map"):
+            await worker.load(spec(folder))
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "no_such_architecture"}))
+        with pytest.raises(ModelCorrupt, match="no_such_architecture"):
+            await worker.load(spec(folder))
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors").write_bytes(b"\xff" * 4096)
+        with pytest.raises(ModelCorrupt, match="header"):
+            await worker.load(spec(folder))
+    finally:
+        await worker.stop()
+
+
+@pytest.fixture
+def thinking_model(models: Path, tmp_path: Path) -> Path:
+    """The starter with two of its unused control tokens renamed, and a template that opens the thinking."""
+    folder = tmp_path / "thinks"
+    shutil.copytree(models / TEXT_FP32, folder, copy_function=os.link)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text()
+        text = text.replace("<reponame>", "<think>").replace("<file_sep>", "</think>")
+        text = text.replace("<|im_start|>assistant\\n", "<|im_start|>assistant\\n<think>\\n")
+        (folder / name).unlink()
+        (folder / name).write_text(text)
+    return folder
+
+
+async def test_thinking_is_kept_apart_and_closed_at_its_budget(thinking_model: Path) -> None:
+    worker = await Worker.start()
+    try:
+        await worker.load(spec(thinking_model))
+        request = ask("Is the sky blue? Answer with JSON.", json_schema=SENTIMENT, max_tokens=120)
+        result = await worker.generate(request, thinks=True, thinking_budget=12)
+        assert result.thinking and 12 <= result.thinking_tokens <= 15
+        assert "think>" not in result.thinking + result.text
+        assert json.loads(result.text).keys() == {"sentiment", "stars"}
+        none = await worker.generate(request, thinks=True, thinking_budget=0)
+        assert none.thinking == "" and json.loads(none.text)
+    finally:
+        await worker.stop()

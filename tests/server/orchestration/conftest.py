@@ -1,0 +1,120 @@
+"""A desk: an orchestrator with scripted models, a real store, real folders and a retriever that is a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from rolecall.config.home import Home
+from rolecall.config.settings import Settings, load_settings
+from rolecall.retrieval.access import AllowedFolders
+from rolecall.retrieval.contract import AddReport, CollectionInfo, Filters, Found, IndexState, OnIndexed, Passage
+from rolecall.retrieval.errors import IndexEmpty
+from rolecall.roles.contract import RoleInfo
+from rolecall.roles.scripted import Answer, Script, ScriptedModels
+from rolecall.server.orchestration.contract import Call, Outcome
+from rolecall.server.orchestration.run import Orchestrator
+from rolecall.server.routing.router import Router
+from rolecall.server.telemetry.receipt import Receipt
+from rolecall.server.telemetry.store import ReceiptStore
+
+
+@dataclass
+class ListRetriever:
+    """Passages as given, whatever is asked; nothing where there are none."""
+
+    passages: tuple[Passage, ...] = ()
+    pending: int = 0
+
+    async def search(
+        self, query: str, collection: str | None = None, max_results: int = 8, filters: Filters | None = None
+    ) -> Found:
+        if not self.passages:
+            raise IndexEmpty("Nothing is indexed.", advice="Run `rolecall index add FOLDER`.")
+        index = IndexState(indexed=1, pending=self.pending, skipped=0, failed=0, age_s=1.0)
+        return Found(passages=self.passages[:max_results], index=index)
+
+    async def add(self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None) -> AddReport:
+        raise IndexEmpty("A list cannot be added to.")
+
+    async def collections(self) -> tuple[CollectionInfo, ...]:
+        return ()
+
+    async def remove(self, collection: str) -> int:
+        return 0
+
+    async def aclose(self) -> None:
+        return None
+
+
+def passage(text: str, path: str = "/docs/a.md") -> Passage:
+    return Passage(path=path, start_line=1, end_line=1, start_byte=0, end_byte=len(text), score=1.0, text=text)
+
+
+@dataclass
+class Desk:
+    """`run` is one call from a client; `receipt` is the last one kept."""
+
+    models: ScriptedModels
+    store: ReceiptStore
+    orchestrator: Orchestrator
+    folder: Path
+    said: list[str] = field(default_factory=list)
+
+    def run(self, kind: type[Any], **arguments: Any) -> Outcome:
+        return anyio.run(self.arun, self.call(kind, **arguments))
+
+    async def arun(self, call: Call) -> Outcome:
+        return await self.orchestrator.run(call, lambda words, fraction: self.said.append(words))
+
+    def call(self, kind: type[Any], **arguments: Any) -> Any:
+        return kind(cwd=self.folder, session="s1", **arguments)
+
+    def receipt(self) -> Receipt:
+        return anyio.run(self.store.recent, 1)[0]
+
+    def states(self) -> list[str]:
+        return [step.target for step in self.receipt().transitions]
+
+    def prompts(self) -> list[str]:
+        return [request.messages[-1].content for _, request in self.models.requests]
+
+
+MakeDesk = Callable[..., Desk]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[MakeDesk]:
+    """Make a desk from a script; `passages` are what its index holds, `roles` what its profile has."""
+    made: list[Desk] = []
+
+    def make(
+        script: Script | Sequence[Answer] = ("unasked",),
+        *,
+        passages: tuple[Passage, ...] = (),
+        pending: int = 0,
+        roles: tuple[RoleInfo, ...] | None = None,
+        models: ScriptedModels | None = None,
+        change: Callable[[Settings], Settings] = lambda settings: settings,
+    ) -> Desk:
+        home = Home(tmp_path / "home").create()
+        folder = tmp_path / "work"
+        folder.mkdir(exist_ok=True)
+        access = AllowedFolders(home)
+        access.add(folder)
+        models, store = models or ScriptedModels(script, roles), ReceiptStore(home.receipts_db)
+        settings = change(load_settings(home, profile="starter"))
+        orchestrator = Orchestrator(
+            models, ListRetriever(passages, pending), Router(models, "starter"), access, store, settings
+        )
+        made.append(Desk(models, store, orchestrator, folder))
+        return made[-1]
+
+    yield make
+    for each in made:
+        anyio.run(each.store.aclose)

@@ -1,0 +1,127 @@
+"""Receipts on disk: kept whole, bounded, refused where newer, copied before a migration."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from rolecall.server.errors import StoreNewer, StoreUnusable
+from rolecall.server.telemetry.receipt import Content, Receipt, receipt_id
+from rolecall.server.telemetry.store import MIGRATIONS, ReceiptStore, connect
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ReceiptStore]:
+    made = ReceiptStore(tmp_path / "receipts.sqlite3")
+    yield made
+    anyio.run(made.aclose)
+
+
+def receipt(**changes: object) -> Receipt:
+    plain = dict.fromkeys(Receipt.model_fields)
+    tuples = dict.fromkeys(("transitions", "calls", "checks", "warnings"), ())
+    filled = {"id": receipt_id(), "tool": "reason", "started_at": "2026-01-01T00:00:00.000+00:00", "session": "s1"}
+    maps: dict[str, object] = {"prompts": {}, "tokens": {}, "timings": {}}
+    return Receipt.model_validate(plain | tuples | maps | filled | {"state": "COMPLETED", "rounds": 1} | changes)
+
+
+def test_a_receipt_is_read_back_as_it_was_written(store: ReceiptStore) -> None:
+    kept = receipt(content=Content(request="17 x 3 \u00e9?", answer="51"), decision={"agent": "calculator"})
+
+    anyio.run(store.add, kept)
+
+    assert anyio.run(store.get, kept.id) == kept
+    assert kept.who == "calculator"
+
+
+def test_an_unknown_id_is_no_error(store: ReceiptStore) -> None:
+    assert anyio.run(store.get, "01JUNKNOWN") is None
+
+
+def test_the_latest_receipts_come_newest_first_and_survive_a_restart(store: ReceiptStore, tmp_path: Path) -> None:
+    kept = [receipt(id=f"0{number}") for number in range(5)]
+    for each in kept:
+        anyio.run(store.add, each)
+    anyio.run(store.aclose)
+
+    assert anyio.run(ReceiptStore(tmp_path / "receipts.sqlite3").recent, 2) == (kept[4], kept[3])
+
+
+def test_ids_sort_by_time_and_do_not_repeat() -> None:
+    ids = [receipt_id() for _ in range(2000)]
+
+    assert len(set(ids)) == 2000
+    assert [made[:10] for made in ids] == sorted(made[:10] for made in ids)
+    assert {len(made) for made in ids} == {26}
+
+
+def test_long_content_is_cut_at_a_character_and_says_so() -> None:
+    content = Content.bounded(7, request="ééééé", answer="short", thinking="")
+
+    assert (content.request, content.answer, content.cut) == ("ééé", "short", ("request",))
+
+
+def test_a_newer_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "receipts.sqlite3"
+    connect(path, (*MIGRATIONS, "CREATE TABLE later (x INT)")).close()
+    before = path.read_bytes()
+
+    with pytest.raises(StoreNewer) as caught:
+        anyio.run(ReceiptStore(path).open)
+
+    assert caught.value.found == f"schema {len(MIGRATIONS) + 1}"
+    assert path.read_bytes() == before
+
+
+def test_an_older_file_is_copied_and_then_migrated_with_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "receipts.sqlite3"
+    store, kept = ReceiptStore(path), receipt()
+    anyio.run(store.add, kept)
+    anyio.run(store.aclose)
+
+    migrated = connect(path, (*MIGRATIONS, "ALTER TABLE receipts ADD COLUMN note TEXT"))
+
+    assert migrated.execute("SELECT id, note FROM receipts").fetchall() == [(kept.id, None)]
+    migrated.close()
+    copy = sqlite3.connect(tmp_path / f"receipts.sqlite3.schema{len(MIGRATIONS)}")
+    assert copy.execute("SELECT id FROM receipts").fetchall() == [(kept.id,)]
+    copy.close()
+
+
+def test_a_failed_migration_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "receipts.sqlite3"
+    connect(path).close()
+
+    with pytest.raises(sqlite3.Error):
+        connect(path, (*MIGRATIONS, "NOT SQL"))
+
+    connection = connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+    connection.close()
+
+
+@pytest.mark.parametrize("what", ["damaged", "locked", "folder"])
+def test_a_file_that_cannot_be_written_is_a_typed_error(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "receipts.sqlite3"
+    holder = None
+    if what == "damaged":
+        path.write_bytes(b"not a database" * 100)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        holder = connect(path)
+        holder.execute("BEGIN EXCLUSIVE")
+    store = ReceiptStore(path, busy_s=0.05)
+
+    with pytest.raises(StoreUnusable) as caught:
+        anyio.run(partial(store.add, receipt()))
+
+    assert caught.value.advice
+    anyio.run(store.aclose)
+    if holder is not None:
+        holder.close()

@@ -1,0 +1,126 @@
+"""A host with small services of its own, run as the product's is: for tests of the processes themselves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.types import EmptyResult, SubscribeRequestParams
+
+from rolecall.config.errors import ConfigError
+from rolecall.config.home import Home
+from rolecall.server.host.__main__ import Starter, main
+from rolecall.server.host.lock import SocketDenied
+from rolecall.server.host.services import OperationContext, Services
+from rolecall.server.protocol import VERSION
+from rolecall.server.session import current_session
+
+server = MCPServer("toy")
+
+
+@server.tool()
+async def whoami() -> str:
+    session = current_session.get()
+    return f"{os.getpid()} {session.client} {session.cwd}"
+
+
+@server.tool()
+async def token() -> str:
+    return f"{os.environ.get('TOY_TOKEN', '')} {os.environ.get('TOY_PLAIN', '')} {Path.cwd()}"
+
+
+@server.tool()
+async def big(size: int) -> str:
+    return "x" * size
+
+
+@server.tool()
+async def wait(mark: str) -> str:
+    """Say that it began by making the file, and that it was cancelled by removing it."""
+    Path(mark).touch()
+    try:
+        await anyio.sleep_forever()
+    finally:
+        Path(mark).unlink()
+    return ""
+
+
+@server.tool()
+async def wait_for(mark: str) -> str:
+    """Make `mark`.began, and answer once `mark` is there."""
+    Path(mark + ".began").touch()
+    while not await anyio.Path(mark).exists():
+        await anyio.sleep(0.01)
+    return "done"
+
+
+@server.tool()
+async def die() -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+
+@server.tool()
+async def ask(ctx: Context) -> str:
+    """Ask the client something, as servers of the handshake era may."""
+    result = await ctx.session.list_roots()
+    return ",".join(str(root.uri) for root in result.roots)
+
+
+async def subscribe(_context: Any, params: SubscribeRequestParams) -> EmptyResult:
+    with Path(params.uri.removeprefix("file://")).open("a") as seen:
+        seen.write(f"{os.getpid()}\n")
+    return EmptyResult()
+
+
+server._lowlevel_server.add_request_handler("resources/subscribe", SubscribeRequestParams, subscribe)
+
+
+async def count(context: OperationContext, params: dict[str, Any]) -> int:
+    for number in range(params["to"]):
+        context.progress({"number": number})
+    return int(params["to"])
+
+
+async def fail(_context: OperationContext, _params: dict[str, Any]) -> None:
+    raise ConfigError("It cannot be.", found="this", allowed="that", advice="Change it.")
+
+
+async def break_down(_context: OperationContext, params: dict[str, Any]) -> None:
+    raise ValueError(params["text"])
+
+
+async def hang(_context: OperationContext, params: dict[str, Any]) -> None:
+    await wait(params["mark"])
+
+
+@asynccontextmanager
+async def open_services(home: Home, config: Path | None) -> AsyncIterator[Services]:
+    if config is not None and "broken" in config.name:
+        raise ConfigError("The settings are broken.", found=str(config), advice="Mend them.")
+    if (home.root / "crash").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    idle = home.root / "idle_exit_s"
+    yield Services(
+        mcp=server._lowlevel_server,
+        operations={"count": count, "fail": fail, "break_down": break_down, "hang": hang},
+        busy=lambda: False,
+        settings_fingerprint="toy",
+        idle_exit_s=float(idle.read_text()) if idle.exists() else 600.0,
+    )
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[sys.argv.index("--home") + 1])
+    version = root / "version"
+    if (root / "no_socket").exists() and "--ready-fd" in sys.argv:
+        Starter(int(sys.argv[sys.argv.index("--ready-fd") + 1])).say({"error": SocketDenied("No socket.").to_dict()})
+        sys.exit(1)
+    sys.exit(main(sys.argv[1:], open_services, version.read_text() if version.exists() else VERSION))
