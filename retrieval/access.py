@@ -6,46 +6,25 @@ swap between check and open cannot lead out of the allowed folder.
 
 from __future__ import annotations
 
-import errno
-import fnmatch
 import hashlib
 import json
 import os
-import re
 import stat
-import sys
 import threading
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
 
 from .contract import SourceText
-from .errors import FileUnreadable, MacosPrivacy, PathAmbiguous, PathMissing, PathNotAllowed, RetrievalError
+from .errors import FileUnreadable, PathAmbiguous, PathMissing, PathNotAllowed, RetrievalError
 from .globs import glob_regex, has_magic, list_files
+from .refusals import file_exists, os_error, secret_file, too_large
+from .secret_files import PRIVATE_KEY, is_secret
 
 MAX_FILE_BYTES = 10_000_000
 MAX_MATCHES = 1_000
-
-SECRET_FOLDERS = frozenset(
-    (".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".password-store", "keychains", "keyrings", "gcloud")
-)
-SECRET_NAMES = (
-    ".env*", "*.env", "*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk",
-    "*.keychain*", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".pgpass", ".my.cnf", ".npmrc",
-    ".pypirc", ".htpasswd", ".git-credentials", "credentials", "credentials.json", "credentials.y*ml",
-    "client_secret*.json", "service-account*.json", "secrets.json", "secrets.y*ml", "secrets.toml",
-)  # fmt: skip
-_SECRET_NAME = re.compile("|".join(fnmatch.translate(name) for name in SECRET_NAMES))
-_PRIVATE_KEY = re.compile(rb"\s*-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----")
-
-
-def is_secret(path: Path) -> bool:
-    """Whether a path names keys or credentials, which are never read whatever the allow list says."""
-    folded = [part.casefold() for part in path.parts]
-    return bool(folded) and (not SECRET_FOLDERS.isdisjoint(folded) or _SECRET_NAME.match(folded[-1]) is not None)
 
 
 class AllowedFolders:
@@ -79,6 +58,12 @@ class AllowedFolders:
         if is_secret(real) or self._is_own(real):
             raise PathNotAllowed(
                 "This folder holds secrets or Rolecall's own state.", found=str(real), advice="Allow another folder."
+            )
+        if not str(real).isprintable():
+            raise PathNotAllowed(
+                "A folder whose path is not printable text cannot be allowed.",
+                found=ascii(str(real)),
+                advice="Rename it.",
             )
         with self._lock:
             folders = set(self.list())
@@ -170,17 +155,17 @@ class AllowedFolders:
                 if not stat.S_ISREG(before.st_mode):
                     raise FileUnreadable(f"{path} is not a regular file.", advice="Name a file.")
                 if before.st_size > max_bytes:
-                    raise _too_large(path, before.st_size, max_bytes)
+                    raise too_large(path, before.st_size, max_bytes)
                 data = file.read(max_bytes + 1)
                 after = os.fstat(file.fileno())
         except OSError as error:
-            raise _os_error(path, error, self._user_home) from None
+            raise os_error(path, error, self._user_home) from None
         if len(data) > max_bytes:
-            raise _too_large(path, len(data), max_bytes)
+            raise too_large(path, len(data), max_bytes)
         if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, len(data)):
             raise FileUnreadable(f"{path} changed while it was read.", advice="Try again when it is written.")
-        if _PRIVATE_KEY.match(data):
-            raise _secret(path)
+        if PRIVATE_KEY.match(data):
+            raise secret_file(path)
         return data, real
 
     def writable(self, path: str | Path, cwd: Path) -> Path:
@@ -201,7 +186,7 @@ class AllowedFolders:
         if not folder.is_dir():
             raise PathMissing("No such folder.", found=str(folder), advice="Make the folder first.")
         if os.path.lexists(real):
-            raise _exists(real)
+            raise file_exists(real)
         return real
 
     def write_new(self, path: str | Path, text: str, cwd: Path) -> Path:
@@ -216,9 +201,9 @@ class AllowedFolders:
         try:
             fd = self._open_below(root, real, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            raise _exists(real) from None
+            raise file_exists(real) from None
         except OSError as error:
-            raise _os_error(real, error, self._user_home) from None
+            raise os_error(real, error, self._user_home) from None
         try:
             with os.fdopen(fd, "wb") as file:
                 file.write(text.encode("utf-8"))
@@ -282,11 +267,11 @@ class AllowedFolders:
                 advice=f"Run `rolecall allow {real if real.is_dir() else real.parent}` or name a file in one of them.",
             )
         if is_secret(real) or is_secret(path):
-            raise _secret(path)
+            raise secret_file(path)
         try:
             real.lstat()
         except OSError as error:
-            raise _os_error(path, error, self._user_home) from None
+            raise os_error(path, error, self._user_home) from None
         return real, root
 
     def _root_of(self, real: Path) -> Path | None:
@@ -330,48 +315,3 @@ class AllowedFolders:
 def _real(path: Path) -> Path:
     """The path without links; one in a loop of links stays, and cannot be opened."""
     return Path(os.path.realpath(path))
-
-
-def _secret(path: Path) -> PathNotAllowed:
-    return PathNotAllowed(
-        "Keys, credentials and .env files are never read.", found=str(path), advice="Leave this file out."
-    )
-
-
-def _exists(path: Path) -> PathNotAllowed:
-    return PathNotAllowed("The file exists, and nothing is overwritten.", found=str(path), advice="Choose a new name.")
-
-
-def _too_large(path: Path, size_bytes: int, max_bytes: int) -> FileUnreadable:
-    return FileUnreadable(
-        f"{path} is too large.",
-        found=f"{size_bytes:,} bytes",
-        allowed=f"{max_bytes:,} bytes",
-        advice="Split the file, or index it in parts.",
-    )
-
-
-def _os_error(path: Path, error: OSError, user_home: Path, platform: str = sys.platform) -> RetrievalError:
-    """The typed error of a failed system call on a path inside an allowed folder."""
-    guarded = (user_home / name for name in ("Desktop", "Documents", "Downloads"))
-    if error.errno == errno.EPERM and platform == "darwin" and any(path.is_relative_to(place) for place in guarded):
-        return MacosPrivacy(
-            f"macOS does not let this program read {path}.",
-            found=f"no permission for {sys.executable}",
-            advice="System Settings, Privacy & Security, Files and Folders: allow it, then `rolecall stop`.",
-        )
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        siblings = os.listdir(path.parent) if path.parent.is_dir() else []  # noqa: PTH208
-        near = get_close_matches(path.name, siblings, n=1)
-        return PathMissing(
-            "No such file.", found=str(path), advice=f"Did you mean {near[0]}?" if near else "Check the path."
-        )
-    reasons = {
-        errno.EACCES: "permission denied",
-        errno.ELOOP: "a link where a file was",
-        errno.EISDIR: "a folder",
-        errno.ENXIO: "not a regular file",
-        errno.ENAMETOOLONG: "a name that is too long",
-    }
-    reason = reasons.get(error.errno or 0, error.strerror or "an error of the disk")
-    return FileUnreadable(f"{path} cannot be opened.", found=reason, advice="Check its permissions, or leave it out.")

@@ -12,7 +12,8 @@ from .contract import IndexState
 from .sources import Tree, scan
 from .store import FileState, RootState, Store
 
-REST = 10.0  # a sweep is reused for ten times as long as it took, so that sweeps never take more than a tenth
+CHEAP_S = 0.05  # a sweep that takes less processor time (some 2,000 files) is made for every answer
+REST = 10.0  # a dearer one is reused for ten times as long as it took, so that sweeps never take more than a tenth
 MAX_REST_S = 30.0
 
 
@@ -43,13 +44,17 @@ class Freshness:
         return IndexState(indexed=indexed, pending=len(pending), skipped=skipped, failed=failed, age_s=age_s)
 
     async def _tree(self, root: str) -> Tree:
-        now = time.monotonic()
-        if root in self._trees and now < self._trees[root][0]:
+        if root in self._trees and time.monotonic() < self._trees[root][0]:
             return self._trees[root][1]
-        tree = await anyio.to_thread.run_sync(scan, Path(root), self._max_bytes)
-        took_s = time.monotonic() - now
-        self._trees[root] = (time.monotonic() + min(MAX_REST_S, REST * took_s), tree)
+        tree, took_s = await anyio.to_thread.run_sync(_timed_scan, root, self._max_bytes, abandon_on_cancel=True)
+        if took_s > CHEAP_S:
+            self._trees[root] = (time.monotonic() + min(MAX_REST_S, REST * took_s), tree)
         return tree
+
+
+def _timed_scan(root: str, max_bytes: int) -> tuple[Tree, float]:
+    started = time.thread_time()
+    return scan(Path(root), max_bytes), time.thread_time() - started
 
 
 def pending_paths(tree: Tree, files: Iterable[FileState]) -> set[str]:

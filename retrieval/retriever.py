@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 
 import anyio
@@ -19,29 +18,21 @@ from rolecall.config.home import Home
 from rolecall.config.settings import RetrievalSettings
 
 from .access import AllowedFolders
-from .chunks import Chunk, CountTokens, cut, estimate_tokens
-from .contract import AddReport, CollectionInfo, Embed, FailedFile, Filters, Found, OnIndexed, Passage
+from .chunks import Chunk, CountTokens, estimate_tokens
+from .contract import AddReport, CollectionInfo, Embed, Filters, Found, OnIndexed, Passage
 from .errors import IndexEmpty, RetrievalError
 from .freshness import Freshness
 from .fusion import fuse
 from .globs import glob_regex
-from .sources import Source, scan
-from .store import Document, FileState, RootState, Store, Vectors, where_clause
+from .indexing import Indexer
+from .sources import scan
+from .store import FileState, RootState, Store, Vectors, where_clause
 
 OVERFETCH = 100  # hits per leg before fusion
-BATCH_CHUNKS = 64  # chunks per commit: fewer make a table version per file, more lose more on a kill
-BATCH_FILES = 256
 MAX_QUERY_CHARS = 4_000
 MAX_RESULTS = 100
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    file: FileState
-    chunks: tuple[Chunk, ...] = ()
-    same_bytes: bool = False
 
 
 class LanceRetriever:
@@ -60,9 +51,9 @@ class LanceRetriever:
         access: AllowedFolders,
         count: CountTokens = estimate_tokens,
     ) -> None:
-        self._home, self._settings, self._embed, self._embedder = home, settings, embed, embedder
-        self._access, self._count = access, count
-        self._max_bytes = int(settings.max_file_mb * 1_000_000)
+        self._home, self._embed, self._embedder = home, embed, embedder
+        self._access, self._max_bytes = access, int(settings.max_file_mb * 1_000_000)
+        self._indexer = Indexer(access, embed, count, settings.chunk_tokens, self._max_bytes)
         self._opening, self._writing = anyio.Lock(), anyio.Lock()
         self._connection: object | None = None
         self._stores: list[Store] = []
@@ -80,13 +71,13 @@ class LanceRetriever:
         root = await anyio.to_thread.run_sync(self._access.add, folder)
         name = collection or root.name
         async with self._writing:
-            tree = await anyio.to_thread.run_sync(scan, root, self._max_bytes)
+            tree = await anyio.to_thread.run_sync(scan, root, self._max_bytes, abandon_on_cancel=True)
             store = await self._store_for_writing()
             if (name, str(root)) not in store.roots:
                 await store.save_root(RootState(name, str(root)))
-            failed = await self._sync(store, name, str(root), tree.sources, on_progress or _silent)
+            failed = await self._indexer.sync(store, name, str(root), tree.sources, on_progress or _silent)
+            await store.finish()
             with anyio.CancelScope(shield=True):
-                await store.finish()
                 await store.save_root(RootState(name, str(root), time.time()))
                 await self._retire(store, name, str(root))
             self._freshness.forget()
@@ -116,14 +107,13 @@ class LanceRetriever:
             vector = await self._query_vector(query, store)
             text = await store.matching(query, where, OVERFETCH)
             dense = await store.nearest(vector, where, OVERFETCH) if vector is not None else []
-            ranked = [
-                _passage(store.files[hit.doc], hit.chunk, score)
-                for hit, score in fuse(text, dense, vector)
-                if hit.doc in store.files
-            ]
-            hashes = {file.path: file.sha256 for file in store.files.values()}
+            text, dense = ([hit for hit in leg if hit.doc in store.files] for leg in (text, dense))
+            ranked = [(store.files[hit.doc], hit.chunk, score) for hit, score in fuse(text, dense, vector)]
             wanted = max(1, min(max_results, MAX_RESULTS))
-            passages, stale = await anyio.to_thread.run_sync(self._verified, ranked, hashes, wanted)
+            passages, stale = await anyio.to_thread.run_sync(self._verified, ranked, wanted)
+        for other in self._stores:
+            if other is not store:  # indexed with another embedder and not anew yet
+                stale |= {file.path for file in other.files.values() if collection in (None, file.collection)}
         return Found(passages=tuple(passages), index=await self._freshness.state(store, roots, stale))
 
     async def collections(self) -> tuple[CollectionInfo, ...]:
@@ -167,61 +157,6 @@ class LanceRetriever:
         async with self._writing:
             self._stores, self._connection = [], None
 
-    async def _sync(
-        self, store: Store, name: str, root: str, sources: Sequence[Source], on_progress: OnIndexed
-    ) -> tuple[FailedFile, ...]:
-        known = {file.path: file for file in store.files.values() if (file.collection, file.root) == (name, root)}
-        gone = [known[path].doc for path in known.keys() - {source.path for source in sources}]
-        if gone:
-            await store.drop(gone)
-        todo = [s for s in sources if s.path not in known or known[s.path].stamp != s.stamp or known[s.path].code]
-        done = len(sources) - len(todo)
-        batch: list[_Prepared] = []
-        for i, source in enumerate(todo, 1):
-            blank = FileState(name, root, source.path, source.kind, source.language, source.stamp)
-            batch.append(await anyio.to_thread.run_sync(self._prepare, blank, known.get(source.path)))
-            full = sum(len(item.chunks) for item in batch) >= BATCH_CHUNKS or len(batch) >= BATCH_FILES
-            if full or i == len(todo):
-                await self._commit(store, batch)
-                for item in batch:
-                    done += 1
-                    on_progress(done, len(sources), item.file.path)
-                batch = []
-        return tuple(
-            FailedFile(path=file.path, code=file.code, reason=file.reason)
-            for file in store.files.values()
-            if (file.collection, file.root) == (name, root) and file.code
-        )
-
-    def _prepare(self, blank: FileState, known: FileState | None) -> _Prepared:
-        """Read and cut one file; a file that cannot be read is a result, not an error."""
-        try:
-            source = self._access.read(Path(blank.path), self._max_bytes)
-        except RetrievalError as error:
-            return _Prepared(replace(blank, code=error.code, reason=error.found or error.message))
-        if known and not known.code and known.sha256 == source.sha256:
-            return _Prepared(replace(known, stamp=blank.stamp), same_bytes=True)
-        title = Path(blank.path).relative_to(Path(blank.root).parent).as_posix()
-        chunks = cut(source.text, blank.kind, title[-80:], self._settings.chunk_tokens, self._count)
-        return _Prepared(replace(blank, sha256=source.sha256, chunks=len(chunks)), chunks)
-
-    async def _commit(self, store: Store, batch: Sequence[_Prepared]) -> None:
-        texts = [f"{chunk.header}\n{chunk.text}" for item in batch for chunk in item.chunks]
-        vectors: list[Vectors] = []
-        for start in range(0, len(texts), BATCH_CHUNKS):
-            vectors.extend(await self._embed(texts[start : start + BATCH_CHUNKS]))
-        documents = []
-        for item in batch:
-            if not item.same_bytes:
-                own, vectors = vectors[: len(item.chunks)], vectors[len(item.chunks) :]
-                documents.append(Document(item.file, item.chunks, np.asarray(own, dtype=np.float32)))
-        same = [item.file for item in batch if item.same_bytes]
-        with anyio.CancelScope(shield=True):
-            if documents:
-                await store.swap(documents)
-            if same:
-                await store.restamp(same)
-
     async def _query_vector(self, query: str, store: Store) -> Vectors | None:
         """None where there is no embedder, or another one than the index was made with: full text alone answers."""
         try:
@@ -232,41 +167,44 @@ class LanceRetriever:
         return None
 
     def _verified(
-        self, ranked: Iterable[Passage], hashes: dict[str, str], wanted: int
+        self, ranked: Iterable[tuple[FileState, Chunk, float]], wanted: int
     ) -> tuple[list[Passage], set[str]]:
         """The first `wanted` passages whose file is unchanged, duplicates once; and the paths of changed files."""
         passages: list[Passage] = []
         seen: set[str] = set()
-        data: dict[str, bytes | None] = {}
-        for passage in ranked:
+        stale: set[str] = set()
+        read: dict[str, tuple[str, bytes]] = {}
+        for file, chunk, score in ranked:
             if len(passages) == wanted:
                 break
-            if passage.path not in data:
-                data[passage.path] = self._same_bytes(passage.path, hashes[passage.path])
-            found = data[passage.path]
-            if found is None or passage.text in seen:
-                continue
-            if found[passage.start_byte : passage.end_byte] == passage.text.encode():
-                seen.add(passage.text)
-                passages.append(passage)
-        return passages, {path for path, found in data.items() if found is None}
+            if file.path not in read:
+                read[file.path] = self._read_hashed(file.path)
+            sha256, data = read[file.path]
+            if sha256 != file.sha256 or data[chunk.start_byte : chunk.end_byte] != chunk.text.encode():
+                stale.add(file.path)
+            elif chunk.text not in seen:
+                seen.add(chunk.text)
+                passages.append(_passage(file, chunk, score))
+        return passages, stale
 
-    def _same_bytes(self, path: str, sha256: str) -> bytes | None:
+    def _read_hashed(self, path: str) -> tuple[str, bytes]:
+        """A file's SHA-256 and bytes; empty where it cannot be read any more."""
         try:
             data, _ = self._access.read_bytes(Path(path), self._max_bytes)
         except RetrievalError:
-            return None
-        return data if hashlib.sha256(data).hexdigest() == sha256 else None
+            return "", b""
+        return hashlib.sha256(data).hexdigest(), data
 
-    async def _open(self) -> None:
+    async def _open(self, *, writing: bool = False) -> None:
+        """Open the index once; where there is none and nothing is to be written, LanceDB is not even imported."""
         async with self._opening:
-            if self._connection is None:
+            if self._connection is None and (writing or any(self._home.index.glob("*.lance"))):
                 connection = await Store.connect(self._home.index)
                 self._stores = await Store.open_all(connection)
                 self._connection = connection
 
     async def _store_for_writing(self) -> Store:
-        await self._open()
+        await self._open(writing=True)
         if self._embedder() is None:
             await self._embed(["probe"])  # raises what is missing and how to get it
         identity = self._embedder() or "unknown"
@@ -335,7 +273,8 @@ def _passage(file: FileState, chunk: Chunk, score: float) -> Passage:
 def _chosen(files: dict[str, FileState], collection: str | None, filters: Filters) -> list[str]:
     """The documents that pass the filters."""
     since_ns = _since_ns(filters.since) if filters.since else 0
-    glob = glob_regex(filters.glob if filters.glob.startswith("/") else f"**/{filters.glob}") if filters.glob else None
+    glob = filters.glob
+    matches = glob_regex(glob.removeprefix("/") if glob.startswith("/") else f"**/{glob}") if glob else None
     return [
         doc
         for doc, file in files.items()
@@ -343,11 +282,12 @@ def _chosen(files: dict[str, FileState], collection: str | None, filters: Filter
         and filters.kind in (None, file.kind)
         and filters.language in (None, file.language)
         and file.stamp.mtime_ns >= since_ns
-        and (glob is None or glob.fullmatch(file.path))
+        and (matches is None or matches.fullmatch(file.path.removeprefix("/")))
     ]
 
 
 def _since_ns(since: str) -> int:
+    """Nanoseconds since the epoch; a date or time without a zone is this machine's."""
     try:
         moment = datetime.fromisoformat(since)
     except ValueError:
@@ -357,5 +297,4 @@ def _since_ns(since: str) -> int:
             allowed="2026-01-31 or 2026-01-31T08:00:00Z",
             advice="Write an ISO date or time.",
         ) from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC) if "T" in since else moment.astimezone()
     return int(moment.timestamp() * 1_000_000_000)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .access import is_secret
 from .contract import FailedFile
+from .errors import FileUnreadable
+from .refusals import os_error
+from .secret_files import is_secret
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
@@ -69,10 +71,11 @@ NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells an unchanged file without reading it."""
+    """What tells an unchanged file without reading it; `ctime_ns`, since any program can set a file's mtime back."""
 
     size_bytes: int
     mtime_ns: int
+    ctime_ns: int
     inode: int
 
 
@@ -115,11 +118,11 @@ def scan(root: Path, max_bytes: int) -> Tree:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            failed.append(_failed(folder, error.strerror or "cannot be listed"))
+            failed.append(_refused(folder, error))
             continue
         specs = (*outer, *((len(folder) + 1, spec) for spec in _ignore_specs(entries)))
         for entry in entries:
-            is_folder = entry.is_dir(follow_symlinks=False)
+            is_folder = _is_folder(entry)
             if entry.is_symlink() or is_secret(Path(entry.path)) or _ignored(entry.path, is_folder, specs):
                 skipped += not is_folder
             elif is_folder:
@@ -137,6 +140,13 @@ def scan(root: Path, max_bytes: int) -> Tree:
     return Tree(tuple(sorted(sources, key=lambda source: source.path)), skipped, tuple(failed))
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False  # what cannot be looked at is told when it is examined
+
+
 def _examine(entry: os.DirEntry[str], kind: tuple[str, str], max_bytes: int) -> Source | FailedFile | None:
     """A source; a failure; or None for an empty or too large file, which is left out."""
     try:
@@ -145,17 +155,24 @@ def _examine(entry: os.DirEntry[str], kind: tuple[str, str], max_bytes: int) -> 
     except UnicodeEncodeError:
         return _failed(entry.path, "its name is not valid UTF-8")
     except OSError as error:
-        return _failed(entry.path, error.strerror or "cannot be examined")
+        return _refused(entry.path, error)
     if not stat.S_ISREG(found.st_mode):
         return _failed(entry.path, "not a regular file")
     if not 0 < found.st_size <= max_bytes:
         return None
-    return Source(entry.path, *kind, Stamp(found.st_size, found.st_mtime_ns, found.st_ino & (2**63 - 1)))
+    return Source(
+        entry.path, *kind, Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & (2**63 - 1))
+    )
 
 
-def _failed(path: str, reason: str) -> FailedFile:
+def _refused(path: str, error: OSError) -> FailedFile:
+    typed = os_error(Path(path), error, Path.home())
+    return _failed(path, typed.found, typed.code)
+
+
+def _failed(path: str, reason: str, code: str = FileUnreadable.code) -> FailedFile:
     shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return FailedFile(path=shown, code="file_unreadable", reason=reason)
+    return FailedFile(path=shown, code=code, reason=reason)
 
 
 def _ignore_specs(entries: list[os.DirEntry[str]]) -> Iterator[GitIgnoreSpec]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,7 @@ class Store:
                     )
                 if name.startswith(_PREFIX):
                     table = await connection.open_table(name)
+                    await _ensure_text_index(table)
                     metadata = (await table.schema()).metadata or {}
                     store = cls(connection, table, metadata.get(b"embedder", b"").decode())
                     await store._load()
@@ -126,13 +127,10 @@ class Store:
 
     @classmethod
     async def create(cls, connection: Any, embedder: str, dimensions: int) -> Store:
-        from lancedb.index import FTS
-
         name = _PREFIX + hashlib.sha256(embedder.encode()).hexdigest()[:12]
         with _guard("created"):
             table = await connection.create_table(name, schema=_schema(dimensions, embedder), exist_ok=True)
-            # ICU words for every script, then cut at delimiters, so that snake_case and dotted names match by part.
-            await table.create_index("search_text", config=FTS(base_tokenizer="icu/split", with_position=True))
+            await _ensure_text_index(table)
         return cls(connection, table, embedder)
 
     async def _load(self) -> None:
@@ -142,7 +140,7 @@ class Store:
                 root = RootState(row["collection"], row["root"], row["synced_at"])
                 self.roots[root.collection, root.root] = root
             else:
-                stamp = Stamp(row["size_bytes"], row["mtime_ns"], row["inode"])
+                stamp = Stamp(**{key: row[key] for key in _STAMP_COLUMNS})
                 plain = {key: row[key] for key in _FILE_COLUMNS}
                 file = FileState(**plain, stamp=stamp)
                 self.files[file.doc] = file
@@ -156,10 +154,15 @@ class Store:
                 await self._table.add(_table(rows, await self._table.schema()), on_bad_vectors="null")
             else:
                 await self._merge(rows, f"doc IN ({_quoted(docs)})")
-            self._commits += 1
-            if self._commits % OPTIMIZE_EVERY == 0:
-                await self._table.optimize(cleanup_older_than=KEEP_VERSIONS)
+        self._commits += 1
         self.files.update((document.file.doc, document.file) for document in documents)
+
+    async def tidy(self) -> None:
+        """Compact where enough commits have gone by; may be cancelled at any point."""
+        if self._commits >= OPTIMIZE_EVERY:
+            self._commits = 0
+            with _guard("compacted"):
+                await self._table.optimize(cleanup_older_than=KEEP_VERSIONS)
 
     async def restamp(self, files: Sequence[FileState]) -> None:
         """Files whose bytes are unchanged but whose times are not: their file rows only."""
@@ -244,12 +247,9 @@ def where_clause(collection: str | None, docs: Sequence[str] | None) -> str:
     return " AND ".join(parts)
 
 
-def unchanged(file: FileState, stamp: Stamp) -> FileState:
-    return replace(file, stamp=stamp)
-
-
 _FILE_COLUMNS = ("collection", "root", "path", "kind", "language", "sha256", "chunks", "code", "reason")
-_STATE_COLUMNS = ["what", *_FILE_COLUMNS, "size_bytes", "mtime_ns", "inode", "synced_at"]
+_STAMP_COLUMNS = ("size_bytes", "mtime_ns", "ctime_ns", "inode")
+_STATE_COLUMNS = ["what", *_FILE_COLUMNS, *_STAMP_COLUMNS, "synced_at"]
 _SPAN_COLUMNS = ("start_byte", "end_byte", "start_line", "end_line", "text")
 _HIT_COLUMNS = ["id", "doc", *_SPAN_COLUMNS, "vector"]
 
@@ -262,13 +262,22 @@ def _lancedb() -> Any:
     return lancedb
 
 
+async def _ensure_text_index(table: Any) -> None:
+    """The full-text index, also where a kill came between the table and it."""
+    from lancedb.index import FTS
+
+    if not await table.list_indices():
+        # ICU words for every script, then cut at delimiters, so that snake_case and dotted names match by part.
+        await table.create_index("search_text", config=FTS(base_tokenizer="icu/split", with_position=True))
+
+
 def _schema(dimensions: int, embedder: str) -> Any:
     import pyarrow as pa
 
     # Without this mark, concurrent merges of one id leave duplicates and no error.
     key = pa.field("id", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"})
     strings = ("doc", "what", "collection", "root", "path", "kind", "language", "sha256", "code", "reason")
-    numbers = ("chunks", "size_bytes", "mtime_ns", "inode", "start_byte", "end_byte", "start_line", "end_line")
+    numbers = ("chunks", *_STAMP_COLUMNS, "start_byte", "end_byte", "start_line", "end_line")
     fields = [
         key,
         *(pa.field(name, pa.string()) for name in strings),
@@ -289,7 +298,7 @@ def _table(rows: list[dict[str, Any]], schema: Any) -> Any:
 
 def _file_row(file: FileState) -> dict[str, Any]:
     plain = {key: getattr(file, key) for key in _FILE_COLUMNS}
-    stamp = {"size_bytes": file.stamp.size_bytes, "mtime_ns": file.stamp.mtime_ns, "inode": file.stamp.inode}
+    stamp = {key: getattr(file.stamp, key) for key in _STAMP_COLUMNS}
     return {"id": file.doc, "doc": file.doc, "what": "file", **plain, **stamp}
 
 

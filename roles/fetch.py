@@ -16,6 +16,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from .manifest import MANIFEST, PICKLED, Manifest, read_manifest, refuse_code, s
 from .starter import fetch_starter
 
 WANTED = (".safetensors", ".json", ".txt", ".model", ".jinja")
+PARTS = ".parts"  # files under way, named by their hash
+DOWNLOADS_AT_ONCE = 3
 PROGRESS_EVERY_S = 0.3
 SPARE_DISK_BYTES = 500_000_000  # left free beside what is fetched
 
@@ -111,12 +114,12 @@ def _from_hub(model: str, staging: Path, emit: Emit) -> str:
             _link(found, target)
         else:
             missing.append(file)
-    partial = _size(staging / ".cache")
+    partial = _size(staging / PARTS)
     _require_space(staging, max(0, sum(file.size for file in missing) - partial))
-    with _reporting(staging, f"fetching {model}", total, emit):
-        for file in missing:
-            _download(model, revision, file, staging)
-    shutil.rmtree(staging / ".cache", ignore_errors=True)
+    with _reporting(staging, f"fetching {model}", total, emit), ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+        for done in [pool.submit(_download, model, revision, file, staging) for file in missing]:
+            done.result()
+    shutil.rmtree(staging / PARTS, ignore_errors=True)
     for extra in [p for p in staging.rglob("*") if p.is_file() and p.name != MANIFEST]:
         if extra.relative_to(staging).as_posix() not in {file.name for file in files}:
             extra.unlink()  # of an earlier revision
@@ -150,17 +153,28 @@ def _listing(model: str) -> tuple[str, list[RemoteFile]]:
 
 
 def _download(model: str, revision: str, file: RemoteFile, staging: Path) -> None:
-    from huggingface_hub import hf_hub_download
+    """Fetch one file, going on where an earlier attempt stopped: the hub's own client keeps no part of a file."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils._headers import build_hf_headers
 
-    with _hub_errors(model):
-        hf_hub_download(model, file.name, revision=revision, local_dir=staging)
-    if not file.is_at(staging / file.name):
-        (staging / file.name).unlink(missing_ok=True)
+    part = staging / PARTS / (file.sha256 or file.blob_id)
+    part.parent.mkdir(exist_ok=True)
+    part.touch()
+    with _hub_errors(model), part.open("r+b") as handle:
+        done = handle.seek(0, os.SEEK_END)
+        if done < file.size:
+            url = hf_hub_url(model, file.name, revision=revision)
+            http_get(url, handle, resume_size=done, headers=build_hf_headers(), expected_size=file.size)
+    if not file.is_at(part):
+        part.unlink()
         raise DownloadFailed(
             f"The downloaded {file.name} of {model} has other bytes than the hub states, and was deleted.",
             allowed=f"{file.size} bytes, SHA-256 {file.sha256}" if file.sha256 else f"{file.size} bytes",
             advice="Run the same command again; if it repeats, a proxy or mirror changes what it passes on.",
         )
+    (staging / file.name).parent.mkdir(parents=True, exist_ok=True)
+    part.rename(staging / file.name)
 
 
 def _cached(model: str, hub_cache: Path) -> Iterator[Path]:
@@ -176,7 +190,8 @@ def _cached(model: str, hub_cache: Path) -> Iterator[Path]:
 def _hub_errors(model: str) -> Iterator[None]:
     from huggingface_hub import constants, errors
 
-    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]  # the root of its HTTP library's errors
+    # the root of its HTTP library's errors
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         yield
     except errors.GatedRepoError:
@@ -210,6 +225,10 @@ def _disk_errors(models: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # not the disk: the hub's client found a file shorter than stated
+            raise DownloadFailed(
+                "The download broke off.", found=str(error)[:200], advice="Run the same command again to go on."
+            ) from None
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise DownloadFailed(
             "The disk is full." if full else f"The model could not be written under {models}.",

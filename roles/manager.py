@@ -71,7 +71,7 @@ class ModelManager:
             settings.host.queue_limit,
             int(settings.profile.cache_limit_gb * GB),
             start_worker,
-            _verified,
+            self._prepared,
             self._wants_spare,
         )
 
@@ -150,7 +150,7 @@ class ModelManager:
         try:
             return self._count(self._staff.post(role).spec.model, text)
         except ModelMissing:
-            return -(-len(text.encode("utf-8", "replace")) // 4)
+            return _estimate(text)
 
     def preload(self, role: Role) -> None:
         spec = self._staff.profile.roles.get(role)
@@ -243,11 +243,21 @@ class ModelManager:
             )
 
     def _count(self, model: str, text: str) -> int:
+        file = self._home.models / model / "tokenizer.json"
         if model not in self._tokenizers:
+            if not file.is_file():
+                return _estimate(text)
             from tokenizers import Tokenizer
 
-            self._tokenizers[model] = Tokenizer.from_file(str(self._home.models / model / "tokenizer.json"))
+            self._tokenizers[model] = Tokenizer.from_file(str(file))
         return len(self._tokenizers[model].encode(text, add_special_tokens=False).ids)
+
+    def _prepared(self, model: PooledModel) -> Manifest:
+        """What a load does before its process starts: check the files, read the tokenizer. Blocking."""
+        manifest = _verified(model)
+        if model.kind == "text":
+            self._count(model.model, "")
+        return manifest
 
     def _wants_spare(self) -> bool:
         """A spare is for the next load: pointless where every model on disk is in memory."""
@@ -259,6 +269,11 @@ class ModelManager:
         while True:
             await anyio.sleep(every_s)
             self._pool.end_idle()
+
+
+def _estimate(text: str) -> int:
+    """Tokens of a text whose tokenizer is not there: four bytes each, rounded up."""
+    return -(-len(text.encode("utf-8", "replace")) // 4)
 
 
 def _verified(model: PooledModel) -> Manifest:

@@ -150,7 +150,7 @@ class PooledModel:
 class WorkerPool:
     """Keeps reservations within `budget_bytes`; at most `queue_limit` callers wait for one model.
 
-    `verified` checks a model's files (blocking). `wants_spare` says whether a process with its imports done should be
+    `prepared` checks a model's files (blocking). `wants_spare` says whether a process with its imports done should be
     kept for the next load. Everything runs in `tasks`.
     """
 
@@ -161,7 +161,7 @@ class WorkerPool:
         queue_limit: int,
         cache_limit_bytes: int,
         start_worker: StartWorker,
-        verified: Callable[[PooledModel], Manifest],
+        prepared: Callable[[PooledModel], Manifest],
         wants_spare: Callable[[], bool],
     ) -> None:
         self._tasks = tasks
@@ -169,7 +169,7 @@ class WorkerPool:
         self._queue_limit = queue_limit
         self._cache_limit_bytes = cache_limit_bytes
         self._start_worker = start_worker
-        self._verified = verified
+        self._prepared = prepared
         self._wants_spare = wants_spare
         self._numbers = itertools.count(1)
         self._held: dict[str, int] = {}
@@ -392,7 +392,7 @@ class WorkerPool:
         for ticket in model.waiting:
             ticket.cold = True
             ticket.tell(Loading(model.model, 0, model.reservation.weights_bytes))
-        manifest = await anyio.to_thread.run_sync(self._verified, model, abandon_on_cancel=True)
+        manifest = await anyio.to_thread.run_sync(self._prepared, model, abandon_on_cancel=True)
         spec = model.worker_spec(self._cache_limit_bytes)
         if model.kind == "text" and self._spare and not self._spare.exited.is_set():
             model.worker, self._spare = self._spare, None
@@ -449,8 +449,8 @@ class WorkerPool:
                 await spare.stop()
             else:
                 self._spare = spare
-        except RolecallError as error:
-            _log.warning("spare_failed", error=str(error))
+        except Exception as error:  # a load that finds no spare starts a process of its own
+            _log.warning("spare_failed", error=type(error).__name__)
         finally:
             self._spare_starting = False
 

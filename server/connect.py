@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -76,8 +77,17 @@ def connecting(
         PermissionError: this process may not open sockets (a sandbox).
     """
     deadline = time.monotonic() + HELLO_TIMEOUT_S
+    started: int | None = None
     while time.monotonic() < deadline:
-        if sock := _open_socket(home):
+        try:
+            sock = _open_socket(home)
+        except PermissionError:
+            if started is not None:  # a host that this process may not reach is in nobody's service
+                os.kill(started, signal.SIGTERM)
+                while lock_holder(home) == started and time.monotonic() < deadline:
+                    yield Wait(None, _RETRY_S)
+            raise
+        if sock is not None:
             reply = yield from _greet(sock, greeting, deadline)
             if reply and "rolecall" in reply:
                 return Connected(sock, reply)
@@ -90,6 +100,7 @@ def connecting(
             word = yield from _launch(home, greeting["config"], command, deadline)
             if "error" in word:
                 raise Refused(word["error"])
+            started = word.get("ready")
             continue
         elif lock_note(home).get("standalone"):
             raise Refused(problem("host_unavailable", **standalone_holder(home, pid)))

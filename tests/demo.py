@@ -177,6 +177,7 @@ async def _second_client(demo: Demo, ask: Ask, home: Path) -> None:
 
 async def _eviction(demo: Demo, home: Path, notes: Path) -> None:
     demo.step("A small budget: loading one model evicts another")
+    await anyio.to_thread.run_sync(_cli, home, "allow", str(notes))
     async with _client(demo, home) as ask:
         await ask("reason", question="Name a colour.", depth="quick")
         before = _resident(home)

@@ -37,12 +37,12 @@ class TextStream:
         return list(self._split(self._detokenizer.last_segment))
 
     def finish(self) -> list[tuple[Channel, str]]:
-        """What was held back, once no token follows."""
+        """What was held back, once no token follows; the bytes of a character that was cut short are left out."""
         if self.stopped:
             return []
         with contextlib.suppress(KeyError):  # mlx-lm's byte table lacks letters of added tokens
             self._detokenizer.finalize()
-        pieces = list(self._split(self._detokenizer.last_segment))
+        pieces = list(self._split(self._detokenizer.last_segment.rstrip("\ufffd")))
         if not self.stopped:
             state, _, _, held = self._state
             pieces += self._keep(state, held)

@@ -257,7 +257,7 @@ class TextEngine:
         target_s = self._spec.prefill_target_s
         if step_s > target_s:
             self._step_tokens = max(MIN_PREFILL_STEP, self._step_tokens // 2)
-        elif step_s < target_s / 4:
+        elif step_s < target_s * 0.4:
             self._step_tokens = min(MAX_PREFILL_STEP, self._step_tokens * 2)
         self._generator.prefill_step_size = self._step_tokens
 

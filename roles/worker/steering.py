@@ -25,7 +25,7 @@ def sampler(request: GenerationRequest) -> Callable[[mx.array], mx.array]:
     """Log-probabilities to tokens. Of a request with a temperature the same seed draws the same way."""
     if request.temperature == 0:
         return greedy_sampler  # type: ignore[no-any-return]
-    key = mx.random.key(request.seed)
+    key = mx.random.key(request.seed % 2**63)
 
     def draw(logprobs: mx.array) -> mx.array:
         nonlocal key

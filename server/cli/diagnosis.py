@@ -56,7 +56,7 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
         "models": models,
         "index": _ask("index_list", config) if host else [],
         "host": {key: host[key] for key in ("pid", "version", "sessions")} if host else None,
-        "clients": host["clients"] if host else [],
+        "clients": host.get("clients", []) if host else [],
         "downloads": host["downloads"] if host else None,
         "notes": notes,
         "problems": problems,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +69,15 @@ def _fetch_first(home: Home, profile: Profile, starter_only: bool) -> list[str]:
     fetched = list(starter_missing(home.models))
     settings = load_settings(home, profile=profile.name)
     with Bar("starter") as bar:
-        fetch_starter(
-            home.models, lambda words, done, total: bar.update({"words": words, "done": done, "total": total})
-        )
+        fetch_starter(home.models, bar.bytes)
     first = [] if starter_only else [profile.embedder.model, profile.roles["router"].model]
     for model in first:
         if (home.models / model / "config.json").is_file():
             continue
         with Bar(model) as bar:
-            seen = _bytes_to(bar)
-            run(lambda model=model, seen=seen: pull(model, home, settings, seen))  # type: ignore[misc]
+            run(partial(pull, model, home, settings, bar.bytes))
         fetched.append(model)
     return fetched
-
-
-def _bytes_to(bar: Bar) -> Any:
-    return lambda done, total: bar.update({"done": done, "total": total, "words": f"{gb(done)} of {gb(total)}"})
 
 
 def _downloads(profile: Profile, home: Home) -> list[dict[str, Any]]:
@@ -194,13 +188,10 @@ def logs(
 
 
 def stop(as_json: bool = JSON_OPTION) -> None:
-    from ..errors import HostUnavailable
+    from ..host.control import stop_host
 
-    try:
-        stopped = ask_host("stop", {}, start=False)
-    except HostUnavailable:
-        stopped = None
+    pid = run(partial(stop_host, Home.find()))
     if as_json:
-        emit({"stopped": stopped is not None, "pid": (stopped or {}).get("pid")})
+        emit({"stopped": pid is not None, "pid": pid})
     else:
-        console().print("Stopped." if stopped is not None else "No host is running.")
+        console().print("Stopped." if pid is not None else "No host is running.")

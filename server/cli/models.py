@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +32,27 @@ def pull(
     home = Home.find().create()
     settings = load_settings(home, config)
     with Bar(name) as bar:
-
-        def seen(done_bytes: int, total_bytes: int) -> None:
-            words = f"{gb(done_bytes)} of {gb(total_bytes)}"
-            bar.update({"done": done_bytes, "total": total_bytes, "words": words})
-
-        manifest = run(lambda: sources.pull(name, home, settings, seen))
+        manifest = run(lambda: sources.pull(name, home, settings, bar.bytes))
     if as_json:
         emit({"model": manifest.model, "source": manifest.source, "weights_sha256": manifest.weights_sha256})
     else:
         console().print(f"{manifest.model} is here ({manifest.weights_sha256[:12]}).", markup=False)
 
 
-@models_app.command("list", help="Models on disk.")
-def list_(as_json: bool = JSON_OPTION) -> None:
+@models_app.command("list", help="The profile's models and what else is on disk.")
+def list_(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None:
     from rolecall.roles.sources import list_models
 
-    found = [item.model_dump(mode="json") for item in list_models(Home.find())]
+    home = Home.find()
+    found = [asdict(item) for item in list_models(home, load_settings(home, config))]
     if as_json:
         emit(found)
         return
-    table = Table("model", "size", "source")
+    table = Table("model", "roles", "size", "on disk")
     for item in found:
-        table.add_row(item["model"], gb(item["size_bytes"]), item["source"])
-    console().print(table if found else "No model is on disk. Start with: rolecall setup")
+        here = item["source"] or "yes" if item["present"] else "no"
+        table.add_row(item["model"], ", ".join(item["roles"]), gb(item["size_bytes"]), here)
+    console().print(table)
 
 
 @models_app.command("ps", help="Models in memory.")
@@ -110,7 +108,8 @@ def plan(
     home = Home.find()
     settings = load_settings(home, config, profile=profile or None)
     note("planning (the first time takes some seconds)")
-    result: dict[str, Any] = plan_profile(settings, home).model_dump(mode="json")
+    budget_bytes = None if profile else settings.budget_bytes()
+    result: dict[str, Any] = plan_profile(settings.profile, home, budget_bytes).to_dict()
     if as_json:
         emit(result)
         return

@@ -118,6 +118,11 @@ class Bar:
             words=str(update.get("words", ""))[-60:],
         )
 
+    def bytes(self, doing: str, done_bytes: int, total_bytes: int) -> None:
+        """Progress of a download."""
+        words = f"{doing}: {gb(done_bytes)} of {gb(total_bytes)}"
+        self.update({"done": done_bytes, "total": total_bytes, "words": words})
+
 
 def read_jsonl(path: Path) -> Iterator[Any]:
     """The values of a JSON-lines file (`-` is standard input); blank lines are left out.

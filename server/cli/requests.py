@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, no
 
 BATCH_LINES = 64
 """Lines per control request: few enough for progress, many enough that the round trip costs nothing."""
+BATCH_BYTES = 4_000_000
+"""Characters per control request, well below the longest line the host reads."""
 
 receipt_app = typer.Typer(no_args_is_help=True, help="What was decided and done, request by request.")
 
@@ -148,14 +152,28 @@ def _in_chunks(op: str, rows: list[Any], config: Path | None) -> list[Any]:
     async def work() -> list[Any]:
         lines: list[Any] = []
         async with ControlClient.open(Home.find(), config_path=config) as client:
-            for start in range(0, len(rows), BATCH_LINES):
-                lines += await client.call(op, {"items": rows[start : start + BATCH_LINES]})
+            for chunk in _chunks(rows):
+                lines += await client.call(op, {"items": chunk})
                 bar.update({"done": len(lines), "total": len(rows), "words": f"{len(lines)} of {len(rows)}"})
         return lines
 
     with Bar(op.removesuffix("_batch")) as bar:
         lines: list[Any] = run(work)
     return lines
+
+
+def _chunks(rows: list[Any]) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    size = 0
+    for row in rows:
+        length = len(json.dumps(row))
+        if chunk and (len(chunk) == BATCH_LINES or size + length > BATCH_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += length
+    if chunk:
+        yield chunk
 
 
 def _text(path: Path | None) -> str:

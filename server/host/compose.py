@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from rolecall.config.settings import load_settings
 from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.retriever import LanceRetriever
 from rolecall.roles.manager import ModelManager
-from rolecall.roles.sources import pull
+from rolecall.roles.sources import OnProgress, pull
 
 from ..orchestration.run import Orchestrator
 from ..routing.router import Router
@@ -41,7 +41,7 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
             info = models.embedder()
             return info.identity if info else None
 
-        async def get(name: str, seen: Callable[[int, int], None]) -> object:
+        async def get(name: str, seen: OnProgress) -> object:
             return await pull(name, home, settings, seen)
 
         retriever = LanceRetriever(home, settings.retrieval, embed, embedder_identity, access)

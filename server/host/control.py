@@ -136,7 +136,7 @@ class ControlClient:
 async def stop_host(home: Home, drain_s: float = 5.0) -> int | None:
     """Stop the home's host and wait until its lock is free; returns the process that ended, None where none ran.
 
-    Open requests have `drain_s` seconds. A host that cannot be reached gets SIGTERM, one that does not leave SIGKILL.
+    Open requests have `drain_s` seconds. A host that cannot be asked gets SIGTERM, one that does not leave SIGKILL.
 
     Raises:
         HostUnavailable: the lock is a standalone server's, which belongs to its client.
@@ -146,7 +146,7 @@ async def stop_host(home: Home, drain_s: float = 5.0) -> int | None:
     try:
         async with ControlClient.open(home, start=False) as client:
             await client.call("stop", {"drain_s": drain_s})
-    except (HostUnavailable, HostDied):
+    except (HostUnavailable, HostDied, HostMismatch):
         if lock_note(home).get("standalone"):
             raise HostUnavailable(**standalone_holder(home, pid)) from None
         with suppress(ProcessLookupError):

@@ -11,8 +11,8 @@ import structlog
 
 from rolecall.config.errors import RolecallError
 
-Pull = Callable[[str, Callable[[int, int], None]], Awaitable[object]]
-"""Gets one model; reports bytes done and in all."""
+Pull = Callable[[str, Callable[[str, int, int], None]], Awaitable[object]]
+"""Gets one model; reports what is being done, bytes done and bytes in all."""
 
 log = structlog.get_logger()
 
@@ -65,5 +65,5 @@ class Downloads:
                 finally:
                     self._current, self._bytes = "", (0, 0)
 
-    def _seen(self, done_bytes: int, total_bytes: int) -> None:
+    def _seen(self, doing: str, done_bytes: int, total_bytes: int) -> None:
         self._bytes = (done_bytes, total_bytes)

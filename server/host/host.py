@@ -141,13 +141,12 @@ class Host:
             structlog.get_logger().info("retiring", newer=str(greeting["rolecall"])[:40])
             self.stop(_RETIRE_DRAIN_S)
             return
-        control = greeting.get("kind") == "control"
-        if not control and (mismatch := self._mismatch(greeting)):
+        if mismatch := self._mismatch(greeting):
             await send(_json({"error": mismatch.to_dict()}))
             return
         await send(_json({"rolecall": self.version, "pid": os.getpid(), "boot": self.boot}))
         info = SessionInfo(id=secrets.token_hex(8), cwd=Path(str(greeting.get("cwd", "/"))))
-        if control:
+        if greeting.get("kind") == "control":
             own = {"ping": self._ping, "stop": self._stop}
             await serve_control({**self.services.operations, **own}, lines, send, info)
             return

@@ -59,6 +59,7 @@ class HomeLock:
                 return int(json.loads(self.home.lock_file.read_bytes())["pid"])
             except (OSError, ValueError, KeyError, TypeError):
                 return 0
+        os.ftruncate(self._fd, 0)  # an earlier holder's note must not be taken for ours
         return None
 
     def note(self, *, boot: str, config: Path | None, socket_path: Path | None) -> None:
@@ -71,7 +72,6 @@ class HomeLock:
             "socket": str(socket_path) if socket_path else None,
             "standalone": socket_path is None,
         }
-        os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, json.dumps(note).encode() + b"\n", 0)
 
     def still_ours(self) -> bool:

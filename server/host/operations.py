@@ -210,7 +210,7 @@ class Operations:
             {
                 "id": item.id,
                 "tool": item.tool,
-                "who": (item.decision.agent or item.decision.role or "") if item.decision else "",
+                "who": item.who,
                 "status": item.status or "failed",
                 "seconds": item.timings.get("total_s", 0.0),
             }

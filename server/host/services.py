@@ -32,7 +32,7 @@ class Services:
 
     `mcp` is the SDK's low-level server (an `MCPServer` holds one as `_lowlevel_server`). `busy` tells whether work goes
     on without a session (a download, a job), which keeps the host from its idle exit after `idle_exit_s` seconds.
-    `settings_fingerprint` is what two sets of settings are compared by (not used for equality of hosts' releases).
+    `settings_fingerprint` tells the settings in use from others; `ping` reports it.
     """
 
     mcp: Server[Any]

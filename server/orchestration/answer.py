@@ -19,11 +19,14 @@ from ..validation.answer import check_answer
 from ..validation.blocks import CodeBlock, code_blocks
 from ..validation.contract import Check, Verdict
 from ..validation.json_answer import against_schema, parse_json
-from .ask import Ask, Checker, Said, ask
+from .ask import Ask, Checker, Said, ask, info_of
 from .contract import CodeCall, Depth, Outcome, ReasonCall
 from .record import Run
 from .staff import Staff, agent_answer, as_data, claimed, estimated_tokens, fix, must
 from .states import Event
+
+SMALL_BYTES = 1_000_000_000
+"""A model below this size is asked for two sentences: it invents in the third."""
 
 
 async def reason(run: Run, staff: Staff, call: ReasonCall) -> Outcome:
@@ -63,14 +66,16 @@ async def answer(
     """
     evidence = (*(source.text for source in sources), *([context] if context else []))
     max_tokens, thinking_budget = _effort(staff, role, depth)
+    documents = as_data(sources, context)
     said = await ask(
         run,
         staff.models,
         Ask(
             role=role,
-            name="data" if schema is not None else "check" if task_type is TaskType.VALIDATION else "answer",
+            name=_prompt_name(task_type, schema is not None, bool(documents)),
             values={
-                "documents": as_data(sources, context),
+                "documents": documents,
+                "length": ", in one or two sentences" if info_of(staff.models, role).size_bytes < SMALL_BYTES else "",
                 "question": plain(question),
                 "schema": json.dumps(schema, ensure_ascii=False),
             },
@@ -163,6 +168,14 @@ def settle(run: Run, said: Said) -> None:
     if said.failing is not None:
         run.unverified(said.failing)
     run.advance(Event.GAVE_UP if said.failing else Event.PASSED)
+
+
+def _prompt_name(task_type: TaskType, with_schema: bool, with_documents: bool) -> str:
+    if with_schema:
+        return "data"
+    if task_type is TaskType.VALIDATION:
+        return "check"
+    return "read" if with_documents else "answer"
 
 
 def _effort(staff: Staff, role: Role, depth: Depth) -> tuple[int | None, int | None]:

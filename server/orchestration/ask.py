@@ -27,7 +27,7 @@ from rolecall.roles.contract import (
 from rolecall.roles.errors import ModelMissing, PromptTooLong, RoleError, WorkerTimeout
 
 from ..validation.answer import failed
-from ..validation.contract import Check
+from ..validation.contract import Check, Verdict
 from .record import Run
 from .states import Event
 
@@ -100,7 +100,7 @@ async def ask(run: Run, models: RoleModels, wanted: Ask) -> Said:
             run.advance(Event.FELL_BACK)
             return said
         run.advance(Event.GENERATED)
-        checks = wanted.check(result.text, result.finish)
+        checks = (*wanted.check(result.text, result.finish), *_echo(result.text))
         failing = failed(checks)
         if result.finish == "timeout" and failing is not None and failing.name == "finished":
             failing = None  # said already, as a partial answer
@@ -162,6 +162,14 @@ async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, findi
             )
         run.mark("partial", f"The model reached its time limit ({limit_s:g} s); the answer may be cut off.")
     return result
+
+
+def _echo(text: str) -> tuple[Check, ...]:
+    """Decisive where a model hands back its documents, delimiters and all, instead of an answer."""
+    if "<document" not in text:
+        return ()
+    detail = "the answer repeats the document instead of answering"
+    return (Check(name="echo", verdict=Verdict.UNSUPPORTED, decisive=True, detail=detail),)
 
 
 def _timeout_s(run: Run, info: RoleInfo) -> float | None:

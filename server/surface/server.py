@@ -134,13 +134,17 @@ async def _with_progress(
             await ctx.session.report_progress(value, 100.0, said)
             await anyio.sleep(PROGRESS_INTERVAL_S)
 
+    outcome: Outcome | Exception
     async with anyio.create_task_group() as group:
         group.start_soon(report)
         try:
-            return await work(tell)
-        finally:
-            group.cancel_scope.cancel()
-    raise AssertionError("unreachable")
+            outcome = await work(tell)
+        except Exception as error:  # raised below, where the task group does not wrap it
+            outcome = error
+        group.cancel_scope.cancel()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def success_result(tool: str, outcome: Outcome) -> types.CallToolResult:

@@ -47,7 +47,8 @@ def check_answer(
         fault = f"{count} words; at most {max_words} are allowed" if count > max_words else ""
         checks.append(_decisive("word_limit", fault))
     if task_type in _CITED and any(piece.strip() for piece in evidence):
-        checks.append(missing_numbers(answer, read_source(evidence), question))
+        source = read_source(evidence)
+        checks.extend([missing_numbers(answer, source, question)] if not source.cut else [])
     return tuple(checks)
 
 

@@ -13,6 +13,8 @@ from .text import MAX_CHARS, NUMBER_WORDS
 
 MAX_TERMS = 60
 """Tokens of one side of an equation; a longer side is not read."""
+MAX_EQUATIONS = 300
+"""Equations of a text that are read."""
 MAX_BITS = 1200
 """Size of an intermediate value (about 360 digits); a larger one is not worked out."""
 
@@ -81,9 +83,8 @@ def arithmetic_check(output: str, question: str | None = None) -> Check:
 def equations(text: str) -> list[Equation]:
     """The equations of a text, in order. Those hedged, denied, in another base or with an unknown are left out."""
     tokens = _tokens(text)
-    read = (
-        _equation(text, tokens, at) for at, token in enumerate(tokens) if token.kind == "equal" or token.text in _EQUALS
-    )
+    signs = [at for at, token in enumerate(tokens) if token.kind == "equal" or token.text in _EQUALS]
+    read = (_equation(text, tokens, at) for at in signs[:MAX_EQUATIONS])
     return [equation for equation in read if equation is not None]
 
 
@@ -138,7 +139,8 @@ def _equation(text: str, tokens: list[_Token], at: int) -> Equation | None:
         return None
     # "from 2010-2012 is" and "24/7 is" are no sums: a worded equation needs room around its operators.
     tight = any(text[token.start - 1].isalnum() for token in operators if token.text in "-/")
-    line = text[max(0, text.rfind("\n", 0, left[0].start) + 1, left[0].start - 120) : right[-1].end + 60].split("\n")[0]
+    around = text[max(0, left[0].start - 120) : left[0].start].rpartition("\n")[2] + text[left[0].start : right[-1].end]
+    line = around + text[right[-1].end : right[-1].end + 60].partition("\n")[0]
     if (tokens[at].kind == "word" and tight) or _DOUBT.search(line):
         return None
     first, second = _value(left), _value(right)

@@ -12,7 +12,7 @@ from .contract import Check, Verdict
 from .parses import bound_depth, refuse_constant, strict_json
 
 MAX_JSON_CHARS = 2_000_000
-MAX_SCHEMA_STEPS = 200_000
+MAX_SCHEMA_STEPS = 100_000
 """Keywords applied before a schema is given up on: one that refers to itself twice a level would never end."""
 MAX_STARTS = 200
 """How many opening brackets are tried as the start of a value before the answer counts as having none."""
@@ -43,7 +43,7 @@ def find_json(text: str) -> tuple[bool, Any, str]:
         return True, strict_json(stripped), ""
     except ValueError as error:
         whole = str(error)
-    for block in code_blocks(text, check=False):
+    for block in code_blocks(text, check=False)[:MAX_STARTS]:
         try:
             return True, strict_json(block.code.strip()), ""
         except ValueError:

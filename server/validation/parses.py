@@ -13,8 +13,8 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
 
-MAX_CODE_CHARS = 1_000_000
-MAX_YAML_CHARS = 100_000
+MAX_CODE_CHARS = 200_000
+MAX_YAML_CHARS = 50_000
 """YAML is read by a parser in plain Python, at about 100,000 characters a second."""
 MAX_DEPTH = 200
 _BASH_TIMEOUT_S = 5.0
@@ -33,8 +33,8 @@ def can_parse(language: str, code: str = "") -> bool:
 
 
 def same_language(one: str, other: str) -> bool:
-    """Whether two names mean one language; an unknown name means any."""
-    return one not in _PARSERS or _PARSERS[one] is _PARSERS.get(other)
+    """Whether two names mean one language that is parsed here ("py" and "python")."""
+    return one in _PARSERS and _PARSERS[one] is _PARSERS.get(other)
 
 
 def parse_fault(code: str, language: str) -> str | None:

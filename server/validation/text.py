@@ -1,12 +1,13 @@
-"""Words, sentences and numbers of a text, read by linear patterns: 200,000 characters take well under a second."""
+"""Words, sentences and numbers of a text, read by linear patterns: 100,000 characters take a few tenths of a second."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
-MAX_CHARS = 200_000
+MAX_CHARS = 100_000
 """Longer texts are read up to here."""
 
 _WORD = re.compile("[^\\W_]+(?:['\u2019][^\\W_]+)*")
@@ -29,8 +30,8 @@ _FUNCTION_WORDS = (
     "a an the this that these those it its he she they them his her their him hers we us our you your i my me who whom "
     "whose which what when where why how is are was were be been being am do does did done has have had having will "
     "would can could shall should may might must of in on at by to from for with about as into over after before "
-    "between under up down out off than then so and or but if while because also there here such s t just only very both "
-    "each other some any all more most new one first"
+    "between under up down out off than then so and or but if while because also there here such s t just only very "
+    "both each other some any all more most new one first"
 )
 STOP = frozenset(_FUNCTION_WORDS.split())
 _DENIALS = "not no never none nobody nothing neither nor without cannot unable fails failed denied denies"
@@ -56,6 +57,7 @@ def words(text: str) -> list[str]:
     return found
 
 
+@lru_cache(maxsize=50_000)
 def stem(word: str) -> str:
     """A word without its commonest English endings: enough that "directed" meets "director" and "cities" "city"."""
     word = word.removesuffix("'s").removesuffix("s'")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import numpy as np
 import psutil
 import pytest
 
-from rolecall.config.home import Home
-from rolecall.roles.starter import EMBEDDER, fetch_starter
+from rolecall.roles.starter import EMBEDDER
 from rolecall.roles.worker.process import Worker, WorkerSpec
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
@@ -24,10 +24,10 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-async def embedder(anyio_backend: str) -> AsyncIterator[Worker]:
-    models = Home.find().models
-    fetch_starter(models)
-    spec = WorkerSpec("embedder", models / EMBEDDER, EMBEDDER, context_length=256, concurrency=1, cache_limit_bytes=0)
+async def embedder(starter_models: Path, anyio_backend: str) -> AsyncIterator[Worker]:
+    spec = WorkerSpec(
+        "embedder", starter_models / EMBEDDER, EMBEDDER, context_length=256, concurrency=1, cache_limit_bytes=0
+    )
     worker = await Worker.start(spec)
     loaded = await worker.load(spec)
     assert loaded.dimensions == 384 and loaded.weights_bytes > 80_000_000

@@ -18,7 +18,6 @@ import psutil
 import pytest
 from anyio.lowlevel import checkpoint
 
-from rolecall.config.home import Home
 from rolecall.roles.contract import Event, Generated, GenerationRequest, Message, Prefilling
 from rolecall.roles.errors import (
     ModelCorrupt,
@@ -28,7 +27,7 @@ from rolecall.roles.errors import (
     WorkerDied,
     WorkerTimeout,
 )
-from rolecall.roles.starter import TEXT_FP32, fetch_starter
+from rolecall.roles.starter import TEXT_FP32
 from rolecall.roles.worker.process import Worker, WorkerResult, WorkerSpec
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
@@ -48,10 +47,8 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-def models() -> Path:
-    folder = Home.find().models
-    fetch_starter(folder)
-    return folder
+def models(starter_models: Path) -> Path:
+    return starter_models
 
 
 def spec(folder: Path) -> WorkerSpec:
@@ -68,6 +65,12 @@ async def worker(models: Path, anyio_backend: str) -> AsyncIterator[Worker]:
     yield worker
     assert await worker.stop() == "exited"
     assert not psutil.pid_exists(worker.pid)
+
+
+async def test_text_cut_within_a_character_ends_with_a_whole_one(worker: Worker) -> None:
+    for most in (1, 2, 3, 4):
+        result = await worker.generate(ask("Say only: 😀😀😀😀", max_tokens=most, seed=2**80, temperature=0.1))
+        assert "\ufffd" not in result.text
 
 
 def ask(text: str, **options: Any) -> GenerationRequest:

@@ -11,8 +11,10 @@ import pytest
 
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
-from rolecall.retrieval.access import AllowedFolders, _os_error, is_secret
+from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.errors import FileUnreadable, MacosPrivacy, PathAmbiguous, PathMissing, PathNotAllowed
+from rolecall.retrieval.refusals import os_error
+from rolecall.retrieval.secret_files import is_secret
 
 
 @pytest.fixture
@@ -210,6 +212,6 @@ def test_a_damaged_list_is_a_typed_error_and_allows_nothing(access: AllowedFolde
 
 def test_a_privacy_refusal_of_macos_names_the_program_and_the_setting(tmp_path: Path) -> None:
     refused = PermissionError(errno.EPERM, "Operation not permitted")
-    error = _os_error(tmp_path / "Documents" / "x.md", refused, tmp_path, platform="darwin")
+    error = os_error(tmp_path / "Documents" / "x.md", refused, tmp_path, platform="darwin")
     assert isinstance(error, MacosPrivacy) and "Privacy & Security" in error.advice
-    assert isinstance(_os_error(tmp_path / "Documents" / "x.md", refused, tmp_path, platform="linux"), FileUnreadable)
+    assert isinstance(os_error(tmp_path / "Documents" / "x.md", refused, tmp_path, platform="linux"), FileUnreadable)

@@ -20,6 +20,7 @@ from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import Filters, Found
 from rolecall.retrieval.errors import IndexCorrupt, IndexEmpty, PathMissing, RetrievalError
 from rolecall.retrieval.retriever import LanceRetriever
+from rolecall.retrieval.store import Store
 
 pytestmark = pytest.mark.anyio
 DIMENSIONS = 32
@@ -190,10 +191,10 @@ async def test_cancelling_keeps_what_was_reported_and_the_next_add_goes_on(
                 group.start_soon(retriever.add, docs, None, lambda done, total, path: acknowledged.append(path))
                 await embedder.stopped.wait()
                 group.cancel_scope.cancel()
+        embedder.stop_at = -1
         state = (await retriever.search("note")).index
         assert 0 < len(acknowledged) == state.indexed < 303
         assert state.pending == 303 - state.indexed and state.age_s is None
-        embedder.stop_at = -1
         embedded = embedder.passages
         assert (await retriever.add(docs)).indexed == 303
     assert embedder.passages == embedded + 303 - len(acknowledged)
@@ -204,13 +205,21 @@ async def test_another_embedder_indexes_anew_and_until_then_full_text_answers(
 ) -> None:
     async with opened(tmp_path, embedder) as retriever:
         await retriever.add(docs)
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "left.md").write_text("left behind\n")
+        await retriever.add(other)
         embedder.identity, embedder.dimensions = "hash-2", 16
         assert names(await retriever.search("valve")) == ["pump.md"]
         embedded = embedder.passages
         assert (await retriever.add(docs)).indexed == 3
         assert embedder.passages == embedded + 3
         assert names(await retriever.search("valve"))[0] == "pump.md"
-        assert len(await retriever.collections()) == 1
+        assert (await retriever.search("valve")).index.pending == 1
+        assert names(await retriever.search("behind", "other")) == ["left.md"]
+        assert (await retriever.add(other)).indexed == 1
+        assert [info.collection for info in await retriever.collections()] == ["docs", "other"]
+    assert len(list((tmp_path / "home" / "index").glob("*.lance"))) == 1
 
 
 async def test_filters_narrow_by_path_kind_language_and_time(
@@ -278,6 +287,18 @@ async def test_any_query_is_text_and_never_syntax(tmp_path: Path, docs: Path, em
         await retriever.add(docs)
         for query in ('"valve', "valve AND (", "'; DROP", "valve\0", "🙂", "the " * 5_000):
             assert (await retriever.search(query, max_results=1)).index.indexed == 3
+
+
+async def test_a_table_that_a_kill_left_without_its_text_index_is_completed(
+    tmp_path: Path, docs: Path, embedder: HashEmbedder
+) -> None:
+    connection = await Store.connect(tmp_path / "home" / "index")
+    table = (await Store.create(connection, "hash-1", DIMENSIONS))._table
+    await table.drop_index("search_text_idx")
+    async with opened(tmp_path, embedder) as retriever:
+        await retriever.add(docs)
+        embedder.identity = None
+        assert names(await retriever.search("valve")) == ["pump.md"]
 
 
 async def test_a_damaged_index_and_a_newer_one_are_typed(tmp_path: Path, docs: Path, embedder: HashEmbedder) -> None:

@@ -73,4 +73,4 @@ def test_a_name_that_is_not_utf8_fails_and_any_other_is_taken(tmp_path: Path, na
 
 
 def test_a_folder_that_is_gone_is_a_failure_not_an_exception(tmp_path: Path) -> None:
-    assert [failure.code for failure in scan(tmp_path / "gone", 1_000).failed] == ["file_unreadable"]
+    assert [failure.code for failure in scan(tmp_path / "gone", 1_000).failed] == ["path_missing"]

@@ -13,15 +13,23 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from tests.roles.tiny import CODING, HEAVY, REASONING, ROUTER, home_with, write_model
 
 from rolecall.config.home import Home
 from rolecall.config.profile import Profile
 from rolecall.config.settings import Settings, load_profile, load_settings
 from rolecall.roles.contract import Event, GenerationRequest, Loading, Message, OnEvent, Queued, Role, Vectors
-from rolecall.roles.errors import DoesNotFit, ModelCorrupt, ModelMissing, PromptTooLong, QueueFull, RoleError, WorkerDied
+from rolecall.roles.errors import (
+    DoesNotFit,
+    ModelCorrupt,
+    ModelMissing,
+    PromptTooLong,
+    QueueFull,
+    RoleError,
+    WorkerDied,
+)
 from rolecall.roles.manager import ModelManager
 from rolecall.roles.worker.wire import Loaded, WorkerResult, WorkerSpec
-from tests.roles.tiny import CODING, HEAVY, REASONING, ROUTER, home_with, write_model
 
 pytestmark = pytest.mark.anyio
 PATIENCE_S = 5.0
@@ -125,7 +133,9 @@ def staff(**changes: Any) -> Profile:
     return profile.model_copy(update={"roles": kept, "cache_limit_gb": 0.001})
 
 
-def settings_for(home: Home, profile: Profile, budget_gb: float, spare: bool = False, queue_limit: int = 64) -> Settings:
+def settings_for(
+    home: Home, profile: Profile, budget_gb: float, spare: bool = False, queue_limit: int = 64
+) -> Settings:
     base = load_settings(home, profile="starter")
     return base.model_copy(
         update={
@@ -218,7 +228,9 @@ async def test_a_killed_worker_is_a_typed_error_and_the_next_call_starts_another
         assert len(farm.alive(CODING)) == 1 and len(farm.alive(ROUTER)) == 1
 
 
-async def test_a_role_takes_no_more_at_once_than_its_concurrency_and_tells_the_others_their_place(tmp_path: Path) -> None:
+async def test_a_role_takes_no_more_at_once_than_its_concurrency_and_tells_the_others_their_place(
+    tmp_path: Path,
+) -> None:
     async with (
         managing(home_with(tmp_path, CODING), staff()) as (manager, farm),
         anyio.create_task_group() as group,
@@ -368,7 +380,10 @@ async def test_a_role_keeps_its_own_context_on_a_worker_made_for_a_larger_one(tm
     tokenizer.save(str(home.models / ROUTER / "tokenizer.json"))
     profile = staff()
     wide = profile.roles["validation"].model_copy(update={"context_length": 1024})
-    async with managing(home, profile.model_copy(update={"roles": {**profile.roles, "validation": wide}})) as (manager, _):
+    async with managing(home, profile.model_copy(update={"roles": {**profile.roles, "validation": wide}})) as (
+        manager,
+        _,
+    ):
         assert manager.count_tokens(Role.ROUTER, "one two three") == 3
         assert (await manager.generate(Role.VALIDATION, ask("word " * 300))).model == ROUTER
         with pytest.raises(PromptTooLong, match=r"300 tokens of prompt and 8 for the answer.*256 tokens together"):
@@ -407,7 +422,10 @@ async def test_ending_answers_everyone_who_waits(tmp_path: Path) -> None:
 async def test_through_kills_and_cancels_every_caller_is_answered_and_nothing_leaks(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     answered: list[str] = []
-    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING, HEAVY), staff(), budget_gb=0.8) as (manager, farm):
+    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING, HEAVY), staff(), budget_gb=0.8) as (
+        manager,
+        farm,
+    ):
 
         async def call(role: Role, cancel_after: int | None) -> None:
             with anyio.CancelScope() as scope:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.roles.tiny import write_model, write_safetensors
 
 from rolecall.roles.errors import ModelCorrupt, ModelRefused
 from rolecall.roles.manifest import (
@@ -15,7 +16,6 @@ from rolecall.roles.manifest import (
     weights_bytes,
     write_manifest,
 )
-from tests.roles.tiny import write_model, write_safetensors
 
 
 @pytest.fixture
@@ -38,7 +38,9 @@ def test_the_name_of_the_weights_depends_on_the_weights_alone(tmp_path: Path) ->
     assert write_manifest(write_model(tmp_path / "c", data=b"1" * 64), "c", "x").weights_sha256 != first
 
 
-def test_a_flipped_byte_is_found_quickly_when_the_time_changed_and_by_a_full_check_when_it_did_not(folder: Path) -> None:
+def test_a_flipped_byte_is_found_quickly_when_the_time_changed_and_by_a_full_check_when_it_did_not(
+    folder: Path,
+) -> None:
     write_manifest(folder, "org/name", "test")
     weights = folder / "model.safetensors"
     before = weights.stat()

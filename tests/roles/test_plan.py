@@ -4,12 +4,13 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from tests.roles.tiny import home_with
 
 from rolecall.config.home import Home
 from rolecall.config.models import models_table
 from rolecall.config.profile import RoleSpec
 from rolecall.config.settings import load_profile, profile_names
-from rolecall.roles.errors import ModelUnknown
+from rolecall.roles.errors import ModelCorrupt, ModelUnknown
 from rolecall.roles.footprint import Footprint, footprints, quick_footprint
 from rolecall.roles.plan import ProfilePlan, plan_profile, reserve
 
@@ -97,7 +98,7 @@ def test_roles_on_one_model_share_a_cache_as_large_as_the_most_demanding_and_a_p
 
 
 def test_what_is_neither_on_disk_nor_in_the_table_is_unknown(home: Home) -> None:
-    with pytest.raises(ModelUnknown, match="Did you mean mlx-community/Qwen3-1.7B-8bit"):
+    with pytest.raises(ModelUnknown, match=r"Did you mean mlx-community/Qwen3-1\.7B-8bit"):
         footprints(home, ["mlx-community/Qwen3-1.7B-8bits"])
 
 
@@ -110,9 +111,6 @@ def test_figures_of_the_table_agree_with_its_architectures(home: Home) -> None:
 
 
 def test_a_folder_that_mlx_cannot_read_is_a_typed_error(tmp_path: Path) -> None:
-    from rolecall.roles.errors import ModelCorrupt
-    from tests.roles.tiny import home_with
-
     broken = home_with(tmp_path, "org/broken")
     with pytest.raises(ModelCorrupt, match="mlx-lm cannot read model 'org/broken'"):
         footprints(broken, ["org/broken"])

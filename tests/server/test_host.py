@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from rolecall.config.errors import RemoteError
 from rolecall.config.home import Home
 from rolecall.server.connect import lock_holder
-from rolecall.server.errors import HostDied, HostUnavailable
+from rolecall.server.errors import HostDied, HostMismatch, HostUnavailable
 from rolecall.server.host.control import ControlClient, stop_host
 from rolecall.server.host.lock import bind_socket, load_environment, network_disk
 from rolecall.server.protocol import VERSION, release
@@ -145,6 +146,29 @@ async def test_a_host_without_its_socket_is_stopped_all_the_same(home: Home, toy
     assert await stop_host(home) == toy_host
 
 
+async def test_the_command_line_is_refused_other_settings_and_may_stop_the_host_all_the_same(
+    home: Home, toy_host: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(HostMismatch, match=r"other\.yaml"):
+        async with ControlClient.open(home, tmp_path / "other.yaml"):
+            pass
+    monkeypatch.setenv("ROLECALL_PROFILE", "mac-16")
+    assert await stop_host(home) == toy_host
+
+
+def test_a_log_over_its_limit_is_moved_aside_and_three_are_kept(home: Home) -> None:
+    code = (
+        "import os, sys, pathlib; from rolecall.server.host.log import rotate\n"
+        "log = pathlib.Path(sys.argv[1])\n"
+        "for number in range(5):\n"
+        "    rotate(log); os.write(2, str(number).encode() * (10 * 1024 * 1024 + 1))"
+    )
+    log = home.logs / "host.log"
+    subprocess.run([sys.executable, "-c", code, str(log)], check=True)
+    assert sorted(file.name for file in home.logs.iterdir()) == ["host.log", "host.log.1", "host.log.2"]
+    assert [Path(f"{log}{end}").read_bytes()[:1] for end in ("", ".1", ".2")] == [b"4", b"3", b"2"]
+
+
 async def test_a_stranger_on_the_socket_is_told_what_is_expected(home: Home, toy_host: int) -> None:
     path = json.loads(home.lock_file.read_text())["socket"]
     for first in (b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n', b"\xff\n", b"[" * 100_000 + b"\n"):
@@ -157,9 +181,9 @@ async def test_standalone_serves_over_its_own_stdio_and_a_second_one_is_refused_
     home: Home, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-P", str(TOY / "host.py"), "--standalone", "--home", str(home.root)]
-    first, second = (Stdio(command, tmp_path, dict(os.environ)) for _ in range(2))
+    first = Stdio(command, tmp_path, dict(os.environ))
     first.initialize()
-    eventually(lambda: lock_holder(home), "the first holds the lock")
+    second = Stdio(command, tmp_path, dict(os.environ))
     pid = int(first.tool("whoami").split()[0])
     assert pid == first.process.pid == lock_holder(home)
     error = second.request("initialize", {})["error"]

@@ -13,7 +13,7 @@ import pytest
 from rolecall.config.home import Home
 from rolecall.server.connect import lock_holder
 from rolecall.server.protocol import HOST_ERRORS, MAX_FRAME_BYTES, VERSION
-from tests.conftest import StartClient, connect, eventually
+from tests.conftest import StartClient, Stdio, connect, eventually
 
 _META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -280,6 +280,14 @@ def test_an_unknown_option_is_refused_with_the_usage(arguments: list[str]) -> No
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "usage: rolecall serve" in done.stderr
+
+
+def test_the_command_serves_the_product(home: Home, tmp_path: Path) -> None:
+    client = Stdio([str(Path(sys.executable).with_name("rolecall")), "serve"], tmp_path, dict(os.environ))
+    assert client.initialize()["result"]["serverInfo"]["name"] == "rolecall"
+    assert {tool["name"] for tool in client.request("tools/list")["result"]["tools"]} >= {"route", "validate"}
+    code, _, errors = client.close()
+    assert (code, errors) == (0, "")
 
 
 def _handshake() -> dict[str, object]:

@@ -99,6 +99,14 @@ def test_a_wrong_answer_is_asked_again_with_the_finding(desk: MakeDesk) -> None:
     assert set(at.receipt().prompts) == {"answer", "retry"}
 
 
+def test_a_model_that_hands_its_document_back_is_asked_again(desk: MakeDesk) -> None:
+    at = desk(['<document "context">It lifts 43 tonnes.', "It lifts 43 tonnes."])
+
+    outcome = at.run(ReasonCall, question="How much does it lift?", context="It lifts 43 tonnes.")
+
+    assert (outcome.answer, outcome.status) == ("It lifts 43 tonnes.", "ok")
+
+
 def test_then_a_heavier_role_is_asked(desk: MakeDesk) -> None:
     at = desk(lambda role, request: "2 + 2 = 4" if role is Role.REASONING_HEAVY else "2 + 2 = 5")
 
