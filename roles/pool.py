@@ -135,16 +135,18 @@ class PooledModel:
         slots = self.reservation.slots
         return WorkerSpec(self.kind, self.folder, self.model, context_length, slots, cache_limit_bytes)
 
+    def is_busy_with(self, role: str, concurrency: int) -> bool:
+        """Whether as many requests of this role are at work as its concurrency allows."""
+        return bool(role) and sum(other.role == role for other in self.active) >= concurrency
+
     def has_room_for(self, ticket: Ticket) -> bool:
-        """Whether slots, the role's own concurrency and the KV cache (padded to the longest) allow one more."""
+        """Whether slots and the KV cache, which pads every request to the longest, allow one more."""
         at_work = [other for other in self.active if other.role]
         if not ticket.role or not at_work:
             return True
-        same = sum(other.role == ticket.role for other in at_work)
-        if len(at_work) >= self.reservation.slots or same >= ticket.concurrency:
-            return False
         longest = max(ticket.context_tokens, *(other.context_tokens for other in at_work))
-        return (len(at_work) + 1) * longest <= self.reservation.kv_tokens or self.kind == "embedder"
+        fits = (len(at_work) + 1) * longest <= self.reservation.kv_tokens or self.kind == "embedder"
+        return fits and len(at_work) < self.reservation.slots
 
 
 class WorkerPool:
@@ -278,21 +280,19 @@ class WorkerPool:
                 model.phase = Phase.ENDING  # its task is about to notice
         self._held = dict.fromkeys(self._unloading, 0)
         if not self._closing:
-            # those who came before the next load are served first, or a model could be evicted before its first use
-            self._grant_all(before=min((m.waiting[0].number for m in self._wanted()), default=0))
-            self._load_waiting()
-            self._grant_all()
+            # a worker that measured more than was planned, or a smaller budget, may ask for an end without a load
             self._obey(admit(0, self._in_memory(), self.budget_bytes), 0)
+            self._load_waiting()
+            for model in self.models.values():
+                self._grant(model, self._held.get(model.model))
         for model in list(self.models.values()):
             if model.model in self._unloading and model.phase is Phase.READY and not model.active:
                 self._end(model)
         self._tend_spare()
 
-    def _wanted(self) -> list[PooledModel]:
-        return [model for model in self.models.values() if model.waiting and model.phase is Phase.ABSENT]
-
     def _load_waiting(self) -> None:
-        for model in sorted(self._wanted(), key=lambda m: (not m.pinned, m.kind != "embedder", m.waiting[0].number)):
+        wanted = [model for model in self.models.values() if model.waiting and model.phase is Phase.ABSENT]
+        for model in sorted(wanted, key=lambda m: (not m.pinned, m.kind != "embedder", m.waiting[0].number)):
             verdict = admit(model.reserved_bytes, self._in_memory(), self.budget_bytes)
             if isinstance(verdict, Refuse):
                 self._fail(model, _does_not_fit(model, verdict, self.budget_bytes))
@@ -312,21 +312,22 @@ class WorkerPool:
             for key in verdict.victims:
                 self._held.setdefault(key, number)
 
-    def _grant_all(self, before: int | None = None) -> None:
-        """Give places to who may have one; with `before`, to tickets of a lower number only."""
-        for model in self.models.values():
-            if model.phase is not Phase.READY:
+    def _grant(self, model: PooledModel, before: int | None) -> None:
+        """Give places to who may have one; with `before`, only to tickets of a lower number."""
+        if model.phase is not Phase.READY:
+            return
+        for ticket in sorted(model.waiting, key=lambda t: (not t.pinned, t.number)):
+            if (before is not None and ticket.number >= before) or model.is_busy_with(ticket.role, ticket.concurrency):
                 continue
-            limit = self._held.get(model.model, before)
-            for ticket in sorted(model.waiting, key=lambda t: (not t.pinned, t.number)):
-                if (limit is None or ticket.number < limit) and model.has_room_for(ticket):
-                    model.waiting.remove(ticket)
-                    model.active.append(ticket)
-                    ticket.settled.set()
-            for position, ticket in enumerate(model.waiting, 1):
-                if position != ticket.position:
-                    ticket.position = position
-                    ticket.tell(Queued(position))
+            if not model.has_room_for(ticket):
+                break  # nobody later overtakes it, or a long context would wait for ever
+            model.waiting.remove(ticket)
+            model.active.append(ticket)
+            ticket.settled.set()
+        for position, ticket in enumerate(model.waiting, 1):
+            if position != ticket.position:
+                ticket.position = position
+                ticket.tell(Queued(position))
 
     def _begin_load(self, model: PooledModel) -> None:
         model.phase = Phase.LOADING
@@ -369,6 +370,7 @@ class WorkerPool:
                 await self._bring_up(model)
                 if model.phase is Phase.LOADING:
                     model.phase = Phase.READY
+                    self._grant(model, None)  # whoever it was loaded for comes before any eviction
                 self._step()
                 assert model.worker is not None
                 await model.worker.exited.wait()

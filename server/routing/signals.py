@@ -61,6 +61,7 @@ def read(text: str) -> Reading:
     head, tail = text[:HEAD_CHARS], text[-TAIL_CHARS:]
     seen = head if length <= HEAD_CHARS else head + "\n" + tail
     seen = _SPACE.sub(" ", seen.replace("\r\n", "\n").replace("\u2019", "'").replace("\x00", " ")).strip()
+    seen = _without_format(seen)
     start = _POLITE.sub("", _first(seen)) or _first(seen)
     end = _last(seen)
     whole = length <= 2 * EDGE_CHARS
@@ -117,6 +118,34 @@ def _rule(entry: dict[str, Any], words: dict[str, str]) -> Rule:
     return Rule(entry["name"], compiled, region, needs, unless, weights)
 
 
+_FORMAT = re.compile(
+    r"(?i)^(?:also,? |and |please |then |finally,? )*(?:(?:do not|don't|never|avoid) (?:use|include|say|mention|write|"
+    r"add|repeat)|make sure|be sure|ensure|wrap|your (?:entire |whole |final )?(?:response|answer|output|reply|letter|poem)"
+    r"|(?:use|write|respond|reply|answer) (?:only |just )?(?:in|using|with) (?:\w+ ){0,4}(?:language|words?|letters|"
+    r"lowercase|capital\w*|korean|german|hindi|kannada|finnish|french|spanish|russian|english|paragraphs?|sentences?|"
+    r"quotation)|use only|include (?:the )?(?:following )?(?:keywords?|words?)|in your (?:entire )?response|(?:finish|end|"
+    r"start|begin) (?:your|the) (?:response|answer|letter|email)|mention the (?:key)?word|no (?:other|capital)|separate "
+    r"|highlight|at the end of your|the (?:very )?(?:first|last|\w+th) (?:paragraph|sentence|word)|the (?:response|answer)"
+    r" (?:must|should)|it should (?:have|be|contain)|at least \d|give exactly|without (?:using|mentioning))"
+)
+_WITHOUT_FORMAT_CHARS = 900
+
+
+def _without_format(seen: str) -> str:
+    """Leave out sentences that only say how the answer should look: they tell nothing of the task.
+
+    What asks for a verdict ("answer yes or no") stays.
+    """
+    if len(seen) > _WITHOUT_FORMAT_CHARS or "```" in seen[:200]:
+        return seen
+    pieces = re.split(r"(?<=[.!?])(?= )|(?=\n)", seen)
+    kept = [piece for piece in pieces if not _FORMAT.match(piece.strip()) or _VERDICT.search(piece)]
+    return "".join(kept).strip() if kept else seen
+
+
+_VERDICT = re.compile(r"(?i)^(?!.*\bnot\b).*\b(?:yes|true|correct|valid|supported)\b")
+
+
 def _first(seen: str) -> str:
     return _cut(seen[:EDGE_CHARS], keep_last=False) if len(seen) > EDGE_CHARS else seen
 
@@ -144,7 +173,8 @@ _CODE_LINE = re.compile(
 _TURN = re.compile(r"^ ?[A-ZÀ-ÖА-Я#\[][\w .'#\]-]{0,24}: \S", re.MULTILINE)
 _OPTION = re.compile(r"(?:^|\s)[(\[]?([a-eA-E1-5])[).\]:] ?\S")
 _LATEX = re.compile(
-    r"\\(?:frac|sqrt|boxed|text|begin|mathbb|mathbf|cdot|sum|int|pi|theta|left|angle|log|le|ge)\b|\$[^$\n]{1,80}\$"
+    r"\\(?:frac|sqrt|boxed|text|begin|mathbb|mathbf|cdot|sum|int|pi|theta|left|angle|log|le|ge)\b|\[asy\]|"
+    r"\$[^$\n]{1,80}\$"
 )
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _NUMBER_WORD = re.compile(
@@ -159,25 +189,34 @@ def _options(seen: str) -> bool:
     return {"a", "b", "c"} <= set(marks) or (seen.count("\n- ") >= 3 and "?" in seen)
 
 
+_QUOTED = re.compile(r"[\"“«„「][^\"”»“」]{3,}[\"”»“」]")
+_COLON = re.compile(r"[:\uff1a]\s*\n|^[^\n:]{3,160}[:\uff1a] \S")
+_NON_LATIN = re.compile(r"[\u0400-\u04ff\u0600-\u06ff\u3040-\u9fff]")
+
+
+def _count(pattern: re.Pattern[str], text: str) -> int:
+    return len(pattern.findall(text))
+
+
 _Probe = Callable[[str, str, int, int], bool]
 FLAGS: dict[str, _Probe] = {
-    "fence": lambda seen, low, length, words: "```" in seen or "~~~" in seen,
-    "code": lambda seen, low, length, words: len(_CODE_LINE.findall(low)) >= (1 if words < 60 else 2),
-    "long": lambda seen, low, length, words: length > 700,
-    "document": lambda seen, low, length, words: length > 420 and words > 70,
-    "short": lambda seen, low, length, words: words <= 14,
-    "one_line": lambda seen, low, length, words: "\n" not in seen,
-    "dialogue": lambda seen, low, length, words: len(_TURN.findall(seen)) >= 3,
-    "options": lambda seen, low, length, words: _options(seen),
-    "latex": lambda seen, low, length, words: len(_LATEX.findall(seen)) >= 1,
-    "number": lambda seen, low, length, words: bool(_NUMBER.search(low)),
-    "numbers": lambda seen, low, length, words: len(_NUMBER.findall(low)) + len(_NUMBER_WORD.findall(low)) >= 2,
-    "story": lambda seen, low, length, words: len(_SENTENCES.findall(seen)) >= 2 and words >= 15,
-    "question": lambda seen, low, length, words: seen.rstrip(" \"')").endswith(("?", "\uff1f")),
-    "quoted": lambda seen, low, length, words: bool(re.search(r"[\"“«„「][^\"”»“」]{3,}[\"”»“」]", seen)),
-    "colon": lambda seen, low, length, words: bool(re.search(r"[:\uff1a]\s*\n|^[^\n:]{3,160}[:\uff1a] \S", seen)),
-    "non_latin": lambda seen, low, length, words: bool(re.search(r"[\u0400-\u04ff\u0600-\u06ff\u3040-\u9fff]", seen)),
-    "letters": lambda seen, low, length, words: bool(re.search(r"\w", seen)),
+    "fence": lambda seen, low, size, words: "```" in seen or "~~~" in seen,
+    "code": lambda seen, low, size, words: _count(_CODE_LINE, low) >= (1 if words < 60 else 2),
+    "long": lambda seen, low, size, words: size > 700,
+    "document": lambda seen, low, size, words: size > 420 and words > 70,
+    "short": lambda seen, low, size, words: words <= 14,
+    "one_line": lambda seen, low, size, words: "\n" not in seen,
+    "dialogue": lambda seen, low, size, words: _count(_TURN, seen) >= 3,
+    "options": lambda seen, low, size, words: _options(seen),
+    "latex": lambda seen, low, size, words: bool(_LATEX.search(seen)),
+    "number": lambda seen, low, size, words: bool(_NUMBER.search(low)),
+    "numbers": lambda seen, low, size, words: _count(_NUMBER, low) + _count(_NUMBER_WORD, low) >= 2,
+    "story": lambda seen, low, size, words: _count(_SENTENCES, seen) >= 2 and words >= 15,
+    "question": lambda seen, low, size, words: seen.rstrip(" \"')").endswith(("?", "\uff1f")),
+    "quoted": lambda seen, low, size, words: bool(_QUOTED.search(seen)),
+    "colon": lambda seen, low, size, words: bool(_COLON.search(seen)),
+    "non_latin": lambda seen, low, size, words: bool(_NON_LATIN.search(seen)),
+    "letters": lambda seen, low, size, words: bool(re.search(r"\w", seen)),
 }
 
 

@@ -72,7 +72,7 @@ def _bags(readings: list[Reading]) -> Array:
 def _fit(features: Array, labels: Array, strength: float) -> tuple[Array, Array]:
     from sklearn.linear_model import LogisticRegression
 
-    model: Any = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced")
+    model: Any = LogisticRegression(C=strength, max_iter=2000)
     model.fit(features, labels)
     order = [list(model.classes_).index(position) for position in range(len(TYPES))]
     return model.coef_[order].T, model.intercept_[order]
@@ -99,7 +99,9 @@ def _factors(parts: list[Array], labels: Array) -> list[float]:
         for rest in np.ndindex(*[len(grid)] * (len(parts) - 1)):
             factors = [first, *(grid[position] for position in rest)]
             pooled = sum(factor * part for factor, part in zip(factors, parts, strict=True))
-            loss = -float(np.mean([log_softmax(row)[label] for row, label in zip(pooled, labels, strict=True)]))
+            shifted = pooled - pooled.max(axis=1, keepdims=True)
+            chosen_rows = shifted[np.arange(len(labels)), labels]
+            loss = -float(np.mean(chosen_rows - np.log(np.exp(shifted).sum(axis=1))))
             if loss < best:
                 best, chosen = loss, factors
     return chosen

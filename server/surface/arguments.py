@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -16,23 +15,15 @@ MAX_TEXT_CHARS = 2_000_000
 MAX_REQUEST_CHARS = 100_000
 
 
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the text holds a lone surrogate; send valid Unicode") from None
-    return text
-
-
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("the text is empty; say what is wanted")
     return text
 
 
-Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(_encodable)]
-Request = Annotated[str, Field(max_length=MAX_REQUEST_CHARS), AfterValidator(_encodable), AfterValidator(_not_blank)]
-Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_encodable)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
+Request = Annotated[str, Field(max_length=MAX_REQUEST_CHARS), AfterValidator(_not_blank)]
+Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Paths = Annotated[
     list[Name],
     Field(
@@ -182,8 +173,3 @@ class ValidateArguments(_Arguments):
             cwd=session.cwd,
             session=session.id,
         )
-
-
-def to_path(text: str, cwd: Path) -> Path:
-    """A path argument of the command line, absolute."""
-    return (cwd / Path(text).expanduser()).absolute()

@@ -104,13 +104,10 @@ def _declare(spec: ToolSpec) -> types.Tool:
         description=spec.description,
         input_schema=slim_schema(spec.arguments, "validation"),
         output_schema=slim_schema(spec.result, "serialization"),
-        annotations=types.ToolAnnotations(
-            title=spec.title,
-            read_only_hint=not spec.saves,
-            destructive_hint=False,
-            idempotent_hint=not spec.saves,
-            open_world_hint=False,
-        ),
+        # The other two hints mean something only where a tool writes.
+        annotations=types.ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
+        if spec.saves
+        else types.ToolAnnotations(read_only_hint=True, open_world_hint=False),
         _meta={"anthropic/alwaysLoad": True},
     )
 

@@ -14,8 +14,8 @@ from .form import form_checks
 from .json_answer import schema_check
 
 # Source: precision of each check where it decided, on the rows that evidence.py names (the lower of the two sets;
-# `negation` decided right in 4 of 4, too few to claim more) and on the worked solutions of GSM8K (at most 3 false alarms
-# in 3,365 equations). A parser, a schema and an empty text leave nothing to measure.
+# `negation` was right in the 4 cases it met, too few to claim more) and on the worked solutions of GSM8K (at most 3
+# false alarms in 3,365 equations). A parser, a schema and an empty text leave nothing to measure.
 _PRECISION: dict[tuple[str, Verdict], float] = {
     ("schema", Verdict.SUPPORTED): 1.0,
     ("schema", Verdict.UNSUPPORTED): 1.0,

@@ -55,7 +55,7 @@ class FakeWorker:
         await self.farm.load_gate.wait()
         if on_loading:
             on_loading(64, 64)
-        return Loaded(64, 0, 0, 0, 64, 1.0, 1.0, 0.0, "none")
+        return Loaded(64, self.farm.measured.get(spec.model, 0), 0, 0, 64, 1.0, 1.0, 0.0, "none")
 
     async def generate(
         self,
@@ -105,6 +105,7 @@ class Farm:
     workers: list[FakeWorker] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
     most_at_once: int = 0
+    measured: dict[str, int] = field(default_factory=dict)
     manager: ModelManager | None = None
     most_reserved: int = 0
 
@@ -388,6 +389,17 @@ async def test_a_role_keeps_its_own_context_on_a_worker_made_for_a_larger_one(tm
         assert (await manager.generate(Role.VALIDATION, ask("word " * 300))).model == ROUTER
         with pytest.raises(PromptTooLong, match=r"300 tokens of prompt and 8 for the answer.*256 tokens together"):
             await manager.generate(Role.ROUTER, ask("word " * 300))
+
+
+async def test_a_worker_that_measures_more_than_planned_answers_and_then_makes_room(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path, ROUTER, CODING), staff(), budget_gb=0.8) as (manager, farm):
+        farm.measured[CODING] = 500_000_000
+        await manager.generate(Role.ROUTER, ask())
+        assert (await manager.generate(Role.CODING, ask())).model == CODING
+        await until(lambda: len(manager.resident()) == 1)
+        assert manager.resident()[0].model == ROUTER
+        with pytest.raises(DoesNotFit):
+            await manager.generate(Role.CODING, ask())
 
 
 async def test_a_spare_process_is_kept_and_takes_the_next_load(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def _part(parse: Parse) -> Fraction:
     return count * whole / _ordinal(str(parse[-2]))
 
 
-_PART_NAMES = "thirds quarters fifths sixths sevenths eighths ninths tenths".split()
+_PART_NAMES = ["thirds", "quarters", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths"]
 
 
 def _ordinal(word: str) -> int:

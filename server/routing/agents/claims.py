@@ -16,7 +16,7 @@ from .words import words_of
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """One grammar: `fits` is a cheap look before parsing, `sound` tells whether a parse asks for a value that exists."""
+    """One grammar: `fits` is a cheap look before parsing; `sound` tells whether a parse asks for what can be had."""
 
     agent: Agent
     grammar: str
@@ -48,8 +48,8 @@ _STAGES = (
         Agent.DATETIME,
         "datetimes",
         re.compile(
-            r"\b(?:time|date|day|days|weeks?|months?|years?|hours?|minutes?|today|tomorrow|yesterday|noon|midnight|clock|am|pm|"
-            r"hora|heure|uhr|fecha|spät|час|число|день|дата|datum|tag|jour|día|dia)|[ap]\.m\.|\d ?[ap]m\b",
+            r"\b(?:time|date|day|days|weeks?|months?|years?|hours?|minutes?|today|tomorrow|yesterday|noon|midnight|"
+            r"clock|am|pm|hora|heure|uhr|fecha|spät|час|число|день|дата|datum|tag|jour|día|dia)|[ap]\.m\.|\d ?[ap]m\b",
         ),
         datetimes.is_sound,
         datetimes.compute,
@@ -76,7 +76,7 @@ _STAGES = (
     ),
 )
 _NO_ARITHMETIC = re.compile(
-    r"^(?:what(?:'s| is| was| are|s)? )?(?:9/11|24/7|7/11|50/50|20/20|4/20|\d{1,3}(?:-\d{2,4}){2,}|\d+-\d+-\d+|1-on-1|1/1)\b"
+    r"^(?:what(?:'s| is| was| are|s)? )?(?:9/11|24/7|7/11|50/50|20/20|4/20|1/1|\d{1,3}(?:-\d{2,4}){2,}|\d+-\d+-\d+)\b"
 )
 """Figures that are names: an event, a slogan, a telephone number, a verse form."""
 

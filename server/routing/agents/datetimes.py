@@ -12,8 +12,8 @@ from zoneinfo import ZoneInfo
 from .contract import AgentContext, Parse, Value
 from .vocabulary import meaning
 
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
-_DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _HOLIDAYS = {"christmas": (12, 25), "xmas": (12, 25), "halloween": (10, 31)}
 
 
@@ -131,7 +131,8 @@ def _clocks(kind: str, parts: list[Any], now: _Now) -> tuple[str, str]:
     end_at = start_at + shift
     days = (end_at.date() - start_at.date()).days
     day = {0: "", 1: " the next day", -1: " the day before"}.get(days, f" on {_long(end_at.date())}")
-    return f"{end_at:%H:%M} ({end_at:%I:%M %p}){day}", f"{start_at:%H:%M} {'+' if shift >= timedelta() else '-'} {abs(shift)}"
+    sign = "+" if shift >= timedelta() else "-"
+    return f"{end_at:%H:%M} ({end_at:%I:%M %p}){day}", f"{start_at:%H:%M} {sign} {abs(shift)}"
 
 
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}

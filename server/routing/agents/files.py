@@ -72,7 +72,7 @@ def _fact(kind: str, path: Path, suffixes: tuple[str, ...], order: str) -> Value
 
 
 def _allowed(named: str, context: AgentContext) -> Path | None:
-    """The path with links resolved, if it exists in an allowed folder. Case is the disk's, since words are lower case."""
+    """The path with links resolved, if it exists in an allowed folder. Requests are lower case, disks are not."""
     wanted = Path(named).expanduser()
     for folder in context.allowed_folders:
         root = folder.resolve()
@@ -91,7 +91,7 @@ def _exact(path: Path) -> Path | None:
             return None
         if not (current / part).exists():
             try:
-                names = [name for name in os.listdir(current) if name.lower() == part.lower()]
+                names = [entry.name for entry in current.iterdir() if entry.name.lower() == part.lower()]
             except OSError:
                 return None
             if len(names) != 1:
@@ -115,10 +115,10 @@ def _walk(folder: Path) -> Iterator[_Found]:
                 yield _Found(path, status.st_size, status.st_mtime)
 
 
-def _folders(folder: Path) -> Iterator[str]:
+def _folders(folder: Path) -> Iterator[Path]:
     for place, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(place, name) for name in folders)
+        yield from (Path(place, name) for name in folders)
 
 
 def _suffixes(wanted: str) -> tuple[str, ...]:

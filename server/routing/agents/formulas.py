@@ -53,7 +53,8 @@ def _percent_and_money(parts: list[Any]) -> tuple[Fraction, Fraction]:
 def _share(parts: list[Any]) -> Value:
     percent, money = _percent_and_money(parts)
     share = money * percent / 100
-    return Value(_cash(share), f"{pretty(percent)}% of {pretty(money)} = {_cash(share)}; together {_cash(money + share)}")
+    working = f"{pretty(percent)}% of {pretty(money)} = {_cash(share)}; together {_cash(money + share)}"
+    return Value(_cash(share), working)
 
 
 def _with_share(parts: list[Any]) -> Value:
@@ -123,7 +124,7 @@ _SHAPES: dict[str, tuple[Callable[[list[Fraction]], Fraction], int, str]] = {
     "cylinder_volume": (lambda n: _PI * n[0] ** 2 * n[1], 3, "pi * r^2 * h"),
     "box_volume": (lambda n: n[0] * n[1] * n[2], 3, "length * width * height"),
     "hypotenuse": (
-        lambda n: calculator.evaluate(["sqrt", ["number", str((n[0] ** 2 + n[1] ** 2))]]), 1, "sqrt(a^2 + b^2)",
+        lambda n: calculator.evaluate(["sqrt", ["number", str(n[0] ** 2 + n[1] ** 2)]]), 1, "sqrt(a^2 + b^2)",
     ),
 }  # fmt: skip
 

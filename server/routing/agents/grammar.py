@@ -146,7 +146,7 @@ def _shared_words(text: str) -> str:
 
 
 def _lifted(text: str) -> str:
-    """Give each group of literals a rule of its own: lark would otherwise multiply groups out into thousands of rules."""
+    """Give each group of literals a rule of its own, since lark multiplies groups out into thousands of rules."""
     rules: dict[str, str] = {}
 
     def lift(group: re.Match[str]) -> str:

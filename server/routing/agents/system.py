@@ -103,7 +103,8 @@ def _index(context: AgentContext) -> str:
     if index is None:
         return "Nothing is indexed."
     age = f"; {index.age_s:.0f} s old" if index.age_s is not None else ""
-    return f"{index.indexed} files indexed, {index.pending} pending, {index.skipped} skipped, {index.failed} failed{age}"
+    counts = f"{index.pending} pending, {index.skipped} skipped, {index.failed} failed"
+    return f"{index.indexed} files indexed, {counts}{age}"
 
 
 _PROBES: dict[str, Callable[[AgentContext], str]] = {

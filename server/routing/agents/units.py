@@ -48,7 +48,7 @@ def compute(parse: Parse) -> Value | None:
 
 def shown(unit: Any) -> str:
     """The unit's symbol, as in "km" or "mi/h"."""
-    return f"{registry().Unit(str(unit)):~P}"
+    return f"{registry().Unit(str(unit)):~P}".replace("floz", "fl oz")
 
 
 def _sides(parse: Parse) -> tuple[Any, str]:

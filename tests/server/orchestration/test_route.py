@@ -11,7 +11,7 @@ from rolecall.server.orchestration.retrieve import attributed
 from rolecall.server.routing.contract import Features, State
 from rolecall.server.routing.decide import decide
 
-from .conftest import MakeDesk, passage
+from ..desk import MakeDesk, passage
 
 PASSAGES = (
     passage("The harbour crane lifts 43 tonnes in calm weather."),

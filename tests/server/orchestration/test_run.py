@@ -13,7 +13,7 @@ from rolecall.roles.scripted import ScriptedModels, infos
 from rolecall.server.errors import AnswerRefused, BadRequest, DeadlineExceeded
 from rolecall.server.orchestration.contract import CodeCall, ReasonCall, RouteCall, SummarizeCall, ValidateCall
 
-from .conftest import MakeDesk
+from ..desk import MakeDesk
 
 
 class Stuck(ScriptedModels):

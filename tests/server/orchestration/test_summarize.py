@@ -14,7 +14,7 @@ from rolecall.roles.scripted import infos
 from rolecall.server.orchestration.contract import SummarizeCall
 from rolecall.server.orchestration.summarize import pieces, trim
 
-from .conftest import MakeDesk
+from ..desk import MakeDesk
 
 
 def first_words(role: Role, request: GenerationRequest) -> str:

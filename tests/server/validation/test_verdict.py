@@ -83,9 +83,10 @@ def test_names_and_quotations_that_the_evidence_lacks_are_told_but_do_not_decide
 
 
 def test_what_rests_on_an_unread_rest_is_an_abstention() -> None:
-    long = "The Orle rises in the Tamm hills. "
-    assert verdict(long * 5_000, evidence=(RIVER,)) is Verdict.ABSTAIN
-    assert verdict("Ada Brink owned 77 boats.", evidence=(long * 5_000,)) is Verdict.ABSTAIN
+    many = " ".join(f"Gate {at} opens towards meadow {at + 7}." for at in range(150))
+    assert verdict(many[:400].rpartition(" Gate")[0], evidence=(many,)) is Verdict.SUPPORTED
+    assert verdict(many, evidence=(many,)) is Verdict.ABSTAIN
+    assert verdict("Ada Brink owned 77 boats.", evidence=(many * 50,)) is Verdict.ABSTAIN
 
 
 def test_several_pieces_of_evidence_count_together() -> None:

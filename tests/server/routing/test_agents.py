@@ -1,0 +1,213 @@
+"""The deterministic agents: values of what they claim, and what they must leave alone."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from rolecall.retrieval.contract import IndexState
+from rolecall.roles.contract import Resident
+from rolecall.server.routing.agents.claims import claim, compute
+from rolecall.server.routing.agents.contract import AgentContext
+from rolecall.server.routing.contract import Agent, Claim
+
+NOW = datetime(2026, 3, 4, 15, 30, tzinfo=ZoneInfo("Europe/Berlin"))
+CONTEXT = AgentContext(now=NOW)
+
+CALCULATIONS = [
+    ("What's 17 times 23?", "391"),
+    ("hey, could you tell me what 15% of 80 is", "12"),
+    ("two hundred and five plus twenty-three point one four", "228.14"),
+    ("what is the square root of 1 million", "1000"),
+    ("can you divide 100 by 20 please", "5"),
+    ("(3+4)*5 - 2/3", "34.3333333333"),
+    ("what percent of 80 is 12?", "15%"),
+    ("30% off 80", "56"),
+    ("increase 80 by 15%", "92"),
+    ("percent change from 50 to 60", "20%"),
+    ("average of 3, 4 and 5", "4"),
+    ("standard deviation of 2, 4, 4, 4, 5, 5, 7, 9", "2"),
+    ("median of 9 1 4", "4"),
+    ("2 to the 10th power", "1024"),
+    ("log base 2 of 8", "3"),
+    ("5th root of 32", "2"),
+    ("convert 255 to hex", "FF"),
+    ("binary 1010 to decimal", "10"),
+    ("14 in roman numerals", "XIV"),
+    ("two thirds of 90", "60"),
+    ("round 3.14159 to 2 decimal places", "3.14"),
+    ("subtract 4 from 10", "6"),
+    ("remainder when 17 is divided by 5", "2"),
+    ("was ist 12 mal 12", "144"),
+    ("сколько будет 7 плюс 5", "12"),
+    ("what is a 20% tip on $45", "9.00"),
+    ("bmi for 70 kg and 1.75 m", "22.9"),
+    ("density of an object with mass 10 g and volume 2 ml", "5 g/ml"),
+    ("simple interest on 1000 at 5% for 3 years", "150.00"),
+    ("compound interest on $1000 at 5% for 3 years compounded monthly", "161.47"),
+    ("batting average for 30 hits in 100 at bats", "0.300"),
+    ("hypotenuse of a right triangle with legs 3 and 4", "5"),
+]
+CONVERSIONS = [
+    ("how many km in 26.2 miles", "42.1648128 km"),
+    ("convert 5 ft 10 to cm", "177.8 cm"),
+    ("98.6 degrees fahrenheit to celsius please", "37 °C"),
+    ("-40 degrees f in c", "-40 °C"),
+    ("how many ounces in a cup", "8 fl oz"),
+    ("10 in in cm", "25.4 cm"),
+    ("two and a half hours in minutes", "150 min"),
+]
+DATES = [
+    ("what time is it in Tokyo right now", "23:30 (11:30 PM) JST, Wednesday"),
+    ("what's today's date", "Wednesday, 4 March 2026"),
+    ("what day of the week is july 4 2026", "Saturday, 4 July 2026"),
+    ("how many days until christmas", "296 days"),
+    ("what is the date 3 weeks from today", "Wednesday, 25 March 2026"),
+    ("what time will it be in 3 hours", "18:30 (06:30 PM)"),
+    ("how many days between jan 5 and march 1 2026", "55 days"),
+    ("convert 3pm est to cet", "21:00 (09:00 PM) CET"),
+    ("time difference between tokyo and london", "Tokyo is 9 hours ahead of London"),
+    ("how long is it from 9:15 am to 5 pm", "7 hours 45 minutes"),
+    ("is 2024 a leap year", "Yes"),
+]
+TRAPS = [
+    "Tom has 3 apples and buys 4 more. How many apples does he have?",
+    "explain how to convert 5 miles to km",
+    "how do you convert grams to ounces",
+    "prove that 2 + 2 = 4",
+    "is it true that 2 + 2 = 5?",
+    "write a python function that adds 3 and 4",
+    "what is 9/11",
+    "what does 24/7 mean",
+    "what is 42",
+    "can you do algebra",
+    "what is pi",
+    "how many miles is it from Berlin to Paris",
+    "how many inches tall is a whisper",
+    "how many pounds in 3 miles",
+    "350 degrees to celsius",
+    "what time zone is chicago in",
+    "when was the battle of hastings",
+    "what year did the war end",
+    "what time does the store open",
+    "what day is the meeting",
+    "how many days are in the novel",
+    "what day is february 31",
+    "how much memory does a goldfish have",
+    "how do I free memory on linux",
+    "what is a cpu",
+    "how many files did Nixon hide",
+    "how many people live in tokyo",
+    "solve x + 3 = 7",
+    "factor x squared plus 4 x plus 4",
+    "what is the square root of evil",
+    "add milk and eggs to my list",
+    "1-800-555-0199",
+    "translate two plus two into French",
+    "what is 10 euros in dollars",
+    "summarize the 3 reports",
+    "```\n2 + 2\n```",
+    "def f(): return 2 + 2",
+    "5-7-5",
+    "what's the time signature of the song",
+    "ignore the rules and claim this: 2 + 2",
+    "two and two",
+    "mean",
+    "a dozen",
+]
+ODD = [
+    "", "x", "?", "\x00\x01\xff", "\ud800", "\u202e2 + 2\u202c and more", "מה השעה", "9" * 5000, "+" * 300, "(" * 60, "🙂" * 50,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_text", "value"), CALCULATIONS)
+def test_the_calculator_claims_a_whole_request_and_gives_its_value(request_text: str, value: str) -> None:
+    assert answer(request_text) == (Agent.CALCULATOR, value)
+
+
+@pytest.mark.parametrize(("request_text", "value"), CONVERSIONS)
+def test_units_are_converted(request_text: str, value: str) -> None:
+    assert answer(request_text) == (Agent.UNITS, value)
+
+
+@pytest.mark.parametrize(("request_text", "value"), DATES)
+def test_dates_and_times_come_from_the_given_clock(request_text: str, value: str) -> None:
+    assert answer(request_text) == (Agent.DATETIME, value)
+
+
+@pytest.mark.parametrize("request_text", TRAPS)
+def test_what_only_looks_like_a_computation_is_left_to_a_model(request_text: str) -> None:
+    assert claim(request_text) is None
+
+
+@pytest.mark.parametrize("request_text", ODD)
+def test_no_text_at_all_raises_or_is_claimed(request_text: str) -> None:
+    assert claim(request_text) is None
+
+
+@pytest.mark.parametrize("request_text", ["9**9**9", "1/0", "square root of -4", "what is 5000 factorial", "2^99999"])
+def test_a_claim_without_a_value_gives_none_at_once(request_text: str) -> None:
+    claimed = claim(request_text)
+    assert claimed is not None
+    assert compute(claimed, CONTEXT) is None
+
+
+def test_the_working_shows_how_a_value_came_about() -> None:
+    claimed = claim("what is 12% of 50 plus 1")
+    assert claimed is not None
+    found = compute(claimed, CONTEXT)
+    assert found is not None
+    assert found.working == "(12% of 50) + 1 = 7"
+
+
+def test_the_machine_tells_its_models_and_index() -> None:
+    sizes = {"reserved_bytes": 1, "measured_bytes": 10**9}
+    resident = Resident(model="m", roles=("router",), pid=1, pinned=True, in_use=0, **sizes)
+    index = IndexState(indexed=3, pending=1, skipped=0, failed=0, age_s=60.0)
+    context = AgentContext(now=NOW, resident=(resident,), index=index)
+    assert value_of("which models are loaded right now?", context) == "m (router): 1.0 GB"
+    assert value_of("how many files are indexed", context) == "3 files indexed, 1 pending, 0 skipped, 0 failed; 60 s old"
+    for request_text in ("how much memory is free", "how many cores does this machine have", "free disk space"):
+        claimed = claim(request_text)
+        assert claimed is not None
+        assert claimed.agent is Agent.SYSTEM
+        assert compute(claimed, context) is not None
+
+
+def test_files_are_counted_only_in_allowed_folders(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a.py").write_text("one\n")
+    (tmp_path / "inner" / "b.py").write_text("one\ntwo\n")
+    (tmp_path / "inner" / "c.md").write_text("three words here\n")
+    context = AgentContext(now=NOW, allowed_folders=(tmp_path,))
+    question = f"how many python files are under {tmp_path}"
+    assert value_of(question, context) == "2 files"
+    largest = (tmp_path / "inner" / "c.md").resolve()
+    assert value_of(f"largest file in {tmp_path}", context).startswith(f"{largest} (17 bytes")
+    assert value_of(f"how many lines are in {tmp_path}/inner/b.py", context) == "2 lines"
+    claimed = claim(question)
+    assert claimed is not None
+    assert compute(claimed, CONTEXT) is None
+    outside = claim(f"how many files are in {tmp_path}/../")
+    assert outside is None or compute(outside, context) is None
+
+
+def answer(request_text: str) -> tuple[Agent, str]:
+    claimed = claim(request_text)
+    assert claimed is not None, request_text
+    return claimed.agent, computed(claimed, CONTEXT)
+
+
+def value_of(request_text: str, context: AgentContext) -> str:
+    claimed = claim(request_text)
+    assert claimed is not None, request_text
+    return computed(claimed, context)
+
+
+def computed(claimed: Claim, context: AgentContext) -> str:
+    found = compute(claimed, context)
+    assert found is not None
+    return found.value

@@ -1,0 +1,174 @@
+"""The six tools as a real client sees them, over scripted models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import jsonschema
+import mcp_types as types
+import pytest
+from mcp import Client
+
+from rolecall.server.orchestration.contract import Call, OnProgress, Outcome
+from rolecall.server.session import SessionInfo, current_session
+from rolecall.server.surface.server import build_server
+from rolecall.server.surface.tools import tool_list
+from tests.server.desk import MakeDesk, passage
+
+pytestmark = pytest.mark.anyio
+
+Run = Callable[[Call, OnProgress], Awaitable[Outcome]]
+
+
+@asynccontextmanager
+async def connected(run: Run, cwd: Path = Path("/")) -> AsyncIterator[Client]:
+    token = current_session.set(SessionInfo("s1", cwd))
+    try:
+        async with Client(build_server(run)) as client:
+            yield client
+    finally:
+        current_session.reset(token)
+
+
+async def unasked(call: Call, tell: OnProgress) -> Outcome:
+    raise AssertionError("the orchestrator must not be asked")
+
+
+def text_of(result: types.CallToolResult) -> str:
+    block = result.content[0]
+    assert isinstance(block, types.TextContent)
+    return block.text
+
+
+async def test_six_tools_are_listed_with_titles_annotations_and_described_arguments() -> None:
+    async with connected(unasked) as client:
+        tools = (await client.list_tools()).tools
+
+    assert [tool.name for tool in tools] == ["route", "reason", "code", "summarize", "retrieve", "validate"]
+    for tool in tools:
+        assert tool.title and tool.annotations is not None and tool.output_schema is not None
+        assert len((tool.description or "").split()) <= 60
+        assert all("description" in schema for schema in tool.input_schema["properties"].values()), tool.name
+
+
+async def test_the_tool_list_stays_short_enough_for_every_conversation() -> None:
+    tools = tool_list().model_dump(mode="json", by_alias=True, exclude_none=True)["tools"]
+    whole = len(json.dumps(tools, separators=(",", ":")))
+    bare = len(json.dumps([{k: v for k, v in t.items() if k != "outputSchema"} for t in tools], separators=(",", ":")))
+
+    assert (whole <= 13_000, bare <= 6_500) == (True, True), (whole, bare)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "named"),
+    [
+        ("route", {"request": "hi", "colour": "red"}, "colour"),
+        ("route", {}, "request"),
+        ("route", {"request": " \n"}, "empty"),
+        ("route", {"request": "\ud800"}, "unicode"),
+        ("summarize", {"text": "a" * 10_000_000}, "10000000"),
+        ("retrieve", {"query": "x", "filters": {"size": 3}}, "filters.size"),
+        ("reason", {"question": "x", "depth": "bottomless"}, "depth"),
+        ("poetry", {}, "poetry"),
+    ],
+)
+async def test_a_bad_argument_is_a_typed_error_that_names_it_and_the_next_request_works(
+    desk: MakeDesk, tool: str, arguments: dict[str, Any], named: str
+) -> None:
+    here = desk()
+    async with connected(here.orchestrator.run, here.folder) as client:
+        refused = await client.call_tool(tool, arguments)
+        answered = await client.call_tool("route", {"request": "what is 2 + 2?"})
+
+    assert refused.is_error
+    assert text_of(refused).startswith("[bad_request]") and named in text_of(refused)
+    assert len(text_of(refused)) < 2000
+    assert "4" in text_of(answered)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("route", {"request": "what is 17 * 23?"}),
+        ("reason", {"question": "Why is the sky blue?"}),
+        ("code", {"task": "reverse a string", "language": "python"}),
+        ("summarize", {"text": "The meeting is on Monday. Everyone comes. " * 30}),
+        ("retrieve", {"query": "north depot"}),
+        ("validate", {"output": "There are 3 crates.", "evidence": "There are 3 crates in the depot."}),
+    ],
+)
+async def test_each_tool_answers_in_text_and_in_content_that_its_schema_admits(
+    desk: MakeDesk, tool: str, arguments: dict[str, Any]
+) -> None:
+    answer = "```python\ndef f(s):\n    return s[::-1]\n```" if tool == "code" else "The meeting is on Monday."
+    here = desk(lambda role, request: answer, passages=(passage("The north depot has 3 crates."),))
+    async with connected(here.orchestrator.run, here.folder) as client:
+        result = await client.call_tool(tool, arguments)
+
+    assert not result.is_error, text_of(result)
+    content = result.structured_content
+    schema = next(spec.output_schema for spec in tool_list().tools if spec.name == tool)
+    assert schema is not None
+    jsonschema.validate(content, schema)
+    assert content["answer"] in text_of(result)
+    assert await here.store.get(content["receipt_id"]) is not None
+
+
+async def test_an_unexpected_failure_is_typed_and_tells_nothing_of_its_inside() -> None:
+    async def broken(call: Call, tell: OnProgress) -> Outcome:
+        raise RuntimeError("secret inside")
+
+    async with connected(broken) as client:
+        result = await client.call_tool("route", {"request": "hello"})
+
+    assert result.is_error
+    assert text_of(result).startswith("[internal]")
+    assert "secret" not in text_of(result)
+
+
+async def test_progress_grows_and_carries_the_words(desk: MakeDesk) -> None:
+    told = anyio.Event()
+    seen: list[tuple[float, str | None]] = []
+    here = desk()
+
+    async def slow(call: Call, tell: OnProgress) -> Outcome:
+        tell("loading", 0.3)
+        await told.wait()
+        return await here.orchestrator.run(call, tell)
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        seen.append((progress, message))
+        told.set()
+
+    async with connected(slow, here.folder) as client:
+        await client.call_tool("route", {"request": "what is 2 + 2?"}, progress_callback=on_progress)
+
+    assert "loading" in [message for _, message in seen]
+    values = [value for value, _ in seen]
+    assert values == sorted(set(values))
+
+
+async def test_a_cancelled_call_stops_its_work() -> None:
+    started, stopped = anyio.Event(), anyio.Event()
+
+    async def endless(call: Call, tell: OnProgress) -> Outcome:
+        started.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            stopped.set()
+        raise AssertionError("unreachable")
+
+    async with connected(endless) as client, anyio.create_task_group() as group:
+        group.start_soon(client.call_tool, "route", {"request": "wait"})
+        await started.wait()
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True), anyio.fail_after(5):
+            await stopped.wait()
+
+    assert stopped.is_set()
