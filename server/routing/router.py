@@ -91,9 +91,7 @@ class Router:
             "roles": [[choice.role.value, choice.model, choice.context_length] for choice in roles],
             "embedder": embedder.identity if embedder else None,
         }
-        return Snapshot(
-            sha256=canonical_sha256(content), profile=self.profile_name, roles=roles, has_index=has_index
-        )
+        return Snapshot(sha256=canonical_sha256(content), profile=self.profile_name, roles=roles, has_index=has_index)
 
     async def decide(
         self, text: str, state: State | None = None, *, extra_tokens: int = 0, has_paths: bool = False

@@ -118,16 +118,6 @@ def _rule(entry: dict[str, Any], words: dict[str, str]) -> Rule:
     return Rule(entry["name"], compiled, region, needs, unless, weights)
 
 
-_FORMAT = re.compile(
-    r"(?i)^(?:also,? |and |please |then |finally,? )*(?:(?:do not|don't|never|avoid) (?:use|include|say|mention|write|"
-    r"add|repeat)|make sure|be sure|ensure|wrap|your (?:entire |whole |final )?(?:response|answer|output|reply|letter|poem)"
-    r"|(?:use|write|respond|reply|answer) (?:only |just )?(?:in|using|with) (?:\w+ ){0,4}(?:language|words?|letters|"
-    r"lowercase|capital\w*|korean|german|hindi|kannada|finnish|french|spanish|russian|english|paragraphs?|sentences?|"
-    r"quotation)|use only|include (?:the )?(?:following )?(?:keywords?|words?)|in your (?:entire )?response|(?:finish|end|"
-    r"start|begin) (?:your|the) (?:response|answer|letter|email)|mention the (?:key)?word|no (?:other|capital)|separate "
-    r"|highlight|at the end of your|the (?:very )?(?:first|last|\w+th) (?:paragraph|sentence|word)|the (?:response|answer)"
-    r" (?:must|should)|it should (?:have|be|contain)|at least \d|give exactly|without (?:using|mentioning))"
-)
 _WITHOUT_FORMAT_CHARS = 900
 
 
@@ -139,8 +129,15 @@ def _without_format(seen: str) -> str:
     if len(seen) > _WITHOUT_FORMAT_CHARS or "```" in seen[:200]:
         return seen
     pieces = re.split(r"(?<=[.!?])(?= )|(?=\n)", seen)
-    kept = [piece for piece in pieces if not _FORMAT.match(piece.strip()) or _VERDICT.search(piece)]
+    layout = _layout()
+    kept = [piece for piece in pieces if not layout.match(piece.strip()) or _VERDICT.search(piece)]
     return "".join(kept).strip() if kept else seen
+
+
+@cache
+def _layout() -> re.Pattern[str]:
+    pattern: str = yaml.safe_load(rules_text())["layout"]
+    return re.compile(pattern)
 
 
 _VERDICT = re.compile(r"(?i)^(?!.*\bnot\b).*\b(?:yes|true|correct|valid|supported)\b")

@@ -70,7 +70,7 @@ def _bags(readings: list[Reading]) -> Array:
 
 
 def _fit(features: Array, labels: Array, strength: float) -> tuple[Array, Array]:
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped,unused-ignore]
 
     model: Any = LogisticRegression(C=strength, max_iter=2000)
     model.fit(features, labels)
@@ -98,7 +98,7 @@ def _factors(parts: list[Array], labels: Array) -> list[float]:
     for first in grid:
         for rest in np.ndindex(*[len(grid)] * (len(parts) - 1)):
             factors = [first, *(grid[position] for position in rest)]
-            pooled = sum(factor * part for factor, part in zip(factors, parts, strict=True))
+            pooled: Array = np.sum([factor * part for factor, part in zip(factors, parts, strict=True)], axis=0)
             shifted = pooled - pooled.max(axis=1, keepdims=True)
             chosen_rows = shifted[np.arange(len(labels)), labels]
             loss = -float(np.mean(chosen_rows - np.log(np.exp(shifted).sum(axis=1))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolecall.retrieval.chunks import Chunk
@@ -31,6 +31,7 @@ def test_without_vectors_the_text_leg_alone_ranks() -> None:
     assert fuse([], [], QUERY) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(-1, 1), st.booleans()), max_size=20))
 def test_scores_lie_between_0_and_1_in_falling_order_each_hit_once(rows: list[tuple[float, float, bool]]) -> None:
     hits = [hit(str(i), score, cosine) for i, (score, cosine, _) in enumerate(rows)]

@@ -469,6 +469,6 @@ async def test_through_kills_and_cancels_every_caller_is_answered_and_nothing_le
                 farm.check_budget()
         assert len(answered) >= 80
         assert all(line.in_use == 0 for line in manager.resident())
-        for model in [line.model for line in manager.resident()]:
+        for model in (ROUTER, REASONING, CODING, HEAVY):  # one may still be loading for a caller that left
             await manager.unload(model)
         assert manager.resident() == ()

@@ -54,15 +54,13 @@ _STAGES = (
         datetimes.is_sound,
         datetimes.compute,
     ),
-    _Stage(
-        Agent.UNITS, "units", re.compile(r"."), units.is_convertible, lambda parse, context: units.compute(parse)
-    ),
+    _Stage(Agent.UNITS, "units", re.compile(r"."), units.is_convertible, lambda parse, context: units.compute(parse)),
     _Stage(
         Agent.CALCULATOR,
         "formulas",
         re.compile(
-            r"\b(?:bmi|body mass|tip|gratuity|tax|discount|interest|density|batting|area|volume|circumference|perimeter|"
-            r"hypotenuse|speed|mpg|split|markup|percent|triangle|bill|mileage|fuel)"
+            r"\b(?:bmi|body mass|tip|gratuity|tax|discount|interest|density|batting|area|volume|circumference|"
+            r"perimeter|hypotenuse|speed|mpg|split|markup|percent|triangle|bill|mileage|fuel)"
         ),
         formulas.is_sound,
         lambda parse, context: formulas.compute(parse),

@@ -50,7 +50,8 @@ class Grammar:
                     tree = self.parser.parse(tokens[:taken])
                 except LarkError:
                     continue
-                return _plain(tree.children[0])
+                parse: Parse = _plain(tree.children[0])
+                return parse
         return None
 
     def tokens(self, words: list[str]) -> Iterator[tuple[str, str, int]]:
@@ -99,7 +100,7 @@ def grammar(name: str) -> Grammar:
     from lark import Lark
     from lark.lexer import Lexer, PatternStr, Token
 
-    class Words(Lexer):
+    class Words(Lexer):  # type: ignore[misc]  # lark is not checked
         """Takes the tokens that `Grammar.tokens` made."""
 
         def __init__(self, conf: Any) -> None:
@@ -111,7 +112,8 @@ def grammar(name: str) -> Grammar:
     text = files("rolecall.server.routing.agents").joinpath(f"{name}.lark").read_text("utf-8")
     text = _shared_words(_lifted(re.sub(r'"([^"\n]+)"', _by_word, re.sub(r"^//.*$", "", text, flags=re.MULTILINE))))
     parser = Lark(text, parser="earley", lexer=Words, ambiguity="resolve", maybe_placeholders=False)
-    phrases = {(term.pattern.value,): term.name for term in parser.terminals if isinstance(term.pattern, PatternStr)}
+    literals = [terminal for terminal in parser.terminals if isinstance(terminal.pattern, PatternStr)]
+    phrases: dict[tuple[str, ...], str] = {(terminal.pattern.value,): terminal.name for terminal in literals}
     for terminal in ("UNIT", "CITY"):
         for phrase in vocabulary(terminal) if terminal in text else ():
             phrases.setdefault(phrase, terminal)

@@ -119,7 +119,8 @@ TRAPS = [
     "a dozen",
 ]
 ODD = [
-    "", "x", "?", "\x00\x01\xff", "\ud800", "\u202e2 + 2\u202c and more", "מה השעה", "9" * 5000, "+" * 300, "(" * 60, "🙂" * 50,
+    "", "x", "?", "\x00\x01\xff", "\ud800", "\u202e2 + 2\u202c and more", "מה השעה", "9" * 5000, "+" * 300, "(" * 60,
+    "🙂" * 50,
 ]  # fmt: skip
 
 
@@ -169,7 +170,8 @@ def test_the_machine_tells_its_models_and_index() -> None:
     index = IndexState(indexed=3, pending=1, skipped=0, failed=0, age_s=60.0)
     context = AgentContext(now=NOW, resident=(resident,), index=index)
     assert value_of("which models are loaded right now?", context) == "m (router): 1.0 GB"
-    assert value_of("how many files are indexed", context) == "3 files indexed, 1 pending, 0 skipped, 0 failed; 60 s old"
+    told = value_of("how many files are indexed", context)
+    assert told == "3 files indexed, 1 pending, 0 skipped, 0 failed; 60 s old"
     for request_text in ("how much memory is free", "how many cores does this machine have", "free disk space"):
         claimed = claim(request_text)
         assert claimed is not None

@@ -1,0 +1,474 @@
+"""The manager with workers that are objects of this file: everything but the processes is real."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from tests.roles.tiny import CODING, HEAVY, REASONING, ROUTER, home_with, write_model
+
+from rolecall.config.home import Home
+from rolecall.config.profile import Profile
+from rolecall.config.settings import Settings, load_profile, load_settings
+from rolecall.roles.contract import Event, GenerationRequest, Loading, Message, OnEvent, Queued, Role, Vectors
+from rolecall.roles.errors import (
+    DoesNotFit,
+    ModelCorrupt,
+    ModelMissing,
+    PromptTooLong,
+    QueueFull,
+    RoleError,
+    WorkerDied,
+)
+from rolecall.roles.manager import ModelManager
+from rolecall.roles.worker.wire import Loaded, WorkerResult, WorkerSpec
+
+pytestmark = pytest.mark.anyio
+PATIENCE_S = 5.0
+EMBEDDER = "starter/all-minilm-l6-v2"
+STARTER = "starter/smollm2-135m-instruct-fp32"
+PIDS = itertools.count(1_000_000)
+
+
+@dataclass
+class FakeWorker:
+    """Answers at once, but for prompts that hold `wait`: those wait for `gate`."""
+
+    farm: Farm
+    measured_bytes: int = 0
+    exited: anyio.Event = field(default_factory=anyio.Event)
+    spec: WorkerSpec | None = None
+    pid: int = field(default_factory=lambda: next(PIDS))
+    running: int = 0
+
+    async def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None] | None = None) -> Loaded:
+        self.spec = spec
+        self.farm.check_budget()
+        await self.farm.load_gate.wait()
+        if on_loading:
+            on_loading(64, 64)
+        return Loaded(64, self.farm.measured.get(spec.model, 0), 0, 0, 64, 1.0, 1.0, 0.0, "none")
+
+    async def generate(
+        self,
+        request: GenerationRequest,
+        thinks: bool = False,
+        thinking_budget: int | None = None,
+        on_event: OnEvent | None = None,
+    ) -> WorkerResult:
+        assert self.spec is not None
+        self.running += 1
+        self.farm.most_at_once = max(self.farm.most_at_once, self.running)
+        self.farm.order.append(request.messages[0].content)
+        try:
+            if "wait" in request.messages[0].content:
+                await self._unless_dead(self.farm.gate)
+            await anyio.lowlevel.checkpoint()
+            if self.exited.is_set():
+                raise WorkerDied("It died.")
+            return WorkerResult(self.spec.model, "", "stop", 3, 1, 0, 0.0, 0.0)
+        finally:
+            self.running -= 1
+
+    async def _unless_dead(self, gate: anyio.Event) -> None:
+        async def watch(event: anyio.Event, scope: anyio.CancelScope) -> None:
+            await event.wait()
+            scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch, gate, group.cancel_scope)
+            group.start_soon(watch, self.exited, group.cancel_scope)
+
+    async def embed(self, texts: Sequence[str], alone: bool = False) -> Vectors:
+        return np.ones((len(texts), 4), np.float32)
+
+    async def stop(self) -> str:
+        await anyio.lowlevel.checkpoint()
+        self.exited.set()
+        return "exited"
+
+
+@dataclass
+class Farm:
+    """Starts workers, remembers them, and watches the budget."""
+
+    gate: anyio.Event = field(default_factory=anyio.Event)
+    load_gate: anyio.Event = field(default_factory=anyio.Event)
+    workers: list[FakeWorker] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    most_at_once: int = 0
+    measured: dict[str, int] = field(default_factory=dict)
+    manager: ModelManager | None = None
+    most_reserved: int = 0
+
+    async def start(self, spec: WorkerSpec | None) -> FakeWorker:
+        await anyio.lowlevel.checkpoint()
+        self.workers.append(FakeWorker(self))
+        return self.workers[-1]
+
+    def check_budget(self) -> None:
+        assert self.manager is not None
+        reserved = sum(line.reserved_bytes for line in self.manager.resident())
+        assert reserved <= self.manager.budget_bytes
+        self.most_reserved = max(self.most_reserved, reserved)
+
+    def alive(self, model: str) -> list[FakeWorker]:
+        return [w for w in self.workers if w.spec and w.spec.model == model and not w.exited.is_set()]
+
+
+def staff(**changes: Any) -> Profile:
+    """Four text models of about 0.36 GB each while they hold 256 tokens; router and validation share one."""
+    profile = load_profile("mac-128")
+    small = {"context_length": 256, "concurrency": 1, "idle_ttl_s": 0.0, **changes}
+    roles = {name: spec.model_copy(update=small) for name, spec in profile.roles.items()}
+    roles["coding"] = roles["coding"].model_copy(update={"model": CODING, "concurrency": 2})
+    kept = {name: roles[name] for name in ("router", "reasoning", "reasoning_heavy", "coding", "validation")}
+    return profile.model_copy(update={"roles": kept, "cache_limit_gb": 0.001})
+
+
+def settings_for(
+    home: Home, profile: Profile, budget_gb: float, spare: bool = False, queue_limit: int = 64
+) -> Settings:
+    base = load_settings(home, profile="starter")
+    return base.model_copy(
+        update={
+            "profile": profile,
+            "memory": base.memory.model_copy(update={"budget_gb": budget_gb}),
+            "host": base.host.model_copy(update={"spare_worker": spare, "queue_limit": queue_limit}),
+        }
+    )
+
+
+@asynccontextmanager
+async def managing(
+    home: Home, profile: Profile, budget_gb: float = 96.0, loads: bool = True, **more: Any
+) -> AsyncIterator[tuple[ModelManager, Farm]]:
+    farm = Farm()
+    if loads:
+        farm.load_gate.set()
+    settings = settings_for(home, profile, budget_gb, **more)
+    with anyio.fail_after(PATIENCE_S):
+        async with ModelManager(home, settings, start_worker=farm.start, machine_bytes=200_000_000_000) as manager:
+            farm.manager = manager
+            yield manager, farm
+    assert all(worker.exited.is_set() for worker in farm.workers)
+
+
+def ask(text: str = "hello") -> GenerationRequest:
+    return GenerationRequest(messages=(Message(role="user", content=text),), max_tokens=8)
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    while not holds():
+        await anyio.lowlevel.checkpoint()
+
+
+async def test_roles_on_one_model_share_one_worker_and_the_answer_names_the_model(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path, ROUTER), staff()) as (manager, farm):
+        events: list[Event] = []
+        first = await manager.generate(Role.ROUTER, ask(), events.append)
+        second = await manager.generate(Role.VALIDATION, ask())
+        assert (first.model, first.cold_start, second.cold_start) == (ROUTER, True, False)
+        assert len(first.model_sha256) == 64 and first.degraded == ""
+        assert len(farm.workers) == 1
+        assert Loading(ROUTER, 64, 64) in events
+        (line,) = manager.resident()
+        assert (line.roles, line.pinned, line.in_use) == (("router", "validation"), True, 0)
+
+
+async def test_the_idle_model_goes_when_the_next_does_not_fit_and_the_router_stays(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING), staff(), budget_gb=0.8) as (manager, farm):
+        for role in (Role.ROUTER, Role.REASONING, Role.CODING, Role.REASONING):
+            await manager.generate(role, ask())
+            farm.check_budget()
+        assert {line.model for line in manager.resident()} == {ROUTER, REASONING}
+        assert len(farm.workers) == 4
+
+
+async def test_a_model_in_use_is_waited_for(tmp_path: Path) -> None:
+    async with (
+        managing(home_with(tmp_path, REASONING, CODING), staff(), budget_gb=0.5) as (manager, farm),
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(manager.generate, Role.REASONING, ask("wait"))
+        await until(lambda: farm.order)
+        group.start_soon(manager.generate, Role.CODING, ask("coding"))
+        group.start_soon(manager.generate, Role.REASONING, ask("late"))
+        await anyio.wait_all_tasks_blocked()
+        assert farm.order == ["wait"]
+        farm.gate.set()
+        await until(lambda: len(farm.order) == 3)
+        assert farm.order == ["wait", "coding", "late"]
+
+
+async def test_a_killed_worker_is_a_typed_error_and_the_next_call_starts_another(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path, ROUTER, CODING), staff()) as (manager, farm):
+        await manager.generate(Role.ROUTER, ask())
+        failures: list[RoleError] = []
+
+        async def call() -> None:
+            with pytest.raises(WorkerDied) as caught:
+                await manager.generate(Role.CODING, ask("wait"))
+            failures.append(caught.value)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await until(lambda: "wait" in farm.order)
+            farm.alive(CODING)[0].exited.set()
+        assert len(failures) == 1
+        answer = await manager.generate(Role.CODING, ask())
+        assert answer.cold_start
+        assert len(farm.alive(CODING)) == 1 and len(farm.alive(ROUTER)) == 1
+
+
+async def test_a_role_takes_no_more_at_once_than_its_concurrency_and_tells_the_others_their_place(
+    tmp_path: Path,
+) -> None:
+    async with (
+        managing(home_with(tmp_path, CODING), staff()) as (manager, farm),
+        anyio.create_task_group() as group,
+    ):
+        events: list[Event] = []
+        for number in range(4):
+            group.start_soon(manager.generate, Role.CODING, ask(f"wait {number}"), events.append)
+        await until(lambda: len(farm.order) == 2)
+        await anyio.wait_all_tasks_blocked()
+        assert farm.order == ["wait 0", "wait 1"]
+        assert {Queued(1), Queued(2)} <= set(events)
+        farm.gate.set()
+        await until(lambda: len(farm.order) == 4)
+        assert farm.order[2:] == ["wait 2", "wait 3"]
+        assert farm.most_at_once == 2
+
+
+async def test_a_full_queue_refuses_with_a_hint_when_to_come_back(tmp_path: Path) -> None:
+    async with (
+        managing(home_with(tmp_path, REASONING), staff(), queue_limit=1) as (manager, farm),
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(manager.generate, Role.REASONING, ask("wait 1"))
+        await until(lambda: farm.order)
+        group.start_soon(manager.generate, Role.REASONING, ask("wait 2"))
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(QueueFull, match=r"1 waiting.*host\.queue_limit.*Try again in about \d+ s"):
+            await manager.generate(Role.REASONING, ask())
+        farm.gate.set()
+
+
+async def test_a_caller_that_is_cancelled_leaves_no_trace(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path, REASONING), staff(), loads=False) as (manager, farm):
+        for text in ("while loading", "wait", "behind"):
+            async with anyio.create_task_group() as group:
+                group.start_soon(manager.generate, Role.REASONING, ask(text))
+                await anyio.wait_all_tasks_blocked()
+                group.cancel_scope.cancel()
+            farm.load_gate.set()
+        assert (await manager.generate(Role.REASONING, ask())).model == REASONING
+        assert [line.in_use for line in manager.resident()] == [0]
+
+
+async def test_a_missing_model_is_stood_in_for_by_the_largest_present_one_with_the_command_that_gets_it(
+    tmp_path: Path,
+) -> None:
+    async with managing(home_with(tmp_path, ROUTER, CODING), staff()) as (manager, _):
+        answer = await manager.generate(Role.REASONING, ask())
+        assert answer.model == ROUTER and answer.role is Role.REASONING
+        assert f"rolecall models pull {REASONING}" in answer.degraded
+        assert {info.role: info.present for info in manager.roles()}[Role.REASONING] is False
+
+
+async def test_the_starter_stands_in_before_anything_else_was_fetched(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path, STARTER), staff()) as (manager, _):
+        answer = await manager.generate(Role.CODING, ask())
+        assert answer.model == STARTER and "rolecall models pull" in answer.degraded
+
+
+async def test_with_no_model_at_all_the_error_holds_the_command(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path), staff()) as (manager, farm):
+        with pytest.raises(ModelMissing, match=f"rolecall models pull {REASONING}"):
+            await manager.generate(Role.REASONING, ask())
+        with pytest.raises(ModelMissing, match=f"rolecall models pull {EMBEDDER}"):
+            await manager.embed(["text"])
+        assert manager.embedder() is None and manager.count_tokens(Role.ROUTER, "12345678") == 2
+        assert farm.workers == []
+
+
+async def test_what_can_never_fit_is_refused_at_once_with_the_figures(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path, ROUTER, HEAVY), staff(), budget_gb=0.7) as (manager, farm):
+        await manager.generate(Role.ROUTER, ask())
+        with pytest.raises(DoesNotFit, match=r"needs 0\.\d GB but at most 0\.\d GB of the 0\.7 GB budget"):
+            await manager.generate(Role.REASONING_HEAVY, ask())
+        assert (await manager.generate(Role.ROUTER, ask())).cold_start is False
+        assert len(farm.workers) == 1
+
+
+async def test_damaged_weights_are_found_at_the_load_and_mended_ones_load(tmp_path: Path) -> None:
+    home = home_with(tmp_path, CODING)
+    async with managing(home, staff()) as (manager, farm):
+        await manager.load(CODING)
+        assert await manager.unload(CODING)
+        write_model(home.models / CODING, data=b"x" * 64)
+        with pytest.raises(ModelCorrupt, match="another SHA-256"):
+            await manager.generate(Role.CODING, ask())
+        write_model(home.models / CODING)
+        assert (await manager.generate(Role.CODING, ask())).model == CODING
+        assert len(farm.workers) == 2
+
+
+async def test_a_hint_loads_into_free_memory_and_never_evicts(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING), staff(), budget_gb=0.8) as (manager, farm):
+        manager.preload(Role.ROUTER)
+        await until(lambda: farm.alive(ROUTER) and manager.roles()[0].resident)
+        await manager.generate(Role.REASONING, ask())
+        manager.preload(Role.CODING)
+        await anyio.wait_all_tasks_blocked()
+        assert {line.model for line in manager.resident()} == {ROUTER, REASONING}
+
+
+async def test_an_idle_model_ends_after_its_time_and_the_router_stays(tmp_path: Path) -> None:
+    profile = staff(idle_ttl_s=0.05)
+    async with managing(home_with(tmp_path, ROUTER, CODING), profile) as (manager, farm):
+        await manager.generate(Role.ROUTER, ask())
+        await manager.generate(Role.CODING, ask())
+        await farm.alive(CODING)[0].exited.wait()
+        await until(lambda: len(manager.resident()) == 1)
+        assert manager.resident()[0].model == ROUTER
+
+
+async def test_unload_waits_for_its_users_and_says_whether_there_was_anything(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path, CODING), staff()) as (manager, farm):
+        assert await manager.unload("coding") is False
+        done: list[bool] = []
+
+        async def unload() -> None:
+            done.append(await manager.unload("coding"))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(manager.generate, Role.CODING, ask("wait"))
+            await until(lambda: farm.order)
+            group.start_soon(unload)
+            await anyio.wait_all_tasks_blocked()
+            assert not done and farm.alive(CODING)
+            farm.gate.set()
+        assert done == [True] and manager.resident() == ()
+
+
+async def test_the_embedder_is_a_worker_in_the_budget(tmp_path: Path) -> None:
+    home = home_with(tmp_path, EMBEDDER)
+    (home.models / EMBEDDER / "modules.json").write_text('[{"type": "sentence_transformers.models.Transformer"}]')
+    async with managing(home, staff()) as (manager, _):
+        assert (await manager.embed(["a", "b"], alone=True)).shape == (2, 4)
+        (line,) = manager.resident()
+        assert line.roles == ("embedder",) and line.reserved_bytes > 0
+        info = manager.embedder()
+        assert info is not None and info.identity.startswith(f"{EMBEDDER}:") and info.dimensions == 64
+
+
+async def test_a_role_keeps_its_own_context_on_a_worker_made_for_a_larger_one(tmp_path: Path) -> None:
+    home = home_with(tmp_path, ROUTER)
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(home.models / ROUTER / "tokenizer.json"))
+    profile = staff()
+    wide = profile.roles["validation"].model_copy(update={"context_length": 1024})
+    async with managing(home, profile.model_copy(update={"roles": {**profile.roles, "validation": wide}})) as (
+        manager,
+        _,
+    ):
+        assert manager.count_tokens(Role.ROUTER, "one two three") == 3
+        assert (await manager.generate(Role.VALIDATION, ask("word " * 300))).model == ROUTER
+        with pytest.raises(PromptTooLong, match=r"300 tokens of prompt and 8 for the answer.*256 tokens together"):
+            await manager.generate(Role.ROUTER, ask("word " * 300))
+
+
+async def test_a_worker_that_measures_more_than_planned_answers_and_then_makes_room(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path, ROUTER, CODING), staff(), budget_gb=0.8) as (manager, farm):
+        farm.measured[CODING] = 500_000_000
+        await manager.generate(Role.ROUTER, ask())
+        assert (await manager.generate(Role.CODING, ask())).model == CODING
+        await until(lambda: len(manager.resident()) == 1)
+        assert manager.resident()[0].model == ROUTER
+        with pytest.raises(DoesNotFit):
+            await manager.generate(Role.CODING, ask())
+
+
+async def test_a_spare_process_is_kept_and_takes_the_next_load(tmp_path: Path) -> None:
+    async with managing(home_with(tmp_path, ROUTER, CODING), staff(), spare=True) as (manager, farm):
+        await manager.generate(Role.ROUTER, ask())
+        await until(lambda: len(farm.workers) == 2)
+        await anyio.wait_all_tasks_blocked()
+        await manager.generate(Role.CODING, ask())
+        await anyio.wait_all_tasks_blocked()
+        assert [w.spec.model for w in farm.workers if w.spec] == [ROUTER, CODING]
+
+
+async def test_ending_answers_everyone_who_waits(tmp_path: Path) -> None:
+    failures: list[RoleError] = []
+    async with anyio.create_task_group() as group:
+        async with managing(home_with(tmp_path, REASONING), staff()) as (manager, farm):
+
+            async def call(text: str) -> None:
+                with pytest.raises(RoleError) as caught:
+                    await manager.generate(Role.REASONING, ask(text))
+                failures.append(caught.value)
+
+            group.start_soon(call, "wait 1")
+            await until(lambda: farm.order)
+            group.start_soon(call, "wait 2")
+            await anyio.wait_all_tasks_blocked()
+        await until(lambda: len(failures) == 2)
+        assert sorted(failure.code for failure in failures) == ["role_error", "worker_died"]
+
+
+@pytest.mark.parametrize("seed", range(150))
+async def test_through_kills_and_cancels_every_caller_is_answered_and_nothing_leaks(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    answered: list[str] = []
+    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING, HEAVY), staff(), budget_gb=0.8) as (
+        manager,
+        farm,
+    ):
+
+        async def call(role: Role, cancel_after: int | None) -> None:
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+
+                    async def leave(steps: int) -> None:
+                        for _ in range(steps):
+                            await anyio.lowlevel.checkpoint()
+                        scope.cancel()
+
+                    if cancel_after is not None:
+                        group.start_soon(leave, cancel_after)
+                    try:
+                        answered.append((await manager.generate(role, ask())).model)
+                    except WorkerDied:
+                        answered.append("died")
+                    group.cancel_scope.cancel()
+            if scope.cancelled_caught:
+                answered.append("cancelled")
+
+        async with anyio.create_task_group() as group:
+            for _ in range(80):
+                role = chance.choice([Role.ROUTER, Role.REASONING, Role.CODING, Role.REASONING_HEAVY])
+                group.start_soon(call, role, chance.choice([None, None, chance.randrange(40)]))
+                for _ in range(chance.randrange(30)):
+                    await anyio.lowlevel.checkpoint()
+                if chance.random() < 0.1 and (alive := [w for w in farm.workers if not w.exited.is_set()]):
+                    chance.choice(alive).exited.set()
+                farm.check_budget()
+        assert len(answered) >= 80
+        assert all(line.in_use == 0 for line in manager.resident())
+        for model in (ROUTER, REASONING, CODING, HEAVY):  # one may still be loading for a caller that left
+            await manager.unload(model)
+        assert manager.resident() == ()
