@@ -14,6 +14,7 @@ from rolecall.config.home import Home
 from rolecall.config.settings import load_settings
 from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.retriever import LanceRetriever
+from rolecall.roles.contract import Role
 from rolecall.roles.manager import ModelManager
 from rolecall.roles.sources import OnProgress, pull
 
@@ -52,7 +53,7 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
         operations = Operations(home, settings, access, models, retriever, router, store, orchestrator, downloads)
         try:
             yield Services(
-                mcp=build_server(orchestrator.run),
+                mcp=build_server(orchestrator.run, lambda: models.preload(Role.ROUTER)),
                 operations=operations.table(),
                 busy=lambda: downloads.busy,
                 settings_fingerprint=settings.fingerprint,

@@ -23,7 +23,7 @@ from .staff import Staff, agent_answer, estimated_tokens, fix, must
 from .states import Event
 from .summarize import Summarizer
 
-_PRELOADED = {"chat": Role.REASONING, "code": Role.CODING}
+_PRELOADED = {"system_health": Role.REASONING, "code": Role.CODING}
 
 SUMMARY_WORDS = 200
 """The bound of a summary that comes through `route`: `summarize`'s own default."""

@@ -60,6 +60,7 @@ def read(text: str) -> Reading:
     length = len(text)
     head, tail = text[:HEAD_CHARS], text[-TAIL_CHARS:]
     seen = head if length <= HEAD_CHARS else head + "\n" + tail
+    seen = seen.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate can be neither hashed nor embedded
     seen = _SPACE.sub(" ", seen.replace("\r\n", "\n").replace("\u2019", "'").replace("\x00", " ")).strip()
     seen = _without_format(seen)
     start = _POLITE.sub("", _first(seen)) or _first(seen)

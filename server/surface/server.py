@@ -33,12 +33,16 @@ PROGRESS_INTERVAL_S = 0.2
 log = structlog.get_logger()
 
 
-def build_server(run: RunCall) -> Server[Any]:
-    """The server that every connection shares; `run` is the orchestrator."""
+def build_server(run: RunCall, on_listed: Callable[[], None] = lambda: None) -> Server[Any]:
+    """The server that every connection shares; `run` is the orchestrator.
+
+    `on_listed` is called when a client has asked for the tools: the moment to warm what it is about to use.
+    """
 
     async def list_tools(
         ctx: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
+        on_listed()
         return tool_list()
 
     async def call_tool(

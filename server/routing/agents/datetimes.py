@@ -109,7 +109,7 @@ def _time(parse: Parse) -> time:
         if not 1 <= pieces[0] <= 12:
             raise NoDate(parse[1])
         pieces[0] = pieces[0] % 12 + (12 if str(parse[2]).startswith("p") else 0)
-    return time(pieces[0], *pieces[1:2])
+    return time(pieces[0], pieces[1] if len(pieces) > 1 else 0)
 
 
 def _clocks(kind: str, parts: list[Any], now: _Now) -> tuple[str, str]:
