@@ -40,10 +40,14 @@ class ScriptedModels:
     """Answers from a list, in order, or from a function; `requests` records what was asked of whom.
 
     An answer that is an exception is raised. Tokens are words. Embeddings are hashed words of unit length, so equal
-    texts have equal vectors and texts that share words are near. After the list's end its last answer is repeated.
+    texts have equal vectors and texts that share words are near; without `embeds` there is no embedder. After the
+    list's end its last answer is repeated.
     """
 
-    def __init__(self, script: Script | Sequence[Answer], roles: tuple[RoleInfo, ...] | None = None) -> None:
+    def __init__(
+        self, script: Script | Sequence[Answer], roles: tuple[RoleInfo, ...] | None = None, *, embeds: bool = True
+    ) -> None:
+        self._embeds = embeds
         self._script: Script = script if callable(script) else _in_order(list(script))
         self._infos = {info.role: info for info in (infos() if roles is None else roles)}
         self._resident: dict[str, Resident] = {}
@@ -90,6 +94,8 @@ class ScriptedModels:
         return unit
 
     def embedder(self) -> EmbedderInfo | None:
+        if not self._embeds:
+            return None
         return EmbedderInfo(model="scripted/words", identity="scripted/words:1", dimensions=DIMENSIONS, max_tokens=256)
 
     def roles(self) -> tuple[RoleInfo, ...]:

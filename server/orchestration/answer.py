@@ -19,14 +19,11 @@ from ..validation.answer import check_answer
 from ..validation.blocks import CodeBlock, code_blocks
 from ..validation.contract import Check, Verdict
 from ..validation.json_answer import against_schema, parse_json
-from .ask import Ask, Checker, Said, ask, info_of
+from .ask import SMALL_BYTES, Ask, Checker, Said, ask, info_of
 from .contract import CodeCall, Depth, Outcome, ReasonCall
 from .record import Run
 from .staff import Staff, agent_answer, as_data, claimed, estimated_tokens, fix, must
 from .states import Event
-
-SMALL_BYTES = 1_000_000_000
-"""A model below this size is asked for two sentences: it invents in the third."""
 
 
 async def reason(run: Run, staff: Staff, call: ReasonCall) -> Outcome:

@@ -47,6 +47,10 @@ _HEAVIER: Mapping[Role, tuple[Role, ...]] = {
 MARGIN_TOKENS = 64
 """Kept free for the chat template's own tokens and what a template adds around a thinking model's turn."""
 
+SMALL_BYTES = 1_000_000_000
+"""A model below this size is asked for two sentences and given short parts: it invents in the third, and loses a long
+text's thread."""
+
 HAND_BACK_S = 0.5
 """Time of a call's budget that is kept for checks and the receipt."""
 

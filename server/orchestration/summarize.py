@@ -18,7 +18,7 @@ from ..errors import BadRequest
 from ..routing.contract import TaskType
 from ..validation.answer import check_answer
 from ..validation.contract import Check
-from .ask import MARGIN_TOKENS, Ask, ask, info_of
+from .ask import MARGIN_TOKENS, SMALL_BYTES, Ask, ask, info_of
 from .contract import Item, Outcome, SummarizeCall
 from .record import Run
 from .staff import Staff, fix, must
@@ -27,6 +27,7 @@ from .states import Event
 PART_TOKENS = 3_000
 """A part is read within a role's time-out also where prefill runs at 300 tokens/s, the least of the profiles' Macs."""
 
+SMALL_PART_TOKENS = 1_200
 PART_WORDS = 120
 WORD_TOKENS = 1.6
 """Tokens per word of prose, with room for names and figures."""
@@ -99,7 +100,10 @@ class Summarizer:
         info, models = info_of(self.staff.models, self.role), self.staff.models
         answer = min(int(self.max_words * WORD_TOKENS) + 48, info.context_length // 2)
         frame = models.count_tokens(self.role, prompt("merge").text + self.focus)
-        limit = min(PART_TOKENS, info.context_length - answer - 2 * MARGIN_TOKENS - frame)
+        most = SMALL_PART_TOKENS if info.size_bytes < SMALL_BYTES else PART_TOKENS
+        room = info.context_length - 2 * MARGIN_TOKENS - frame
+        # A part's own summary takes up to half as many tokens as the part.
+        limit = min(most, room - answer, room * 2 // 3)
         if limit < 4 * MARGIN_TOKENS:
             raise BadRequest(
                 "The focus or the context leaves no room for the text.",
@@ -113,7 +117,7 @@ class Summarizer:
         """Delimited documents, each within what one call can read; small texts share one."""
         parts, held, used = list[str](), list[str](), 0
         for title, text in texts:
-            for piece in pieces(text, limit * 4):
+            for piece in pieces(text, limit * 3):
                 await anyio.lowlevel.checkpoint()
                 for fitting, tokens in self._fitting(piece, title, limit):
                     if held and used + tokens > limit:

@@ -107,7 +107,7 @@ def desk(tmp_path: Path) -> Iterator[MakeDesk]:
         folder.mkdir(exist_ok=True)
         access = AllowedFolders(home)
         access.add(folder)
-        models, store = models or ScriptedModels(script, roles), ReceiptStore(home.receipts_db)
+        models, store = models or ScriptedModels(script, roles, embeds=False), ReceiptStore(home.receipts_db)
         settings = change(load_settings(home, profile="starter"))
         orchestrator = Orchestrator(
             models, ListRetriever(passages, pending), Router(models, "starter"), access, store, settings

@@ -235,6 +235,7 @@ _OPERATIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
     "half": lambda v: v[0] / 2,
     "quarter": lambda v: v[0] / 4,
     "quarters": lambda v: v[0] * v[1] / 4,
+    "ratio_of": lambda v: v[0] / v[1] * v[2],
     "double": lambda v: v[0] * 2,
     "triple": lambda v: v[0] * 3,
     "reciprocal": lambda v: 1 / v[0],

@@ -36,7 +36,10 @@ _STAGES = (
     _Stage(
         Agent.SYSTEM,
         "system",
+        # "What is cpu usage?" asks for a definition; "what is the cpu usage?" does not.
         re.compile(
+            r"^(?!.*\bwhat(?: is|'s| are)? (?!.*\b(?:my|this|the|current|currently|now|free|available|left|used|using|"
+            r"running|installed|loaded|have|has|much|many|am|remaining|total|here|resident|version)\b)).*"
             r"\b(?:cpus?|cores|processors?|chip|ram|memory|disk|storage|drive|ssd|space|swap|os|operating|macos|linux|"
             r"kernel|uptime|been|boot|host|names?|architecture|python|process|program|app|models?|index|busy|load|threads|"
             r"last|platform|version|system|usage)"
@@ -77,20 +80,22 @@ _NO_ARITHMETIC = re.compile(
     r"^(?:what(?:'s| is| was| are|s)? )?(?:9/11|24/7|7/11|50/50|20/20|4/20|1/1|\d{1,3}(?:-\d{2,4}){2,}|\d+-\d+-\d+)\b"
 )
 """Figures that are names: an event, a slogan, a telephone number, a verse form."""
+_SHOUTED = re.compile(r"[-+*/x^].*\d\s*!")
+"""A factorial or an exclamation: cannot be told."""
 
 
 def claim(text: str) -> Claim | None:
     """The agent whose grammar accounts for the whole request, with the parse; pure, and None for any other text."""
     words = words_of(text)
-    if not words or _NO_ARITHMETIC.match(text.strip().lower()):
+    if not words or _NO_ARITHMETIC.match(text.strip().lower()) or _SHOUTED.search(text):
         return None
     line = " ".join(words)
     has_figure = any(char.isdigit() for char in line)
     for stage in _STAGES:
         if not stage.fits.search(line) or (stage.grammar in ("calculator", "formulas") and not has_figure):
             continue
-        parse = grammar(stage.grammar).parse(words)
-        if parse is not None and stage.sound(parse):
+        parse = next(filter(stage.sound, grammar(stage.grammar).parses(words)), None)
+        if parse is not None:
             expression = json.dumps([stage.grammar, parse], ensure_ascii=False, separators=(",", ":"))
             return Claim(agent=stage.agent, expression=expression)
     return None

@@ -140,8 +140,13 @@ def _shape(kind: str, parts: list[Any]) -> Value:
     return Value(text, f"{shown_as} = {text}")
 
 
+def _ordered(quantities: list[Any], unit: str) -> list[Any]:
+    """The two quantities, the one that `unit` measures first: both orders of words are the same question."""
+    return sorted(quantities, key=lambda item: not item.is_compatible_with(unit))
+
+
 def _bmi(parts: list[Any]) -> Value:
-    mass, length = (read_quantity(part[1]) for part in parts)
+    mass, length = _ordered([read_quantity(part[1]) for part in parts], "gram")
     kilograms, meters = mass.to("kilogram").magnitude, length.to("meter").magnitude
     if not (2 < kilograms < 700 and Decimal("0.4") < meters < 3):
         raise calculator.NoValue("no body is like that")
@@ -150,7 +155,7 @@ def _bmi(parts: list[Any]) -> Value:
 
 
 def _density(parts: list[Any]) -> Value:
-    mass, volume = (read_quantity(part) for part in parts)
+    mass, volume = _ordered([read_quantity(part) for part in parts], "gram")
     if not (mass.is_compatible_with("gram") and volume.is_compatible_with("liter")):
         raise calculator.NoValue("not a mass and a volume")
     return _quotient(mass, volume)
@@ -179,9 +184,9 @@ def _quotient(above: Any, below: Any) -> Value:
 
 _MEASURED: dict[str, Callable[[list[Any]], Value]] = {
     "bmi": _bmi,
-    "bmi_length": lambda parts: _bmi([parts[1], parts[0]]),
+    "bmi_length": _bmi,
     "density": _density,
-    "density_volume": lambda parts: _density([parts[1], parts[0]]),
+    "density_volume": _density,
     "speed": _speed,
     "economy": _economy,
 }

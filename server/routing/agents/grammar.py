@@ -36,8 +36,8 @@ class Grammar:
     patterns: tuple[tuple[str, re.Pattern[str]], ...]
     parser: Any
 
-    def parse(self, words: list[str]) -> Parse | None:
-        """The parse of all of `words` but what carries the request ("hey, could you tell me"), or None."""
+    def parses(self, words: list[str]) -> Iterator[Parse]:
+        """Parses of all of `words` but what carries the request ("hey, could you tell me"), shortest core first."""
         from lark.exceptions import LarkError
 
         for start in _starts(words):
@@ -50,9 +50,7 @@ class Grammar:
                     tree = self.parser.parse(tokens[:taken])
                 except LarkError:
                     continue
-                parse: Parse = _plain(tree.children[0])
-                return parse
-        return None
+                yield _plain(tree.children[0])
 
     def tokens(self, words: list[str]) -> Iterator[tuple[str, str, int]]:
         """Terminal, text and end position of each phrase, longest phrase first."""

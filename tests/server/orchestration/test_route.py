@@ -151,7 +151,7 @@ def test_a_summary_through_route_is_of_the_files(desk: MakeDesk) -> None:
     at = desk(["It is about cranes."])
     (at.folder / "a.txt").write_text("Cranes lift things.")
 
-    outcome = at.run(RouteCall, request="Summarize this file in a few words", paths=("a.txt",))
+    outcome = at.run(RouteCall, request="Summarize the document.", paths=("a.txt",))
 
     assert outcome.answer == "It is about cranes."
     assert at.models.requests[0][0] is Role.SUMMARIZATION and "Cranes lift" in at.prompts()[0]

@@ -20,7 +20,7 @@ class Stuck(ScriptedModels):
     """Never answers; `asked` is set when it was asked."""
 
     def __init__(self) -> None:
-        super().__init__(["never"])
+        super().__init__(["never"], embeds=False)
         self.asked = anyio.Event()
 
     async def generate(self, role: Role, request: GenerationRequest, on_event: object = None) -> GenerationResult:
