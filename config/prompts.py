@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from .errors import ConfigError
 
-_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+_PLACE = re.compile(r"\{\{(\w+)\}\}(\n*)")
 _CONTROL = re.compile(
     r"<(?=[|\uff5c]|/?document|/?(?:s|think|bos|eos|pad|unk|start_of_turn|end_of_turn)\b)|\[(?=/?INST\])|<<(?=/?SYS>>)",
     re.IGNORECASE,
@@ -31,23 +31,20 @@ class Prompt:
     def render(self, **values: str) -> tuple[str, str]:
         """(system, user) with every place filled once: what stands in a value is never taken for a place.
 
+        An empty value takes the blank line after its place with it.
+
         Raises:
             ConfigError: a place without a value.
         """
-        missing = set(_PLACEHOLDER.findall(self.text)) - set(values)
-        if missing:
-            raise ConfigError(
-                f"The prompt {self.name!r} needs values.", found="none", allowed=", ".join(sorted(missing))
-            )
-        system, separator, user = self.text.partition("\n---\n")
-        if not separator:
-            system, user = "", self.text
-        return _fill(system, values), _fill(user, values)
 
+        def fill(match: re.Match[str]) -> str:
+            if match[1] not in values:
+                raise ConfigError(f"The prompt {self.name!r} needs the value {match[1]!r}.")
+            value = values[match[1]]
+            return value and value + match[2]
 
-def _fill(template: str, values: dict[str, str]) -> str:
-    text = _PLACEHOLDER.sub(lambda match: values[match[1]], template)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() if "" in values.values() else text.strip()
+        system, _, user = self.text.rpartition("\n---\n")
+        return _PLACE.sub(fill, system).strip(), _PLACE.sub(fill, user).strip()
 
 
 @cache

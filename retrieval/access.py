@@ -7,37 +7,47 @@ swap between check and open cannot lead out of the allowed folder.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
 
 from .contract import SourceText
-from .errors import FileUnreadable, PathAmbiguous, PathMissing, PathNotAllowed, RetrievalError
-from .globs import glob_regex, has_magic, list_files
-from .refusals import file_exists, os_error, secret_file, too_large
-from .secret_files import PRIVATE_KEY, is_secret
+from .errors import FileUnreadable, PathAmbiguous, PathMissing, PathNotAllowed, RetrievalError, os_error
+from .names import glob_matches, has_magic, is_secret
 
 MAX_FILE_BYTES = 10_000_000
 MAX_MATCHES = 1_000
+MAX_SCANNED = 200_000
+
+_GENERATED = frozenset(("__pycache__", "node_modules", "bower_components", "site-packages", "venv"))
+_PRIVATE_KEY = re.compile(rb"\s*-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----")
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    version: Literal[1] = 1
+    folders: list[Path]
 
 
 class AllowedFolders:
     """The user's list of readable folders, kept in `Home.allowed_file`. Safe to use from several threads."""
 
     def __init__(self, home: Home, user_home: Path | None = None) -> None:
-        self._home = home
+        self._file = home.allowed_file
         self._user_home = _real(user_home or Path.home())
+        self._own = _folded(_real(home.root))
         self._lock = threading.Lock()
-        self._cached: tuple[tuple[int, int, int], tuple[Path, ...]] | None = None
-        root = _real(home.root)
-        private = (home.env_file, home.settings_file, home.allowed_file, home.receipts_db, home.lock_file)
-        self._own = tuple(root / path.name for path in (*private, home.index, home.models, home.logs))
+        self._cached: tuple[tuple[int, int, int], tuple[Path, ...]] = ((0, 0, 0), ())
 
     def add(self, folder: Path) -> Path:
         """Allow a folder and all below it; returns its real path. Idempotent.
@@ -45,40 +55,27 @@ class AllowedFolders:
         Raises:
             PathMissing: no such folder. PathNotAllowed: the whole disk, a home folder, or a place of secrets.
         """
-        real = _real(folder.expanduser().absolute())
-        if not real.is_dir():
+        real = _real(folder)
+        if not os.path.isdir(real):  # noqa: PTH112  (says no where Path.is_dir raises)
             raise PathMissing("No such folder.", found=str(folder), advice="Give the path of an existing folder.")
-        if real == Path(real.anchor) or self._user_home.is_relative_to(real):
-            raise PathNotAllowed(
-                "The whole disk, or a home folder as a whole, cannot be allowed: it holds keys, mail and browser data.",
-                found=str(real),
-                allowed="any folder below it",
-                advice="Allow the folder you work in, e.g. `rolecall allow ~/projects`.",
-            )
-        if is_secret(real) or self._is_own(real):
-            raise PathNotAllowed(
-                "This folder holds secrets or Rolecall's own state.", found=str(real), advice="Allow another folder."
-            )
-        if not str(real).isprintable():
-            raise PathNotAllowed(
-                "A folder whose path is not printable text cannot be allowed.",
-                found=ascii(str(real)),
-                advice="Rename it.",
-            )
-        with self._lock:
-            folders = set(self.list())
-            if real not in folders:
-                self._write(sorted(folders | {real}))
-        return real
+        if self._user_home.is_relative_to(real):
+            refusal = "The whole disk, or a home folder as a whole, holds keys, mail and browser data."
+        elif is_secret(real) or self._is_own(real):
+            refusal = "This folder holds secrets or Rolecall's own state."
+        elif not str(real).isprintable():
+            refusal = "The path of an allowed folder is printable text."
+        else:
+            with self._lock:
+                self._write({*self.list(), real})
+            return real
+        raise PathNotAllowed(refusal, found=repr(str(real)), advice="Allow the folder you work in below your home.")
 
     def remove(self, folder: Path) -> bool:
         """Take a folder off the list; False where it was not on it."""
-        absolute = folder.expanduser().absolute()
         with self._lock:
-            folders = self.list()
-            kept = [entry for entry in folders if entry not in (absolute, _real(absolute))]
-            if len(kept) < len(folders):
-                self._write(kept)
+            folders = set(self.list())
+            kept = folders - {folder, _real(folder)}
+            self._write(kept)
         return len(kept) < len(folders)
 
     def list(self) -> tuple[Path, ...]:
@@ -87,18 +84,17 @@ class AllowedFolders:
         Raises:
             ConfigError: the list's file is not what Rolecall wrote.
         """
-        file = self._home.allowed_file
         try:
-            found = file.stat()
+            found = self._file.stat()
             stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
-            if self._cached is None or self._cached[0] != stamp:
-                data = json.loads(file.read_text("utf-8"))
-                self._cached = (stamp, tuple(sorted(Path(str(entry)) for entry in data["folders"])))
+            if self._cached[0] != stamp:
+                stored = _Stored.model_validate_json(self._file.read_bytes())
+                self._cached = (stamp, tuple(sorted(stored.folders)))
         except FileNotFoundError:
             return ()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
-                f"The list of allowed folders {file} cannot be read.",
+                f"The list of allowed folders {self._file} cannot be read.",
                 found=" ".join(str(error).split())[:200],
                 advice="Remove the file and run `rolecall allow FOLDER` again.",
             ) from None
@@ -111,18 +107,17 @@ class AllowedFolders:
         folders, and refused where named. Hidden and generated folders are entered only where a pattern names them.
 
         Raises:
-            PathMissing, PathNotAllowed, PathAmbiguous, FileUnreadable (too many files).
+            PathMissing, PathNotAllowed, PathAmbiguous, MacosPrivacy, FileUnreadable (too many files).
         """
         found: set[Path] = set()
         for pattern in patterns:
-            found.update(self._resolve_one(pattern, cwd))
-            if len(found) > MAX_MATCHES:
-                raise FileUnreadable(
-                    "The paths name too many files for one request.",
-                    found=f"more than {MAX_MATCHES} files",
-                    allowed=f"at most {MAX_MATCHES} files",
-                    advice="Narrow the pattern, or index the folder and use retrieve.",
-                )
+            matched = None
+            for matched in self._named_by(pattern, cwd):
+                found.add(matched)
+                _limit(len(found), MAX_MATCHES, "files")
+            if matched is None:
+                advice = "Secrets are left out. Name a file that is there."
+                raise PathMissing("No readable file matches.", found=repr(pattern), advice=advice)
         return tuple(sorted(found))
 
     def read(self, path: Path, max_bytes: int = MAX_FILE_BYTES) -> SourceText:
@@ -136,12 +131,8 @@ class AllowedFolders:
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise FileUnreadable(
-                f"{path} is not UTF-8 text.",
-                found=f"byte 0x{data[error.start]:02x} at offset {error.start:,}",
-                allowed="UTF-8",
-                advice="Convert the file to UTF-8.",
-            ) from None
+            found = f"byte 0x{data[error.start]:02x} at offset {error.start:,}"
+            raise FileUnreadable(f"{path} is not UTF-8 text.", found=found, advice="Convert it to UTF-8.") from None
         if "\0" in text:
             raise FileUnreadable(f"{path} is not text.", found="NUL bytes", advice="Leave this file out.")
         return SourceText(path=real, text=text, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
@@ -150,22 +141,21 @@ class AllowedFolders:
         """The bytes of a file and its real path; errors as `read`."""
         real, root = self._checked(path)
         try:
-            with os.fdopen(self._open_below(root, real, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            with open(real, "rb", opener=partial(_open_below, root)) as file:
                 before = os.fstat(file.fileno())
                 if not stat.S_ISREG(before.st_mode):
                     raise FileUnreadable(f"{path} is not a regular file.", advice="Name a file.")
-                if before.st_size > max_bytes:
-                    raise too_large(path, before.st_size, max_bytes)
                 data = file.read(max_bytes + 1)
                 after = os.fstat(file.fileno())
         except OSError as error:
-            raise os_error(path, error, self._user_home) from None
+            raise os_error(real, error, self._user_home) from None
         if len(data) > max_bytes:
-            raise too_large(path, len(data), max_bytes)
+            found, allowed = f"{after.st_size:,} bytes", f"{max_bytes:,} bytes"
+            raise FileUnreadable(f"{path} is too large.", found=found, allowed=allowed, advice="Split the file.")
         if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, len(data)):
             raise FileUnreadable(f"{path} changed while it was read.", advice="Try again when it is written.")
-        if PRIVATE_KEY.match(data):
-            raise secret_file(path)
+        if _PRIVATE_KEY.match(data):
+            raise _secret(path)
         return data, real
 
     def writable(self, path: str | Path, cwd: Path) -> Path:
@@ -178,15 +168,12 @@ class AllowedFolders:
         folder, root = self._checked(target.parent)
         real = folder / target.name
         if is_secret(real) or any(part.startswith(".") for part in real.relative_to(root).parts):
-            raise PathNotAllowed(
-                "Hidden files and secrets are never written: other programs run or trust them.",
-                found=str(real),
-                advice="Choose a visible file name.",
-            )
+            message = "Hidden files and secrets are never written: other programs run or trust them."
+            raise PathNotAllowed(message, found=str(real), advice="Choose a visible file name.")
         if not folder.is_dir():
             raise PathMissing("No such folder.", found=str(folder), advice="Make the folder first.")
         if os.path.lexists(real):
-            raise file_exists(real)
+            raise _exists(real)
         return real
 
     def write_new(self, path: str | Path, text: str, cwd: Path) -> Path:
@@ -196,122 +183,153 @@ class AllowedFolders:
             As `writable`, and RetrievalError where the disk refuses.
         """
         real = self.writable(path, cwd)
-        root = self._root_of(real)
-        assert root is not None
+        _, root = self._checked(real.parent)
         try:
-            fd = self._open_below(root, real, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            file = open(real, "xb", opener=partial(_open_below, root))  # noqa: SIM115
         except FileExistsError:
-            raise file_exists(real) from None
+            raise _exists(real) from None
         except OSError as error:
             raise os_error(real, error, self._user_home) from None
         try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(text.encode("utf-8"))
+            with file:
+                file.write(text.encode("utf-8", "replace"))
                 file.flush()
                 os.fsync(file.fileno())
-        except (OSError, UnicodeEncodeError) as error:
+        except OSError as error:
             real.unlink(missing_ok=True)
-            raise RetrievalError(
-                f"{real} could not be written.", found=str(error), advice="Free disk space or choose another folder."
-            ) from None
+            advice = "Free disk space or choose another folder."
+            raise RetrievalError(f"{real} could not be written.", found=str(error), advice=advice) from None
         return real
 
-    def _resolve_one(self, pattern: str, cwd: Path) -> Sequence[Path]:
-        path = self._absolute(pattern, cwd)
-        if has_magic(pattern) and not os.path.lexists(path):
-            parts = path.parts
-            fixed = next(i for i, part in enumerate(parts) if has_magic(part))
-            base, _ = self._checked(Path(*parts[:fixed]))
-            wanted = glob_regex("/".join(parts[fixed:]))
+    def _named_by(self, pattern: str, cwd: Path) -> Iterator[Path]:
+        parts = self._absolute(pattern, cwd).parts
+        fixed = 1  # a name that looks like a glob but is there is that file or folder, `[id]` for one
+        while fixed < len(parts) and not (has_magic(parts[fixed]) and not os.path.lexists(Path(*parts[: fixed + 1]))):
+            fixed += 1
+        base, _ = self._checked(Path(*parts[:fixed]))
+        if fixed < len(parts):
+            yield from self._files_below(base, parts[fixed:])
+        elif base.is_dir():
+            yield from self._files_below(base, ("**",))
         else:
-            base, _ = self._checked(path)
-            if not base.is_dir():
-                return (base,)
-            wanted = glob_regex("**")
-        matched = [file for file in list_files(base, wanted) if self._visible(file)]
-        if not matched:
-            raise PathMissing(
-                "No readable file matches.", found=pattern, advice=f"Secrets are left out; list {base} and name a file."
-            )
-        return [_real(file) for file in matched]
+            yield base
 
-    def _visible(self, file: Path) -> bool:
-        real = _real(file)
-        return self._root_of(real) is not None and not is_secret(real) and not is_secret(file) and real.is_file()
+    def _files_below(self, base: Path, wanted: Sequence[str]) -> Iterator[Path]:
+        """Real paths of readable files below `base` whose relative path matches; links to folders are not followed."""
+
+        def refuse(error: OSError) -> None:
+            if error.filename == str(base):
+                raise os_error(base, error, self._user_home) from None
+
+        def entered(name: str) -> bool:
+            return name in wanted or not (name.startswith(".") or name in _GENERATED)
+
+        scanned = 0
+        for folder, folders, names in os.walk(base, onerror=refuse):
+            scanned += len(names) + len(folders)
+            _limit(scanned, MAX_SCANNED, "names")
+            relative = Path(folder).relative_to(base).parts
+            deeper = "**" in wanted or len(relative) + 1 < len(wanted)
+            folders[:] = [name for name in folders if deeper and entered(name)]
+            for name in names:
+                if entered(name) and glob_matches((*relative, name), wanted):
+                    real = _real(file := Path(folder, name))
+                    secret = is_secret(real) or is_secret(file)
+                    if self._root_of(real) and not secret and os.path.isfile(real):  # noqa: PTH113
+                        yield real
 
     def _absolute(self, pattern: str, cwd: Path) -> Path:
-        if not pattern.strip() or "\0" in pattern:
-            raise PathMissing("An empty path.", found=repr(pattern), advice="Give the path of a file or folder.")
-        path = Path(pattern).expanduser() if pattern.startswith("~/") else Path(pattern)
-        if path.is_absolute():
-            return Path(os.path.abspath(path))  # noqa: PTH100  (`..` goes before the longest fixed prefix is cut)
-        if _real(cwd) in (Path(cwd.anchor), self._user_home):
+        path = Path(os.path.expanduser(pattern) if pattern.startswith("~/") else pattern)  # noqa: PTH111
+        if not path.is_absolute() and _real(cwd) in (Path(cwd.anchor), self._user_home):
             raise PathAmbiguous(
                 "A relative path is ambiguous here: the client runs in the disk's root or the home folder.",
-                found=pattern,
+                found=repr(pattern),
                 allowed="absolute paths",
                 advice=f"Write the absolute path, e.g. {cwd / path}.",
             )
-        return Path(os.path.abspath(cwd / path))  # noqa: PTH100
+        absolute = Path(os.path.abspath(cwd / path))  # noqa: PTH100  (`..` goes before a glob is split off)
+        _real(absolute)  # refuses what is no path
+        return absolute
 
     def _checked(self, path: Path) -> tuple[Path, Path]:
-        """The real path and the allowed folder it is in; says nothing of what exists outside those folders."""
+        """The real path and the allowed folder it is in."""
         real = _real(path)
         root = self._root_of(real)
-        if root is None or self._is_own(real):
-            folders = self.list()
+        if root is None:
+            folder = real if os.path.isdir(real) else real.parent  # noqa: PTH112
+            refused = self._user_home.is_relative_to(folder) or self._is_own(folder)
             raise PathNotAllowed(
-                "This path is outside the folders you allowed.",
+                "This path is outside the folders you allowed, or Rolecall's own.",
                 found=str(path) if real == path else f"{path} (which is {real})",
-                allowed=", ".join(str(folder) for folder in folders) or "no folder yet",
-                advice=f"Run `rolecall allow {real if real.is_dir() else real.parent}` or name a file in one of them.",
+                allowed=", ".join(str(folder) for folder in self.list()) or "no folder yet",
+                advice=f"Run `rolecall allow {'FOLDER' if refused else folder}` or name a file in an allowed folder.",
             )
         if is_secret(real) or is_secret(path):
-            raise secret_file(path)
+            raise _secret(path)
         try:
             real.lstat()
         except OSError as error:
-            raise os_error(path, error, self._user_home) from None
+            raise os_error(real, error, self._user_home) from None
         return real, root
 
     def _root_of(self, real: Path) -> Path | None:
-        inside = [folder for folder in self.list() if real.is_relative_to(folder)]
+        inside = [folder for folder in self.list() if real.is_relative_to(folder) and not self._is_own(real)]
         return max(inside, key=lambda folder: len(folder.parts), default=None)
 
     def _is_own(self, real: Path) -> bool:
-        return any(real == own or real.is_relative_to(own) for own in self._own)
+        return _folded(real).is_relative_to(self._own)
 
-    def _open_below(self, root: Path, real: Path, flags: int, mode: int = 0) -> int:
-        """Open `real` from `root` down with no link followed at any step; the caller closes the descriptor."""
-        safe = os.O_NOFOLLOW | os.O_CLOEXEC
-        parts = real.relative_to(root).parts
-        if not parts:
-            raise FileUnreadable(f"{real} is a folder.", advice="Name a file.")
-        folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | safe)
+    def _write(self, folders: set[Path]) -> None:
+        new = self._file.with_suffix(f".{os.getpid()}.new")
         try:
-            for part in parts[:-1]:
-                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | safe, dir_fd=folder)
-                os.close(folder)
-                folder = below
-            return os.open(parts[-1], flags | os.O_NOCTTY | safe, mode, dir_fd=folder)
-        finally:
-            os.close(folder)
-
-    def _write(self, folders: Sequence[Path]) -> None:
-        file = self._home.allowed_file
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new = file.with_name(f"{file.name}.{os.getpid()}.new")
-        try:
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
-                json.dump({"version": 1, "folders": [str(folder) for folder in folders]}, out, indent=1)
-                out.flush()
-                os.fsync(out.fileno())
-            new.replace(file)
-        except (OSError, UnicodeEncodeError) as error:
+            new.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new.write_text(_Stored(folders=sorted(folders)).model_dump_json(indent=1), "utf-8")
+            new.replace(self._file)
+        except OSError as error:
             new.unlink(missing_ok=True)
-            raise ConfigError(f"{file} could not be written.", found=str(error), advice="Free disk space.") from None
+            advice = "Free disk space."
+            raise ConfigError(f"{self._file} could not be written.", found=str(error), advice=advice) from None
+
+
+def _open_below(root: Path, path: str, flags: int) -> int:
+    """An opener: from `root` down with no link followed at any step, and without waiting for a pipe's other end."""
+    safe = os.O_NOFOLLOW | os.O_CLOEXEC
+    *folders, name = Path(path).relative_to(root).parts or (".",)
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | safe)
+    try:
+        for part in folders:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | safe, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY | safe, 0o644, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _secret(path: Path) -> PathNotAllowed:
+    message = "Keys, credentials and .env files are never read."
+    return PathNotAllowed(message, found=str(path), advice="Leave this file out.")
+
+
+def _exists(path: Path) -> PathNotAllowed:
+    return PathNotAllowed("The file exists, and nothing is overwritten.", found=str(path), advice="Choose a new name.")
+
+
+def _limit(count: int, most: int, what: str) -> None:
+    if count > most:
+        message = "The paths name too many files for one request."
+        advice = "Narrow the pattern, or index the folder and use retrieve."
+        raise FileUnreadable(message, found=f"over {most:,} {what}", allowed=f"{most:,} {what}", advice=advice)
 
 
 def _real(path: Path) -> Path:
     """The path without links; one in a loop of links stays, and cannot be opened."""
-    return Path(os.path.realpath(path))
+    try:
+        return Path(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111  (keeps `~nobody`, where Path raises)
+    except ValueError:
+        raise PathMissing("This is no path.", found=ascii(str(path)), advice="Give a path without odd bytes.") from None
+
+
+def _folded(path: Path) -> Path:
+    """For comparison on disks that do not tell upper case from lower."""
+    return Path(str(path).casefold())

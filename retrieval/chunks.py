@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 CountTokens = Callable[[str], int]
 
@@ -45,13 +46,29 @@ class Chunk:
     start_line: int
     end_line: int
     text: str
-    header: str
+    header: str = ""
 
 
 def estimate_tokens(text: str) -> int:
     """WordPiece tokens of a text without a tokenizer: 0.94 to 1.13 of all-MiniLM-L6-v2's count on English prose,
     Markdown and Python, 0.7 on German (measured)."""
     return sum(1 + (len(piece) - 1) // 7 for piece in _PIECES.findall(text))
+
+
+def token_counter(tokenizer: Path | None) -> CountTokens:
+    """Counts tokens with the embedder's `tokenizer.json`; by estimate where there is none that can be read."""
+    if tokenizer is None or not tokenizer.is_file():
+        return estimate_tokens
+    from tokenizers import Tokenizer
+
+    try:
+        loaded = Tokenizer.from_file(str(tokenizer))
+    except Exception:  # the library raises nothing narrower; the embedder itself tells of a damaged folder
+        return estimate_tokens
+    loaded.no_truncation()
+    loaded.no_padding()
+    # A word that the vocabulary does not know is one token however long, and must not make a passage endless.
+    return lambda text: max(len(loaded.encode(text, add_special_tokens=False)), len(text.strip()) // 10)
 
 
 def split_identifiers(text: str) -> str:
@@ -66,12 +83,8 @@ def cut(text: str, kind: str, title: str, limit_tokens: int, count: CountTokens 
     `kind` is markdown|text|code; `title` starts every header (a path's tail).
     """
     lines = _LINES.findall(text)
-    if kind == "markdown":
-        strengths, labels = _outline_markdown(lines)
-    elif kind == "code":
-        strengths, labels = _outline_code(lines)
-    else:
-        strengths, labels = _outline_text(lines)
+    outline = {"markdown": _outline_markdown, "code": _outline_code}.get(kind, _outline_text)
+    strengths, labels = outline(lines)
     spans = _Cutter(lines, strengths, limit_tokens, count).spans(0, len(lines))
     chunks = []
     char = byte = line = 0

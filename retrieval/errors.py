@@ -1,16 +1,22 @@
 """Errors of folders, files and the index.
 
-    RetrievalError
-    ├── PathMissing        path_missing       no such file, or a glob that matches nothing
-    ├── PathNotAllowed     path_not_allowed   outside every allowed folder, or a secret (keys, .env, .ssh)
-    ├── PathAmbiguous      path_ambiguous     a relative path where the client runs in `/` or the home folder
-    ├── FileUnreadable     file_unreadable    not text, too large, or no permission
-    ├── MacosPrivacy       macos_privacy      macOS denies this program the folder
-    ├── IndexCorrupt       index_corrupt      the store cannot be read, or was made by a newer version
-    └── IndexEmpty         index_empty        nothing is indexed (or no such collection)
+RetrievalError
+├── PathMissing        path_missing       no such file, or a glob that matches nothing
+├── PathNotAllowed     path_not_allowed   outside every allowed folder, or a secret (keys, .env, .ssh)
+├── PathAmbiguous      path_ambiguous     a relative path where the client runs in `/` or the home folder
+├── FileUnreadable     file_unreadable    not text, too large, or no permission
+├── MacosPrivacy       macos_privacy      macOS denies this program the folder
+├── IndexCorrupt       index_corrupt      the store cannot be read, or was made by a newer version
+└── IndexEmpty         index_empty        nothing is indexed (or no such collection)
 """
 
 from __future__ import annotations
+
+import errno
+import os
+import sys
+from difflib import get_close_matches
+from pathlib import Path
 
 from rolecall.config.errors import RolecallError
 
@@ -45,3 +51,23 @@ class IndexCorrupt(RetrievalError):
 
 class IndexEmpty(RetrievalError):
     code = "index_empty"
+
+
+def os_error(path: Path, error: OSError, user_home: Path, platform: str = sys.platform) -> RetrievalError:
+    """The typed error of a failed system call on a path inside an allowed folder."""
+    guarded = (user_home / name for name in ("Desktop", "Documents", "Downloads"))
+    if error.errno == errno.EPERM and platform == "darwin" and any(path.is_relative_to(place) for place in guarded):
+        return MacosPrivacy(
+            f"macOS does not let this program read {path}.",
+            found=f"no permission for {sys.executable}",
+            advice="System Settings, Privacy & Security, Files and Folders: allow it, then `rolecall stop`.",
+        )
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        siblings = os.listdir(path.parent) if os.access(path.parent, os.R_OK) and path.parent.is_dir() else []
+        near = get_close_matches(path.name, siblings, n=1)
+        return PathMissing(
+            "No such file.", found=str(path), advice=f"Did you mean {near[0]}?" if near else "Check the path."
+        )
+    reasons = {errno.ELOOP: "a link where a file was", errno.EISDIR: "a folder", errno.ENXIO: "not a regular file"}
+    reason = reasons.get(error.errno or 0) or error.strerror or "an error of the disk"
+    return FileUnreadable(f"{path} cannot be opened.", found=reason, advice="Check its permissions, or leave it out.")

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import numpy as np
 
 from .access import AllowedFolders
-from .chunks import Chunk, CountTokens, cut
+from .chunks import Chunk, CountTokens, cut, token_counter
 from .contract import Embed, FailedFile, OnIndexed
 from .errors import RetrievalError
 from .sources import Source
-from .store import Document, FileState, Store, Vectors
+from .store import FileState, Store, Vectors
 
 BATCH_CHUNKS = 64  # chunks per commit: fewer make a table version per file, more lose more on a kill
 BATCH_FILES = 256
 
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    file: FileState
-    chunks: tuple[Chunk, ...] = ()
-    same_bytes: bool = False
+Prepared = tuple[FileState, tuple[Chunk, ...] | None]
+"""A file's next state with its chunks, None where its bytes are the stored ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Indexer:
-    """What indexing needs: who reads, who embeds, and how large chunks (tokens) and files (bytes) may be."""
+    """What indexing needs: who reads, who embeds, the embedder's `tokenizer.json`, and how large chunks (tokens) and
+    files (bytes) may be."""
 
     access: AllowedFolders
     embed: Embed
-    count: CountTokens
+    tokenizer: Path | None
     chunk_tokens: int
     max_bytes: int
 
@@ -45,55 +41,52 @@ class Indexer:
 
         Cancelling keeps every file reported to `on_progress`.
         """
-        known = {file.path: file for file in store.files.values() if (file.collection, file.root) == (name, root)}
-        gone = [known[path].doc for path in known.keys() - {source.path for source in sources}]
-        if gone:
-            await store.drop(gone)
+        known = store.files_in(name, root)
+        await store.drop([known[path].doc for path in known.keys() - {source.path for source in sources}])
         todo = [s for s in sources if s.path not in known or known[s.path].stamp != s.stamp or known[s.path].code]
         done = len(sources) - len(todo)
-        batch: list[_Prepared] = []
+        count = await anyio.to_thread.run_sync(token_counter, self.tokenizer)
+        batch: list[Prepared] = []
         for i, source in enumerate(todo, 1):
-            blank = FileState(name, root, source.path, source.kind, source.language, source.stamp)
-            prepared = await anyio.to_thread.run_sync(
-                self._prepare, blank, known.get(source.path), abandon_on_cancel=True
+            blank = FileState(**asdict(source), collection=name, root=root)
+            batch.append(
+                await anyio.to_thread.run_sync(
+                    self._prepare, blank, known.get(source.path), count, abandon_on_cancel=True
+                )
             )
-            batch.append(prepared)
-            full = sum(len(item.chunks) for item in batch) >= BATCH_CHUNKS or len(batch) >= BATCH_FILES
+            full = sum(len(chunks or ()) for _, chunks in batch) >= BATCH_CHUNKS or len(batch) >= BATCH_FILES
             if full or i == len(todo):
                 await self._commit(store, batch)
-                for item in batch:
+                for file, _ in batch:
                     done += 1
-                    on_progress(done, len(sources), item.file.path)
+                    on_progress(done, len(sources), file.path)
                 batch = []
-        return tuple(
-            FailedFile(path=file.path, code=file.code, reason=file.reason)
-            for file in store.files.values()
-            if (file.collection, file.root) == (name, root) and file.code
-        )
+        files = store.files_in(name, root).values()
+        return tuple(FailedFile(path=file.path, code=file.code, reason=file.reason) for file in files if file.code)
 
-    def _prepare(self, blank: FileState, known: FileState | None) -> _Prepared:
+    def _prepare(self, blank: FileState, known: FileState | None, count: CountTokens) -> Prepared:
         """Read and cut one file; a file that cannot be read is a result, not an error."""
         try:
             source = self.access.read(Path(blank.path), self.max_bytes)
         except RetrievalError as error:
-            return _Prepared(replace(blank, code=error.code, reason=error.found or error.message))
+            return replace(blank, code=error.code, reason=error.found or error.message), ()
         if known and not known.code and known.sha256 == source.sha256:
-            return _Prepared(replace(known, stamp=blank.stamp), same_bytes=True)
+            return replace(blank, sha256=known.sha256, chunks=known.chunks), None
         title = Path(blank.path).relative_to(Path(blank.root).parent).as_posix()
-        chunks = cut(source.text, blank.kind, title[-80:], self.chunk_tokens, self.count)
-        return _Prepared(replace(blank, sha256=source.sha256, chunks=len(chunks)), chunks)
+        chunks = cut(source.text, blank.kind, title[-80:], self.chunk_tokens, count)
+        return replace(blank, sha256=source.sha256, chunks=len(chunks)), chunks
 
-    async def _commit(self, store: Store, batch: Sequence[_Prepared]) -> None:
-        texts = [f"{chunk.header}\n{chunk.text}" for item in batch for chunk in item.chunks]
+    async def _commit(self, store: Store, batch: Sequence[Prepared]) -> None:
+        texts = [f"{chunk.header}\n{chunk.text}" for _, chunks in batch for chunk in chunks or ()]
         vectors: list[Vectors] = []
         for start in range(0, len(texts), BATCH_CHUNKS):
             vectors.extend(await self.embed(texts[start : start + BATCH_CHUNKS]))
         documents = []
-        for item in batch:
-            if not item.same_bytes:
-                own, vectors = vectors[: len(item.chunks)], vectors[len(item.chunks) :]
-                documents.append(Document(item.file, item.chunks, np.asarray(own, dtype=np.float32)))
-        same = [item.file for item in batch if item.same_bytes]
+        for file, chunks in batch:
+            if chunks is not None:
+                documents.append((file, chunks, vectors[: len(chunks)]))
+                vectors = vectors[len(chunks) :]
+        same = [file for file, chunks in batch if chunks is None]
         with anyio.CancelScope(shield=True):
             if documents:
                 await store.swap(documents)

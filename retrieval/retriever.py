@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from datetime import datetime
 from pathlib import Path
 
@@ -18,19 +18,21 @@ from rolecall.config.home import Home
 from rolecall.config.settings import RetrievalSettings
 
 from .access import AllowedFolders
-from .chunks import Chunk, CountTokens, estimate_tokens
-from .contract import AddReport, CollectionInfo, Embed, Filters, Found, OnIndexed, Passage
+from .chunks import Chunk
+from .contract import AddReport, CollectionInfo, Embed, Filters, Found, IndexState, OnIndexed, Passage
 from .errors import IndexEmpty, RetrievalError
-from .freshness import Freshness
 from .fusion import fuse
-from .globs import glob_regex
 from .indexing import Indexer
-from .sources import scan
-from .store import FileState, RootState, Store, Vectors, where_clause
+from .names import glob_matches
+from .sources import Tree, scan
+from .store import SPAN_COLUMNS, FileState, Store, Vectors, where_clause
 
 OVERFETCH = 100  # hits per leg before fusion
 MAX_QUERY_CHARS = 4_000
 MAX_RESULTS = 100
+CHEAP_S = 0.05  # a sweep of a folder that takes less processor time (some 2,000 files) is made for every answer
+REST = 10.0  # a dearer one is reused for ten times as long as it took, so that sweeps never take more than a tenth
+MAX_REST_S = 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +40,8 @@ log = structlog.get_logger(__name__)
 class LanceRetriever:
     """Retrieval over LanceDB in the home's index folder. Nothing heavy is imported before the first call.
 
-    `embedder` names the vectors' maker (None: not on disk, search goes by full text alone). `count` counts the
-    embedder's tokens. The caller awaits `aclose`. For one event loop.
+    `embedder` names the vectors' maker (None: not on disk, search goes by full text alone). `tokenizer` is where its
+    `tokenizer.json` is or will be: without one tokens are estimated. The caller awaits `aclose`. For one event loop.
     """
 
     def __init__(
@@ -49,15 +51,15 @@ class LanceRetriever:
         embed: Embed,
         embedder: Callable[[], str | None],
         access: AllowedFolders,
-        count: CountTokens = estimate_tokens,
+        tokenizer: Path | None = None,
     ) -> None:
         self._home, self._embed, self._embedder = home, embed, embedder
         self._access, self._max_bytes = access, int(settings.max_file_mb * 1_000_000)
-        self._indexer = Indexer(access, embed, count, settings.chunk_tokens, self._max_bytes)
+        self._indexer = Indexer(access, embed, tokenizer, settings.chunk_tokens, self._max_bytes)
         self._opening, self._writing = anyio.Lock(), anyio.Lock()
         self._connection: object | None = None
         self._stores: list[Store] = []
-        self._freshness = Freshness(self._max_bytes)
+        self._trees: dict[str, tuple[float, Tree]] = {}
 
     async def add(self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None) -> AddReport:
         """Bring a folder's index up to date and allow the folder; only changed files are embedded again.
@@ -68,19 +70,18 @@ class LanceRetriever:
             PathMissing, PathNotAllowed, IndexCorrupt, RetrievalError (disk full), and what `embed` raises.
         """
         started = time.monotonic()
-        root = await anyio.to_thread.run_sync(self._access.add, folder)
-        name = collection or root.name
+        folder = await anyio.to_thread.run_sync(self._access.add, folder)
+        name, root = collection or folder.name, str(folder)
         async with self._writing:
-            tree = await anyio.to_thread.run_sync(scan, root, self._max_bytes, abandon_on_cancel=True)
+            tree = await anyio.to_thread.run_sync(scan, folder, self._max_bytes, abandon_on_cancel=True)
             store = await self._store_for_writing()
-            if (name, str(root)) not in store.roots:
-                await store.save_root(RootState(name, str(root)))
-            failed = await self._indexer.sync(store, name, str(root), tree.sources, on_progress or _silent)
+            if (name, root) not in store.roots:
+                await store.save_root(name, root, None)
+            failed = await self._indexer.sync(store, name, root, tree.sources, on_progress or (lambda *_: None))
             await store.finish()
             with anyio.CancelScope(shield=True):
-                await store.save_root(RootState(name, str(root), time.time()))
-                await self._retire(store, name, str(root))
-            self._freshness.forget()
+                await store.save_root(name, root, time.time())
+                await self._drop(name, root, keep=store)
         return AddReport(
             collection=name,
             indexed=len(tree.sources) - len(failed),
@@ -98,38 +99,39 @@ class LanceRetriever:
             IndexEmpty: nothing is indexed, or no such collection. RetrievalError: a filter that cannot be read.
         """
         store = await self._store_for_reading(collection)
-        roots = [state for state in store.roots.values() if collection in (None, state.collection)]
-        query = " ".join(query[:MAX_QUERY_CHARS].split())
-        where = where_clause(collection, _chosen(store.files, collection, filters) if filters else None)
+        query = " ".join(query[:MAX_QUERY_CHARS].encode("utf-8", "replace").decode().split())
+        where = where_clause(collection, _chosen(store.files, filters) if filters else None)
         stale: set[str] = set()
         passages: list[Passage] = []
         if query:
             vector = await self._query_vector(query, store)
             text = await store.matching(query, where, OVERFETCH)
             dense = await store.nearest(vector, where, OVERFETCH) if vector is not None else []
-            text, dense = ([hit for hit in leg if hit.doc in store.files] for leg in (text, dense))
-            ranked = [(store.files[hit.doc], hit.chunk, score) for hit, score in fuse(text, dense, vector)]
+            ranked = [
+                (store.files[hit.doc], hit.chunk, score)
+                for hit, score in fuse(text, dense, vector)
+                if hit.doc in store.files
+            ]
             wanted = max(1, min(max_results, MAX_RESULTS))
             passages, stale = await anyio.to_thread.run_sync(self._verified, ranked, wanted)
         for other in self._stores:
             if other is not store:  # indexed with another embedder and not anew yet
                 stale |= {file.path for file in other.files.values() if collection in (None, file.collection)}
-        return Found(passages=tuple(passages), index=await self._freshness.state(store, roots, stale))
+        return Found(passages=tuple(passages), index=await self._state(store, collection, stale))
 
     async def collections(self) -> tuple[CollectionInfo, ...]:
         await self._open()
         found = []
         for store in self._stores:
             for name in sorted({name for name, _ in store.roots}):
-                roots = [state for state in store.roots.values() if state.collection == name]
                 files = [file for file in store.files.values() if file.collection == name and not file.code]
                 found.append(
                     CollectionInfo(
                         collection=name,
-                        folders=tuple(state.root for state in roots),
+                        folders=tuple(root for other, root in store.roots if other == name),
                         files=len(files),
                         chunks=sum(file.chunks for file in files),
-                        index=await self._freshness.state(store, roots),
+                        index=await self._state(store, name),
                     )
                 )
         return tuple(found)
@@ -142,14 +144,13 @@ class LanceRetriever:
         """
         await self._open()
         async with self._writing:
-            holding = [store for store in self._stores if any(name == collection for name, _ in store.roots)]
-            if not holding:
+            roots = {root for store in self._stores for name, root in store.roots if name == collection}
+            if not roots:
                 raise self._no_collection(collection)
-            files = 0
+            files = sum(file.collection == collection for store in self._stores for file in store.files.values())
             with anyio.CancelScope(shield=True):
-                for store in holding:
-                    files += sum(file.collection == collection for file in store.files.values())
-                    await self._drop(store, collection)
+                for root in roots:
+                    await self._drop(collection, root)
             return files
 
     async def aclose(self) -> None:
@@ -170,8 +171,7 @@ class LanceRetriever:
         self, ranked: Iterable[tuple[FileState, Chunk, float]], wanted: int
     ) -> tuple[list[Passage], set[str]]:
         """The first `wanted` passages whose file is unchanged, duplicates once; and the paths of changed files."""
-        passages: list[Passage] = []
-        seen: set[str] = set()
+        passages: dict[str, Passage] = {}
         stale: set[str] = set()
         read: dict[str, tuple[str, bytes]] = {}
         for file, chunk, score in ranked:
@@ -182,10 +182,10 @@ class LanceRetriever:
             sha256, data = read[file.path]
             if sha256 != file.sha256 or data[chunk.start_byte : chunk.end_byte] != chunk.text.encode():
                 stale.add(file.path)
-            elif chunk.text not in seen:
-                seen.add(chunk.text)
-                passages.append(_passage(file, chunk, score))
-        return passages, stale
+            elif chunk.text not in passages:
+                span = {key: getattr(chunk, key) for key in SPAN_COLUMNS}
+                passages[chunk.text] = Passage(path=file.path, score=score, **span)
+        return list(passages.values()), stale
 
     def _read_hashed(self, path: str) -> tuple[str, bytes]:
         """A file's SHA-256 and bytes; empty where it cannot be read any more."""
@@ -194,6 +194,41 @@ class LanceRetriever:
         except RetrievalError:
             return "", b""
         return hashlib.sha256(data).hexdigest(), data
+
+    async def _state(self, store: Store, collection: str | None, stale: Set[str] = frozenset()) -> IndexState:
+        """From a look at every file's size, times and inode; `stale` are paths found changed otherwise."""
+        pending = set(stale)
+        indexed = skipped = failed = 0
+        roots = {key: at for key, at in store.roots.items() if collection in (None, key[0])}
+        for name, root in roots:
+            tree = await self._tree(root)
+            files = store.files_in(name, root)
+            known = {path: file.stamp for path, file in files.items()}
+            now = {source.path: source.stamp for source in tree.sources}
+            pending |= {path for path in known.keys() | now.keys() if known.get(path) != now.get(path)}
+            broken = sum(bool(file.code) for file in files.values())
+            indexed, failed, skipped = (
+                indexed + len(files) - broken,
+                failed + broken + len(tree.failed),
+                skipped + tree.skipped,
+            )
+        times = [at for at in roots.values() if at is not None]
+        age_s = round(max(0.0, time.time() - min(times)), 1) if times and len(times) == len(roots) else None
+        return IndexState(indexed=indexed, pending=len(pending), skipped=skipped, failed=failed, age_s=age_s)
+
+    async def _tree(self, root: str) -> Tree:
+        """Small folders are swept each time, a large one's sweep may be seconds old."""
+
+        def timed_scan() -> tuple[Tree, float]:
+            started = time.thread_time()
+            return scan(Path(root), self._max_bytes), time.thread_time() - started
+
+        if root in self._trees and time.monotonic() < self._trees[root][0]:
+            return self._trees[root][1]
+        tree, took_s = await anyio.to_thread.run_sync(timed_scan, abandon_on_cancel=True)
+        if took_s > CHEAP_S:
+            self._trees[root] = (time.monotonic() + min(MAX_REST_S, REST * took_s), tree)
+        return tree
 
     async def _open(self, *, writing: bool = False) -> None:
         """Open the index once; where there is none and nothing is to be written, LanceDB is not even imported."""
@@ -204,30 +239,22 @@ class LanceRetriever:
                 self._connection = connection
 
     async def _store_for_writing(self) -> Store:
+        """The current embedder's, made where it is new."""
         await self._open(writing=True)
-        if self._embedder() is None:
-            await self._embed(["probe"])  # raises what is missing and how to get it
-        identity = self._embedder() or "unknown"
         for store in self._stores:
-            if store.embedder == identity:
+            if store.embedder == self._embedder():
                 return store
-        vectors = await self._embed(["probe"])
-        store = await Store.create(self._connection, identity, int(vectors.shape[1]))
-        self._stores.append(store)
-        return store
+        vectors = await self._embed(["probe"])  # raises what is missing and how to get it
+        self._stores.append(await Store.create(self._connection, self._embedder() or "unknown", int(vectors.shape[1])))
+        return self._stores[-1]
 
     async def _store_for_reading(self, collection: str | None) -> Store:
+        """The current embedder's where it holds the collection, else the newest that does."""
         await self._open()
-        identity = self._embedder()
-        holding = [
-            s for s in self._stores if s.files and (collection is None or any(n == collection for n, _ in s.roots))
-        ]
-        current = [store for store in holding if identity in (None, store.embedder)]
-        if current:
-            return current[-1]
-        if holding:
-            return holding[-1]
-        raise self._no_collection(collection)
+        holding = [store for store in self._stores if any(collection in (None, name) for name, _ in store.roots)]
+        if not holding:
+            raise self._no_collection(collection)
+        return max(holding, key=lambda store: store.embedder == self._embedder())
 
     def _no_collection(self, collection: str | None) -> IndexEmpty:
         names = sorted({name for store in self._stores for name, _ in store.roots})
@@ -240,61 +267,39 @@ class LanceRetriever:
             advice="Name one of these, or run `rolecall index add FOLDER`.",
         )
 
-    async def _retire(self, current: Store, collection: str, root: str) -> None:
-        """Another embedder's rows of a folder go once the folder is indexed anew."""
-        for store in [store for store in self._stores if store is not current and (collection, root) in store.roots]:
-            log.warning("reindexed_with_new_embedder", collection=collection, was=store.embedder, now=current.embedder)
-            await self._drop(store, collection, root)
-
-    async def _drop(self, store: Store, collection: str, root: str | None = None) -> None:
-        await store.drop_collection(collection, root)
-        if not store.roots:
-            await store.destroy()
-            self._stores.remove(store)
-        self._freshness.forget()
+    async def _drop(self, collection: str, root: str, keep: Store | None = None) -> None:
+        """Forget a folder, or only what other embedders than that of `keep` left of it."""
+        for store in [*self._stores]:
+            if store is not keep and (collection, root) in store.roots:
+                await store.drop_root(collection, root)
+                if not store.roots:
+                    self._stores.remove(store)
+        self._trees.clear()
 
 
-def _silent(done: int, total: int, path: str) -> None:
-    return None
-
-
-def _passage(file: FileState, chunk: Chunk, score: float) -> Passage:
-    return Passage(
-        path=file.path,
-        start_line=chunk.start_line,
-        end_line=chunk.end_line,
-        start_byte=chunk.start_byte,
-        end_byte=chunk.end_byte,
-        score=score,
-        text=chunk.text,
-    )
-
-
-def _chosen(files: dict[str, FileState], collection: str | None, filters: Filters) -> list[str]:
+def _chosen(files: dict[str, FileState], filters: Filters) -> list[str]:
     """The documents that pass the filters."""
     since_ns = _since_ns(filters.since) if filters.since else 0
-    glob = filters.glob
-    matches = glob_regex(glob.removeprefix("/") if glob.startswith("/") else f"**/{glob}") if glob else None
+    glob = filters.glob or "**"
+    pattern = (glob if glob.startswith("/") else f"**/{glob}").removeprefix("/").split("/")
     return [
         doc
         for doc, file in files.items()
-        if collection in (None, file.collection)
-        and filters.kind in (None, file.kind)
+        if filters.kind in (None, file.kind)
         and filters.language in (None, file.language)
-        and file.stamp.mtime_ns >= since_ns
-        and (matches is None or matches.fullmatch(file.path.removeprefix("/")))
+        and file.mtime_ns >= since_ns
+        and glob_matches(file.path.removeprefix("/").split("/"), pattern)
     ]
 
 
 def _since_ns(since: str) -> int:
     """Nanoseconds since the epoch; a date or time without a zone is this machine's."""
     try:
-        moment = datetime.fromisoformat(since)
-    except ValueError:
+        return int(datetime.fromisoformat(since).timestamp() * 1_000_000_000)
+    except (ValueError, OverflowError):
         raise RetrievalError(
             "The filter `since` is not a date.",
             found=repr(since)[:60],
             allowed="2026-01-31 or 2026-01-31T08:00:00Z",
             advice="Write an ISO date or time.",
         ) from None
-    return int(moment.timestamp() * 1_000_000_000)

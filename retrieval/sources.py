@@ -10,42 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .contract import FailedFile
-from .errors import FileUnreadable
-from .refusals import os_error
-from .secret_files import is_secret
+from .errors import FileUnreadable, os_error
+from .names import is_secret
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
 # Lowest rank: a folder's own .gitignore and .rolecallignore come after these and may take a name back with `!name`.
 DEFAULT_IGNORES = """
-.*
-!.github
-node_modules/
-bower_components/
-jspm_packages/
-site-packages/
-venv/
-__pycache__/
-*.egg-info/
-vendor/
-third_party/
-Pods/
-DerivedData/
-build/
-dist/
-target/
-htmlcov/
-coverage/
-*.min.js
-*.min.css
-*.bundle.js
-*_pb2.py
-*.pb.go
-*.lock
-pnpm-lock.yaml
-go.sum
-"""
+.* !.github node_modules/ bower_components/ jspm_packages/ site-packages/ venv/ __pycache__/ *.egg-info/ vendor/
+third_party/ Pods/ DerivedData/ build/ dist/ target/ htmlcov/ coverage/ *.min.js *.min.css *.bundle.js *_pb2.py *.pb.go
+*.lock pnpm-lock.yaml go.sum
+""".split()
 IGNORE_FILES = (".gitignore", ".rolecallignore")
 
 _LANGUAGES = {
@@ -70,23 +46,21 @@ NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
-    """What tells an unchanged file without reading it; `ctime_ns`, since any program can set a file's mtime back."""
-
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
     """A file to index; `kind` is markdown|text|code."""
 
     path: str
     kind: str
     language: str
-    stamp: Stamp
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @property
+    def stamp(self) -> tuple[int, int, int, int]:
+        """Tells an unchanged file without reading it; with ctime, since any program can set a file's mtime back."""
+        return self.size_bytes, self.mtime_ns, self.ctime_ns, self.inode
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,99 +75,78 @@ class Tree:
 def kind_of(name: str) -> tuple[str, str] | None:
     """(kind, language) of a file name, None where it is no document."""
     folded = name.casefold()
-    return NAMES.get(folded) or SUFFIXES.get(os.path.splitext(folded)[1])  # noqa: PTH122  (no Path per file)
+    return NAMES.get(folded) or SUFFIXES.get(os.path.splitext(folded)[1])
 
 
 def scan(root: Path, max_bytes: int) -> Tree:
     """Walk a folder that is itself taken whatever its name; links are not followed. Blocking: run it in a thread."""
     from pathspec import GitIgnoreSpec
 
-    defaults = GitIgnoreSpec.from_lines(DEFAULT_IGNORES.splitlines())
     sources: list[Source] = []
     failed: list[FailedFile] = []
     skipped = 0
-    pending: list[tuple[str, tuple[tuple[int, GitIgnoreSpec], ...]]] = [(str(root), ((len(str(root)) + 1, defaults),))]
+    defaults = (len(str(root)) + 1, GitIgnoreSpec.from_lines(DEFAULT_IGNORES))
+    pending: list[tuple[str, tuple[tuple[int, GitIgnoreSpec], ...]]] = [(str(root), (defaults,))]
     while pending:
         folder, outer = pending.pop()
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            failed.append(_refused(folder, error))
+            failed.append(_failed(folder, error))
             continue
         specs = (*outer, *((len(folder) + 1, spec) for spec in _ignore_specs(entries)))
         for entry in entries:
-            is_folder = _is_folder(entry)
-            if entry.is_symlink() or is_secret(Path(entry.path)) or _ignored(entry.path, is_folder, specs):
-                skipped += not is_folder
-            elif is_folder:
-                pending.append((entry.path, specs))
-            elif (kind := kind_of(entry.name)) is None:
-                skipped += 1
-            else:
-                match _examine(entry, kind, max_bytes):
-                    case Source() as source:
-                        sources.append(source)
-                    case FailedFile() as failure:
-                        failed.append(failure)
-                    case None:
-                        skipped += 1
+            try:
+                is_folder = entry.is_dir(follow_symlinks=False)
+                kind = kind_of(entry.name)
+                unwanted = entry.is_symlink() or not (is_folder or kind) or is_secret(Path(entry.path))
+                if unwanted or _ignored(entry.path, is_folder, specs):
+                    skipped += not is_folder
+                elif is_folder:
+                    pending.append((entry.path, specs))
+                elif source := _source(entry, kind or ("", ""), max_bytes):
+                    sources.append(source)
+                else:
+                    skipped += 1
+            except (OSError, FileUnreadable, UnicodeEncodeError) as error:
+                failed.append(_failed(entry.path, error))
     return Tree(tuple(sorted(sources, key=lambda source: source.path)), skipped, tuple(failed))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir(follow_symlinks=False)
-    except OSError:
-        return False  # what cannot be looked at is told when it is examined
-
-
-def _examine(entry: os.DirEntry[str], kind: tuple[str, str], max_bytes: int) -> Source | FailedFile | None:
-    """A source; a failure; or None for an empty or too large file, which is left out."""
-    try:
-        entry.path.encode()
-        found = entry.stat(follow_symlinks=False)
-    except UnicodeEncodeError:
-        return _failed(entry.path, "its name is not valid UTF-8")
-    except OSError as error:
-        return _refused(entry.path, error)
+def _source(entry: os.DirEntry[str], kind: tuple[str, str], max_bytes: int) -> Source | None:
+    """None for an empty or too large file, which is left out."""
+    entry.path.encode()
+    found = entry.stat(follow_symlinks=False)
     if not stat.S_ISREG(found.st_mode):
-        return _failed(entry.path, "not a regular file")
+        raise FileUnreadable("Not to be indexed.", found="not a regular file")
     if not 0 < found.st_size <= max_bytes:
         return None
-    return Source(
-        entry.path, *kind, Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & (2**63 - 1))
-    )
+    inode = found.st_ino & (2**63 - 1)  # a signed column holds it
+    return Source(entry.path, *kind, found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode)
 
 
-def _refused(path: str, error: OSError) -> FailedFile:
-    typed = os_error(Path(path), error, Path.home())
-    return _failed(path, typed.found, typed.code)
-
-
-def _failed(path: str, reason: str, code: str = FileUnreadable.code) -> FailedFile:
+def _failed(path: str, error: OSError | FileUnreadable | UnicodeEncodeError) -> FailedFile:
+    if isinstance(error, UnicodeEncodeError):
+        error = FileUnreadable("Not to be indexed.", found="its name is not valid UTF-8")
+    typed = os_error(Path(path), error, Path.home()) if isinstance(error, OSError) else error
     shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return FailedFile(path=shown, code=code, reason=reason)
+    return FailedFile(path=shown, code=typed.code, reason=typed.found)
 
 
 def _ignore_specs(entries: list[os.DirEntry[str]]) -> Iterator[GitIgnoreSpec]:
     from pathspec import GitIgnoreSpec
 
-    for name in IGNORE_FILES:
-        for entry in entries:
-            if entry.name == name and entry.is_file(follow_symlinks=False):
-                try:
-                    lines = Path(entry.path).read_text("utf-8", errors="replace").splitlines()
-                    yield GitIgnoreSpec.from_lines(lines)
-                except (OSError, ValueError):
-                    continue  # an ignore file that cannot be read or parsed ignores nothing
+    for entry in entries:
+        if entry.name in IGNORE_FILES and entry.is_file(follow_symlinks=False):
+            try:
+                yield GitIgnoreSpec.from_lines(Path(entry.path).read_text("utf-8", errors="replace").splitlines())
+            except (OSError, ValueError):
+                continue  # an ignore file that cannot be read or parsed ignores nothing
 
 
 def _ignored(path: str, is_folder: bool, specs: tuple[tuple[int, GitIgnoreSpec], ...]) -> bool:
     for start, spec in reversed(specs):
-        try:
-            decided = spec.check_file(path[start:] + "/" * is_folder).include
-        except UnicodeEncodeError:
-            return False
+        decided = spec.check_file(path[start:] + "/" * is_folder).include
         if decided is not None:
             return decided
     return False

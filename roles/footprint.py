@@ -7,23 +7,26 @@ right where formulas are not. Both run in a short-lived process of their own: th
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rolecall.config.home import Home
-from rolecall.config.models import ModelEntry, models_table
+from rolecall.config.models import models_table
+from rolecall.config.settings import GB
 
-from .errors import ModelCorrupt, ModelUnknown
-from .manifest import weights_bytes
+from .errors import ModelUnknown
+from .manifest import corrupt, read_json, weights_bytes, write_whole
 
-KIB, MIB, GB = 1 << 10, 1 << 20, 1_000_000_000
+KIB, MIB = 1 << 10, 1 << 20
 DRY_RUN_TIMEOUT_S = 300.0
 PREFILL_STEP_TOKENS = 512  # the longest chunk a worker prefills at once
 FUSED_HEAD_DIMS = (64, 80, 128)  # Source: mlx's Metal kernel of scaled_dot_product_attention
@@ -44,14 +47,9 @@ class Footprint:
     figures: dict[str, Any]
     source: Literal["measured", "computed", "published"]
 
-    def kv_bytes(self, context_tokens: int, sequences: int) -> int:
-        """KV cache of `sequences` full contexts; mlx-lm allocates in steps of 256 tokens."""
-        rounded = -(-context_tokens // 256) * 256
-        return sequences * (rounded * self.kv_bytes_per_token + self.fixed_bytes)
-
-    def prefill_transient_bytes(self, context_tokens: int, fused: bool = sys.platform == "darwin") -> int:
+    def prefill_transient_bytes(self, context_tokens: int, fused: bool) -> int:
         """An upper estimate of what one prefill step takes beside weights and cache: two layers' activations, logits,
-        and the attention scores where no fused kernel avoids them."""
+        and the attention scores where no fused kernel (Metal's) avoids them."""
         figures = self.figures
         if not (hidden := int(figures.get("hidden_size", 0))):
             return UNKNOWN_TRANSIENT_BYTES
@@ -71,19 +69,22 @@ def quick_footprint(home: Home, model: str) -> Footprint | None:
 
     None where only a dry run can tell.
     """
-    folder = home.models / model
     if kept := _kept(home).get(_key(home, model)):
-        return _from_dict(kept)
-    entry = models_table().get(model)
-    if not (folder / "config.json").is_file():
-        return _published(entry) if entry else None
-    figures = _figures(folder)
-    if (folder / "modules.json").is_file():
+        return Footprint(**kept)
+    folder, entry = home.models / model, models_table().get(model)
+    present = (folder / "config.json").is_file()
+    if present and (folder / "modules.json").is_file():
         return Footprint(weights_bytes(folder), 0, 0, {}, "measured")
     if entry is None:
         return None
-    fixed, per_token = int(entry.fixed_mib * MIB), int(entry.kv_kib_per_token * KIB)
-    return Footprint(weights_bytes(folder), per_token, fixed, figures, "measured")
+    size = Footprint(
+        weights_bytes=int(entry.published_gb * GB),
+        kv_bytes_per_token=int(entry.kv_kib_per_token * KIB),
+        fixed_bytes=int(entry.fixed_mib * MIB),
+        figures=_figures(entry.architecture or {}),
+        source="published",
+    )
+    return replace(size, **_measured(folder)) if present else size
 
 
 def footprints(home: Home, models: Sequence[str]) -> dict[str, Footprint]:
@@ -98,25 +99,31 @@ def footprints(home: Home, models: Sequence[str]) -> dict[str, Footprint]:
     jobs: dict[str, dict[str, Any]] = {}
     for model in dict.fromkeys(models):
         if old := kept.get(_key(home, model)):
-            found[model] = _from_dict(old)
+            found[model] = Footprint(**old)
         elif job := _job(home, model):
             jobs[model] = job
         elif quick := quick_footprint(home, model):
             found[model] = quick
         else:
             raise unknown_model(model)
+    for model, answer in zip(jobs, _dry_runs(list(jobs.values())), strict=True):
+        if "error" in answer:
+            raise corrupt(model, f"mlx-lm cannot read it: {answer['error']}")
+        if "folder" in jobs[model]:
+            more = _measured(home.models / model)
+        else:
+            more = {"figures": _figures(jobs[model]["architecture"]), "source": "computed"}
+        found[model] = Footprint(**{**answer, **more})
+        kept[_key(home, model)] = asdict(found[model])
     if jobs:
-        for model, answer in zip(jobs, _dry_runs(list(jobs.values())), strict=True):
-            found[model] = _answered(home, model, jobs[model], answer)
-            kept[_key(home, model)] = asdict(found[model])
-        _keep(home, kept)
+        with contextlib.suppress(OSError):  # on a full disk it is only worked out again
+            home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_whole(home.root / "footprints.json", json.dumps(kept))
     return found
 
 
 def unknown_model(name: str) -> ModelUnknown:
     """The error for a name that means no model: it names the nearest that does."""
-    import difflib
-
     near = difflib.get_close_matches(name, models_table(), n=1, cutoff=0.5)
     return ModelUnknown(
         "No such model.",
@@ -127,48 +134,21 @@ def unknown_model(name: str) -> ModelUnknown:
 
 
 def _job(home: Home, model: str) -> dict[str, Any] | None:
-    folder = home.models / model
+    folder, entry = home.models / model, models_table().get(model)
     if (folder / "config.json").is_file():
         return None if (folder / "modules.json").is_file() else {"folder": str(folder)}
-    entry = models_table().get(model)
     if entry is None or entry.architecture is None:
         return None
     return {"architecture": entry.architecture, "bits": entry.bits, "group_size": entry.group_size}
 
 
-def _answered(home: Home, model: str, job: dict[str, Any], answer: dict[str, Any]) -> Footprint:
-    if "error" in answer:
-        raise ModelCorrupt(
-            f"mlx-lm cannot read model {model!r}.",
-            found=str(answer["error"])[:300],
-            allowed="a folder in the form of mlx-lm with a known architecture",
-            advice=f"Fetch it again (rolecall models pull {model}) or choose another model.",
-        )
-    per_token, fixed = int(answer["kv_bytes_per_token"]), int(answer["fixed_bytes"])
-    if "folder" in job:
-        folder = home.models / model
-        return Footprint(weights_bytes(folder), per_token, fixed, _figures(folder), "measured")
-    return Footprint(int(answer["weights_bytes"]), per_token, fixed, _small(job["architecture"]), "computed")
+def _measured(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "config.json", "/".join(folder.parts[-2:]))
+    figures = _figures({**config, **config.get("text_config", {})})
+    return {"weights_bytes": weights_bytes(folder), "figures": figures, "source": "measured"}
 
 
-def _published(entry: ModelEntry) -> Footprint:
-    per_token, fixed = int(entry.kv_kib_per_token * KIB), int(entry.fixed_mib * MIB)
-    return Footprint(int(entry.published_gb * GB), per_token, fixed, _small(entry.architecture or {}), "published")
-
-
-def _figures(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelCorrupt(
-            f"The configuration of model {folder.name!r} cannot be read.",
-            found=str(error)[:200],
-            advice="Fetch the model again: rolecall models pull",
-        ) from None
-    return _small({**config, **config.get("text_config", {})})
-
-
-def _small(config: dict[str, Any]) -> dict[str, Any]:
+def _figures(config: dict[str, Any]) -> dict[str, Any]:
     names = ("hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts_per_tok", "num_attention_heads")
     return {n: config[n] for n in (*names, "head_dim", "vocab_size", "torch_dtype") if config.get(n)}
 
@@ -193,28 +173,20 @@ def _kept(home: Home) -> dict[str, Any]:
         return {}
 
 
-def _keep(home: Home, kept: dict[str, Any]) -> None:
-    home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = home.root / f".footprints.{os.getpid()}"
-    temporary.write_text(json.dumps(kept))
-    temporary.replace(home.root / "footprints.json")
-
-
-def _from_dict(data: dict[str, Any]) -> Footprint:
-    return Footprint(**data)
-
-
 def _dry_runs(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not jobs:
+        return []
     command = [sys.executable, "-P", "-m", "rolecall.roles.footprint"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    found = ""
     try:
         result = subprocess.run(
             command, input=json.dumps(jobs), capture_output=True, text=True, env=env, timeout=DRY_RUN_TIMEOUT_S
         )
+        found = result.stderr.strip().rpartition("\n")[2]
         return list(json.loads(result.stdout.splitlines()[-1]))
     except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
-        found = type(error).__name__
-        return [{"error": f"the dry run gave no answer ({found})"} for _ in jobs]
+        return [{"error": f"the dry run gave no answer ({found or type(error).__name__})"} for _ in jobs]
 
 
 # What follows runs in that process only.

@@ -9,14 +9,15 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rolecall.config.home import Home
 from rolecall.config.profile import Profile, RoleSpec
+from rolecall.config.settings import GB
 
-from .footprint import GB, Footprint, footprints
+from .footprint import Footprint, footprints
 
 PROCESS_OVERHEAD_BYTES = 300_000_000  # Source: 254 MB RSS of a process that has imported mlx-lm, rounded up
 EMBEDDER_OVERHEAD_BYTES = 700_000_000  # Source: RSS of a process that has imported torch and sentence-transformers
@@ -41,39 +42,22 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
-class RolePlan:
-    """`reserved_bytes` is what a worker for this role alone would reserve."""
-
-    role: str
-    model: str
-    quantization: str
-    context_length: int
-    concurrency: int
-    weights_bytes: int
-    kv_bytes_per_token: int
-    reserved_bytes: int
-    published: bool
-
-
-@dataclass(frozen=True, slots=True)
 class ProfilePlan:
-    """`total_bytes` if every role were resident; `resident_together` the sets of roles that fit and cannot grow."""
+    """The fields of `rolecall models plan --json`. `total_bytes` if every role were resident; `resident_together`: the
+    sets that fit and cannot grow, each with every pinned role, since those are never evicted.
+
+    A role's `reserved_bytes` is what a worker for it alone would reserve; it has `"source": "published"` where its
+    figures are not computed.
+    """
 
     profile: str
     budget_bytes: int
-    roles: tuple[RolePlan, ...]
+    roles: list[dict[str, Any]]
     total_bytes: int
-    resident_together: tuple[tuple[str, ...], ...]
+    resident_together: list[list[str]]
 
     def to_dict(self) -> dict[str, Any]:
-        """The form of `rolecall models plan --json`; `source` stands only where figures are published ones."""
-        return {
-            "profile": self.profile,
-            "budget_bytes": self.budget_bytes,
-            "roles": [_role_dict(role) for role in self.roles],
-            "total_bytes": self.total_bytes,
-            "resident_together": [list(roles) for roles in self.resident_together],
-        }
+        return asdict(self)
 
 
 def plan_profile(profile: Profile, home: Home, budget_bytes: int | None = None) -> ProfilePlan:
@@ -87,13 +71,31 @@ def plan_profile(profile: Profile, home: Home, budget_bytes: int | None = None) 
     """
     budget = budget_bytes if budget_bytes is not None else int(profile.budget_gb * GB)
     sizes = footprints(home, [spec.model for spec in profile.roles.values()])
-    ground = _Ground(sizes, int(profile.cache_limit_gb * GB), mac=_MAC or profile.name.startswith("mac-"))
+    mac, cache_bytes = _MAC or profile.name.startswith("mac-"), int(profile.cache_limit_gb * GB)
+
+    def together_bytes(names: Iterable[str]) -> int:
+        by_model: dict[str, list[RoleSpec]] = {}
+        for name in names:
+            by_model.setdefault(profile.roles[name].model, []).append(profile.roles[name])
+        return sum(reserve(sizes[model], specs, cache_bytes, mac).total_bytes for model, specs in by_model.items())
+
+    roles = []
+    for name, spec in profile.roles.items():
+        size = sizes[spec.model]
+        role = {
+            "role": name,
+            **spec.model_dump(include={"model", "quantization", "context_length", "concurrency"}),
+            "weights_bytes": size.weights_bytes,
+            "kv_bytes_per_token": size.kv_bytes_per_token,
+            "reserved_bytes": together_bytes([name]),
+        }
+        roles.append(role | ({"source": "published"} if size.source == "published" else {}))
     return ProfilePlan(
         profile=profile.name,
         budget_bytes=budget,
-        roles=tuple(ground.role_plan(name, spec) for name, spec in profile.roles.items()),
-        total_bytes=ground.together_bytes(profile.roles),
-        resident_together=_fitting_sets(profile.roles, ground, budget),
+        roles=roles,
+        total_bytes=together_bytes(profile.roles),
+        resident_together=_fitting_sets(profile.roles, together_bytes, budget),
     )
 
 
@@ -103,12 +105,11 @@ def reserve(size: Footprint, roles: Sequence[RoleSpec], cache_bytes: int, mac: b
     Requests of roles that are not pinned share the largest part that one of them asks for (context x concurrency, each
     context rounded up to 256 tokens); pinned ones have theirs beside it. `mac` says for which platform.
     """
-    pinned = [_tokens(spec) * spec.concurrency for spec in roles if spec.pinned]
-    shared = [_tokens(spec) * spec.concurrency for spec in roles if not spec.pinned]
-    slots = sum(s.concurrency for s in roles if s.pinned) + max(
-        (s.concurrency for s in roles if not s.pinned), default=0
-    )
-    kv_tokens = sum(pinned) + max(shared, default=0)
+    pinned = [spec for spec in roles if spec.pinned]
+    shared = [spec for spec in roles if not spec.pinned]
+    slots = sum(s.concurrency for s in pinned) + max((s.concurrency for s in shared), default=0)
+    kv_tokens = sum(context_tokens(s) * s.concurrency for s in pinned)
+    kv_tokens += max((context_tokens(s) * s.concurrency for s in shared), default=0)
     return Reservation(
         weights_bytes=size.weights_bytes,
         kv_bytes=kv_tokens * size.kv_bytes_per_token + slots * size.fixed_bytes,
@@ -120,6 +121,11 @@ def reserve(size: Footprint, roles: Sequence[RoleSpec], cache_bytes: int, mac: b
     )
 
 
+def context_tokens(spec: RoleSpec) -> int:
+    """The role's context as mlx-lm allocates it, in steps of 256 tokens."""
+    return -(-spec.context_length // 256) * 256
+
+
 def working_set_bytes() -> int | None:
     """Metal's recommended working set on a Mac, else None. Blocking (a process of its own)."""
     if not _MAC:
@@ -129,54 +135,16 @@ def working_set_bytes() -> int | None:
     return int(result.stdout) if result.returncode == 0 else None
 
 
-def _tokens(spec: RoleSpec) -> int:
-    return -(-spec.context_length // 256) * 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Ground:
-    """What a plan stands on."""
-
-    sizes: Mapping[str, Footprint]
-    cache_bytes: int
-    mac: bool
-
-    def role_plan(self, name: str, spec: RoleSpec) -> RolePlan:
-        size = self.sizes[spec.model]
-        return RolePlan(
-            role=name,
-            model=spec.model,
-            quantization=spec.quantization,
-            context_length=spec.context_length,
-            concurrency=spec.concurrency,
-            weights_bytes=size.weights_bytes,
-            kv_bytes_per_token=size.kv_bytes_per_token,
-            reserved_bytes=self.together_bytes({name: spec}),
-            published=size.source == "published",
-        )
-
-    def together_bytes(self, roles: Mapping[str, RoleSpec]) -> int:
-        by_model: dict[str, list[RoleSpec]] = {}
-        for spec in roles.values():
-            by_model.setdefault(spec.model, []).append(spec)
-        workers = (reserve(self.sizes[model], specs, self.cache_bytes, self.mac) for model, specs in by_model.items())
-        return sum(worker.total_bytes for worker in workers)
-
-
-def _role_dict(role: RolePlan) -> dict[str, Any]:
-    names = ("role", "model", "quantization", "context_length", "concurrency")
-    figures = ("weights_bytes", "kv_bytes_per_token", "reserved_bytes")
-    data = {name: getattr(role, name) for name in (*names, *figures)}
-    return {**data, "source": "published"} if role.published else data
-
-
-def _fitting_sets(roles: Mapping[str, RoleSpec], ground: _Ground, budget_bytes: int) -> tuple[tuple[str, ...], ...]:
-    """Every set of roles within the budget that no other role can join, the largest first."""
-    found: list[tuple[str, ...]] = []
+def _fitting_sets(
+    roles: Mapping[str, RoleSpec], together_bytes: Callable[[Iterable[str]], int], budget_bytes: int
+) -> list[list[str]]:
+    """Every set of roles, all pinned ones in it, that fits the budget and that no other can join; largest first."""
+    pinned = {name for name, spec in roles.items() if spec.pinned}
+    found: list[list[str]] = []
     for count in range(len(roles), 0, -1):
         for names in itertools.combinations(roles, count):
-            if any(set(names) <= set(larger) for larger in found):
+            if not pinned <= set(names) or any(set(names) <= set(larger) for larger in found):
                 continue
-            if ground.together_bytes({name: roles[name] for name in names}) <= budget_bytes:
-                found.append(names)
-    return tuple(found)
+            if together_bytes(names) <= budget_bytes:
+                found.append(list(names))
+    return found

@@ -8,9 +8,10 @@ another `_step`, so nothing is ever decided on stale knowledge.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -26,14 +27,16 @@ from rolecall.config.errors import RolecallError
 from rolecall.config.profile import RoleSpec
 
 from .contract import GenerationRequest, Loading, OnEvent, Queued, Vectors
-from .errors import DoesNotFit, QueueFull, RoleError, WorkerDied
+from .errors import DoesNotFit, QueueFull, RoleError, WorkerDied, WorkerTimeout
 from .manifest import Manifest
-from .plan import PROCESS_OVERHEAD_BYTES, Reservation
+from .plan import PROCESS_OVERHEAD_BYTES, Reservation, context_tokens
 from .residency import Admit, Evict, Refuse, ResidentModel, Verdict, Wait, admit
 from .worker.wire import Loaded, WorkerResult, WorkerSpec
 
 MEMORY_BACK_S = 2.0  # the longest a load waits to see an ended process's memory free again
 LOAD_BYTES_PER_S = 3_000_000_000  # Source: cold loads on Apple silicon, 3.0 to 3.75 GB/s; until one was measured
+LOAD_TIMEOUT_S = 600.0  # and where that is longer, what a slow disk takes
+SLOW_DISK_BYTES_PER_S = 50_000_000
 USE_DECAY = 0.9  # how much each later use of another model takes from the probability of a model's next use
 
 _log = structlog.get_logger(__name__)
@@ -48,17 +51,13 @@ class WorkerHandle(Protocol):
     @property
     def pid(self) -> int: ...
 
-    async def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None] | None = None) -> Loaded: ...
+    async def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None]) -> Loaded: ...
 
     async def generate(
-        self,
-        request: GenerationRequest,
-        thinks: bool = False,
-        thinking_budget: int | None = None,
-        on_event: OnEvent | None = None,
+        self, request: GenerationRequest, thinks: bool, thinking_budget: int | None, on_event: OnEvent | None
     ) -> WorkerResult: ...
 
-    async def embed(self, texts: Sequence[str], alone: bool = False) -> Vectors: ...
+    async def embed(self, texts: Sequence[str], alone: bool) -> Vectors: ...
 
     async def stop(self) -> Any: ...
 
@@ -75,19 +74,23 @@ class Phase(Enum):
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One caller's place. `role` "" only wants the model in memory; `context_tokens` is the most it may fill."""
+    """One caller's place. `role` "" only wants the model in memory. Granted once `settled` with a `worker`."""
 
     number: int
     role: str
-    context_tokens: int
-    concurrency: int
-    pinned: bool
+    spec: RoleSpec | None
     on_event: OnEvent | None
     position: int = 0
     cold: bool = False
     queued_at: float = field(default_factory=time.monotonic)
     settled: anyio.Event = field(default_factory=anyio.Event)
+    worker: WorkerHandle | None = None
     error: RolecallError | None = None
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Pinned roles first, then in order."""
+        return (not (self.spec and self.spec.pinned), self.number)
 
     def tell(self, event: Queued | Loading) -> None:
         if self.on_event is not None:
@@ -111,7 +114,6 @@ class PooledModel:
     worker: WorkerHandle | None = None
     weights_sha256: str = ""
     reload_s: float = 0.0
-    loads: int = 0
     uses: float = 0.0
     service_s: float = 1.0
     last_used: float = field(default_factory=time.monotonic)
@@ -125,30 +127,19 @@ class PooledModel:
         return any(spec.pinned for spec in self.specs)
 
     @property
-    def idle_ttl_s(self) -> float:
-        """0 keeps it: one role without a limit is enough."""
-        limits = [spec.idle_ttl_s for spec in self.specs]
-        return 0.0 if not limits or min(limits) <= 0 else max(limits)
-
-    def worker_spec(self, cache_limit_bytes: int) -> WorkerSpec:
-        context_length = max(spec.context_length for spec in self.specs) if self.specs else 0
-        slots = self.reservation.slots
-        return WorkerSpec(self.kind, self.folder, self.model, context_length, slots, cache_limit_bytes)
-
-    def is_busy_with(self, role: str, concurrency: int) -> bool:
-        """Whether as many requests of this role are at work as its concurrency allows."""
-        return bool(role) and sum(other.role == role for other in self.active) >= concurrency
+    def oldest(self) -> int:
+        return min(ticket.number for ticket in self.waiting)
 
     def has_room_for(self, ticket: Ticket) -> bool:
         """Whether slots and the KV cache, which pads every request to the longest, allow one more."""
-        at_work = [other for other in self.active if other.role]
-        if not ticket.role or not at_work:
+        at_work = [other for other in (ticket, *self.active) if other.role]
+        if not ticket.role or len(at_work) == 1:
             return True
-        longest = max(ticket.context_tokens, *(other.context_tokens for other in at_work))
-        fits = (len(at_work) + 1) * longest <= self.reservation.kv_tokens or self.kind == "embedder"
-        return fits and len(at_work) < self.reservation.slots
+        longest = max(context_tokens(other.spec) if other.spec else 0 for other in at_work)
+        return len(at_work) <= self.reservation.slots and len(at_work) * longest <= self.reservation.kv_tokens
 
 
+@dataclass(eq=False)
 class WorkerPool:
     """Keeps reservations within `budget_bytes`; at most `queue_limit` callers wait for one model.
 
@@ -156,30 +147,20 @@ class WorkerPool:
     kept for the next load. Everything runs in `tasks`.
     """
 
-    def __init__(
-        self,
-        tasks: anyio.abc.TaskGroup,
-        budget_bytes: int,
-        queue_limit: int,
-        cache_limit_bytes: int,
-        start_worker: StartWorker,
-        prepared: Callable[[PooledModel], Manifest],
-        wants_spare: Callable[[], bool],
-    ) -> None:
-        self._tasks = tasks
-        self.budget_bytes = budget_bytes
-        self._queue_limit = queue_limit
-        self._cache_limit_bytes = cache_limit_bytes
-        self._start_worker = start_worker
-        self._prepared = prepared
-        self._wants_spare = wants_spare
-        self._numbers = itertools.count(1)
-        self._held: dict[str, int] = {}
-        self._unloading: set[str] = set()
-        self._spare: WorkerHandle | None = None
-        self._spare_starting = False
-        self._closing = False
-        self.models: dict[str, PooledModel] = {}
+    tasks: anyio.abc.TaskGroup
+    budget_bytes: int
+    queue_limit: int
+    cache_limit_bytes: int
+    start_worker: StartWorker
+    prepared: Callable[[PooledModel], Manifest]
+    wants_spare: Callable[[], bool]
+    models: dict[str, PooledModel] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    _held: dict[str, int] = field(default_factory=dict)
+    _unloading: set[str] = field(default_factory=set)
+    _spare: WorkerHandle | None = None
+    _spare_starting: bool = False
+    _closing: bool = False
 
     @contextlib.asynccontextmanager
     async def place(
@@ -188,30 +169,30 @@ class WorkerPool:
         """Wait for a place at the model's worker, loading it where needed; the place is free again on leaving.
 
         Raises:
-            QueueFull, DoesNotFit, WorkerDied, ModelCorrupt, ModelRefused.
+            QueueFull, DoesNotFit, WorkerDied, WorkerTimeout (loading), ModelCorrupt, ModelRefused.
         """
-        context = -(-spec.context_length // 256) * 256 if spec else 0
-        concurrency = spec.concurrency if spec else model.reservation.slots
-        pinned = spec is not None and spec.pinned
-        ticket = Ticket(next(self._numbers), role, context, concurrency, pinned, on_event)
+        ticket = Ticket(next(self._numbers), role, spec, on_event)
         self._enqueue(model, ticket)
         try:
             await ticket.settled.wait()
-            if ticket.error is not None:
-                raise ticket.error
-            assert model.worker is not None
+            if ticket.worker is None:
+                raise ticket.error or _ending()
             granted_at = time.monotonic()
-            yield ticket, model.worker
+            yield ticket, ticket.worker
             model.service_s += 0.2 * (time.monotonic() - granted_at - model.service_s)
         finally:
             self._leave(model, ticket)
 
+    def limit(self, budget_bytes: int) -> None:
+        """Lower the budget; what no longer fits is ended once it is idle."""
+        self.budget_bytes = min(self.budget_bytes, budget_bytes)
+        self._step()
+
     def preload(self, model: PooledModel) -> None:
         """Load it now if it fits without ending anything and nobody waits for memory."""
         waited_for = any(other.waiting and other.phase is Phase.ABSENT for other in self.models.values())
-        fits = isinstance(admit(model.reserved_bytes, self._in_memory(), self.budget_bytes), Admit)
-        if model.phase is Phase.ABSENT and fits and not waited_for and not self._closing:
-            self._begin_load(model)
+        if model.phase is Phase.ABSENT and not waited_for and not self._closing:
+            self._load([model], may_evict=False)
 
     async def unload(self, model: PooledModel) -> bool:
         """End its worker once nobody uses it; True when its memory is free."""
@@ -227,39 +208,40 @@ class WorkerPool:
 
     def end_idle(self) -> None:
         """End every worker that has been idle for longer than its roles allow."""
-        now = time.monotonic()
         for model in self.models.values():
-            idle = model.phase is Phase.READY and not model.active and not model.waiting and not model.pinned
-            if idle and 0 < model.idle_ttl_s < now - model.last_used:
+            limits = [spec.idle_ttl_s for spec in model.specs] or [0.0]  # 0 keeps it: one such role is enough
+            idle = model.phase is Phase.READY and not (model.active or model.waiting or model.pinned)
+            if idle and min(limits) > 0 and time.monotonic() - model.last_used > max(limits):
                 self._end(model)
 
     async def aclose(self) -> None:
         """End every process; callers that wait get an error."""
         self._closing = True
         with anyio.CancelScope(shield=True):
+            there = [model for model in self.models.values() if model.phase is not Phase.ABSENT]
             for model in self.models.values():
-                self._fail(model, RoleError("The host is ending.", advice="Ask again: a new one starts by itself."))
-                if model.phase is not Phase.ABSENT:
-                    self._end(model)
-            for model in self.models.values():
-                if model.phase is not Phase.ABSENT:
-                    await model.gone.wait()
+                self._fail(model, _ending())
+            for model in there:
+                self._end(model)
+            for model in there:
+                await model.gone.wait()
             await self._drop_spare()
 
     # What changes state: no await from here to `_step`.
 
     def _enqueue(self, model: PooledModel, ticket: Ticket) -> None:
         if self._closing:
-            raise RoleError("The host is ending.", advice="Ask again: a new one starts by itself.")
-        if len(model.waiting) >= self._queue_limit:
+            raise _ending()
+        if len(model.waiting) >= self.queue_limit:
             retry_s = max(1.0, model.service_s * len(model.waiting) / max(1, model.reservation.slots))
             raise QueueFull(
                 f"Too many requests wait for model {model.model!r}.",
                 found=f"{len(model.waiting)} waiting",
-                allowed=f"{self._queue_limit} (host.queue_limit)",
+                allowed=f"{self.queue_limit} (host.queue_limit)",
                 advice=f"Try again in about {retry_s:.0f} s.",
             )
         model.waiting.append(ticket)
+        model.waiting.sort(key=lambda t: t.rank)
         self._step()
 
     def _leave(self, model: PooledModel, ticket: Ticket) -> None:
@@ -278,28 +260,30 @@ class WorkerPool:
         for model in self.models.values():
             if model.phase is Phase.READY and model.worker and model.worker.exited.is_set():
                 model.phase = Phase.ENDING  # its task is about to notice
-        self._held = dict.fromkeys(self._unloading, 0)
         if not self._closing:
+            self._grant()  # by what was held before: who came before a load goes before its eviction
+            self._held = dict.fromkeys(self._unloading, 0)
             # a worker that measured more than was planned, or a smaller budget, may ask for an end without a load
             self._obey(admit(0, self._in_memory(), self.budget_bytes), 0)
-            self._load_waiting()
-            for model in self.models.values():
-                self._grant(model, self._held.get(model.model))
-        for model in list(self.models.values()):
+            wanted = [model for model in self.models.values() if model.waiting and model.phase is Phase.ABSENT]
+            self._load(sorted(wanted, key=lambda m: (not m.pinned, m.kind != "embedder", m.oldest)))
+            self._grant()
+        for model in self.models.values():
             if model.model in self._unloading and model.phase is Phase.READY and not model.active:
                 self._end(model)
         self._tend_spare()
 
-    def _load_waiting(self) -> None:
-        wanted = [model for model in self.models.values() if model.waiting and model.phase is Phase.ABSENT]
-        for model in sorted(wanted, key=lambda m: (not m.pinned, m.kind != "embedder", m.waiting[0].number)):
+    def _load(self, wanted: Sequence[PooledModel], may_evict: bool = True) -> None:
+        for model in wanted:
             verdict = admit(model.reserved_bytes, self._in_memory(), self.budget_bytes)
-            if isinstance(verdict, Refuse):
+            if isinstance(verdict, Admit):
+                model.phase = Phase.LOADING
+                model.scope, model.gone = anyio.CancelScope(), anyio.Event()
+                self.tasks.start_soon(self._live, model)
+            elif isinstance(verdict, Refuse):
                 self._fail(model, _does_not_fit(model, verdict, self.budget_bytes))
-            elif isinstance(verdict, Admit):
-                self._begin_load(model)
-            else:
-                self._obey(verdict, model.waiting[0].number)
+            elif may_evict:
+                self._obey(verdict, 0 if model.pinned else model.oldest)
                 return  # memory that comes free is for this one
 
     def _obey(self, verdict: Verdict, number: int) -> None:
@@ -312,27 +296,26 @@ class WorkerPool:
             for key in verdict.victims:
                 self._held.setdefault(key, number)
 
-    def _grant(self, model: PooledModel, before: int | None) -> None:
-        """Give places to who may have one; with `before`, only to tickets of a lower number."""
-        if model.phase is not Phase.READY:
-            return
-        for ticket in sorted(model.waiting, key=lambda t: (not t.pinned, t.number)):
-            if (before is not None and ticket.number >= before) or model.is_busy_with(ticket.role, ticket.concurrency):
+    def _grant(self) -> None:
+        """Give places to who may have one; of a model that is held, only to who came before."""
+        for model in self.models.values():
+            if model.phase is not Phase.READY:
                 continue
-            if not model.has_room_for(ticket):
-                break  # nobody later overtakes it, or a long context would wait for ever
-            model.waiting.remove(ticket)
-            model.active.append(ticket)
-            ticket.settled.set()
-        for position, ticket in enumerate(model.waiting, 1):
-            if position != ticket.position:
-                ticket.position = position
-                ticket.tell(Queued(position))
-
-    def _begin_load(self, model: PooledModel) -> None:
-        model.phase = Phase.LOADING
-        model.scope, model.gone = anyio.CancelScope(), anyio.Event()
-        self._tasks.start_soon(self._live, model)
+            for ticket in model.waiting[:]:
+                concurrency = ticket.spec.concurrency if ticket.spec else model.reservation.slots
+                busy = ticket.role and sum(other.role == ticket.role for other in model.active) >= concurrency
+                if busy or ticket.number >= self._held.get(model.model, ticket.number + 1):
+                    continue
+                if not model.has_room_for(ticket):
+                    break  # nobody later overtakes it, or a long context would wait for ever
+                model.waiting.remove(ticket)
+                model.active.append(ticket)
+                ticket.worker = model.worker
+                ticket.settled.set()
+            for position, ticket in enumerate(model.waiting, 1):
+                if position != ticket.position:
+                    ticket.position = position
+                    ticket.tell(Queued(position))
 
     def _end(self, model: PooledModel) -> None:
         model.phase = Phase.ENDING
@@ -340,7 +323,7 @@ class WorkerPool:
 
     def _fail(self, model: PooledModel, error: RolecallError) -> None:
         for ticket in model.waiting:
-            ticket.error = _copy(error)
+            ticket.error = copy.copy(error)  # one exception object per caller: a traceback belongs to one of them
             ticket.settled.set()
         model.waiting.clear()
 
@@ -367,14 +350,12 @@ class WorkerPool:
         """The life of one worker: load, serve until it dies or is ended, see its memory come back."""
         try:
             with model.scope:
-                await self._bring_up(model)
+                worker = await self._bring_up(model)
                 if model.phase is Phase.LOADING:
                     model.phase = Phase.READY
-                    self._grant(model, None)  # whoever it was loaded for comes before any eviction
                 self._step()
-                assert model.worker is not None
-                await model.worker.exited.wait()
-                _log.warning("worker_died", model=model.model, pid=model.worker.pid)
+                await worker.exited.wait()
+                _log.warning("worker_died", model=model.model, pid=worker.pid)
         except RolecallError as error:
             self._fail(model, error)
         except Exception as error:
@@ -389,32 +370,40 @@ class WorkerPool:
             model.gone.set()
             self._step()
 
-    async def _bring_up(self, model: PooledModel) -> None:
-        began = time.monotonic()
-        for ticket in model.waiting:
-            ticket.cold = True
-            ticket.tell(Loading(model.model, 0, model.reservation.weights_bytes))
-        manifest = await anyio.to_thread.run_sync(self._prepared, model, abandon_on_cancel=True)
-        spec = model.worker_spec(self._cache_limit_bytes)
-        if model.kind == "text" and self._spare and not self._spare.exited.is_set():
-            model.worker, self._spare = self._spare, None
-        else:
-            model.worker = await self._start_worker(spec)
+    async def _bring_up(self, model: PooledModel) -> WorkerHandle:
+        began, planned = time.monotonic(), model.reservation
 
         def on_loading(done_bytes: int, total_bytes: int) -> None:
             for ticket in model.waiting:
                 ticket.cold = True
                 ticket.tell(Loading(model.model, done_bytes, total_bytes))
 
-        loaded = await model.worker.load(spec, on_loading)
+        on_loading(0, planned.weights_bytes)
+        manifest = await anyio.to_thread.run_sync(self.prepared, model, abandon_on_cancel=True)
+        context, cache_bytes = max((spec.context_length for spec in model.specs), default=0), self.cache_limit_bytes
+        spec = WorkerSpec(model.kind, model.folder, model.model, context, planned.slots, cache_bytes)
+        if model.kind == "text" and self._spare and not self._spare.exited.is_set():
+            worker, self._spare = self._spare, None
+        else:
+            worker = await self.start_worker(spec)
+        model.worker = worker
+        timeout_s = max(LOAD_TIMEOUT_S, planned.weights_bytes / SLOW_DISK_BYTES_PER_S)
+        try:
+            with anyio.fail_after(timeout_s):
+                loaded = await worker.load(spec, on_loading)
+        except TimeoutError:
+            raise WorkerTimeout(
+                f"Model {model.model!r} did not finish loading.",
+                found=f"nothing after {timeout_s:.0f} s",
+                advice="Ask again: another process starts. If it happens again, see `rolecall doctor` and the disk.",
+            ) from None
         model.reload_s, model.weights_sha256 = time.monotonic() - began, manifest.weights_sha256
-        model.loads += 1
-        planned = model.reservation
         per_token_bytes = loaded.kv_bytes_per_token * planned.kv_tokens + loaded.fixed_state_bytes * planned.slots
-        kv_bytes = max(planned.kv_bytes, per_token_bytes)
         held_bytes = max(loaded.measured_bytes, planned.weights_bytes + planned.overhead_bytes)
+        kv_bytes = max(planned.kv_bytes, per_token_bytes)
         model.reserved_bytes = held_bytes + kv_bytes + planned.transient_bytes + planned.cache_bytes
         _log.info("model_loaded", model=model.model, seconds=round(model.reload_s, 2), reserved=model.reserved_bytes)
+        return worker
 
     async def _take_down(self, model: PooledModel) -> None:
         if (worker := model.worker) is None:
@@ -424,7 +413,7 @@ class WorkerPool:
         before = psutil.virtual_memory().available
         outcome = await worker.stop()
         with anyio.move_on_after(MEMORY_BACK_S) as waited:
-            while psutil.virtual_memory().available < before + held_bytes // 2 and held_bytes:
+            while held_bytes and psutil.virtual_memory().available < before + held_bytes // 2:
                 await anyio.sleep(0.02)
         _log.info("model_ended", model=model.model, outcome=outcome, memory_seen=not waited.cancelled_caught)
 
@@ -434,23 +423,21 @@ class WorkerPool:
         if self._spare and self._spare.exited.is_set():
             self._spare = None
         free_bytes = self.budget_bytes - sum(model.reserved_bytes for model in self._in_memory())
-        if self._spare and free_bytes < PROCESS_OVERHEAD_BYTES:
-            self._tasks.start_soon(self._drop_spare)
-        if self._spare or self._spare_starting or self._closing or free_bytes < PROCESS_OVERHEAD_BYTES:
-            return
         phases = {model.phase for model in self.models.values()}
         settled = Phase.READY in phases and not phases & {Phase.LOADING, Phase.ENDING}
-        if settled and self._wants_spare() and psutil.virtual_memory().available > 4 * PROCESS_OVERHEAD_BYTES:
-            self._spare_starting = True
-            self._tasks.start_soon(self._start_spare)
+        if free_bytes < PROCESS_OVERHEAD_BYTES:
+            if self._spare:
+                self.tasks.start_soon(self._drop_spare)
+        elif settled and not (self._spare or self._spare_starting or self._closing) and self.wants_spare():
+            if psutil.virtual_memory().available > 4 * PROCESS_OVERHEAD_BYTES:
+                self._spare_starting = True
+                self.tasks.start_soon(self._start_spare)
 
     async def _start_spare(self) -> None:
         try:
-            spare = await self._start_worker(None)
+            self._spare = await self.start_worker(None)
             if self._closing:
-                await spare.stop()
-            else:
-                self._spare = spare
+                await self._drop_spare()
         except Exception as error:  # a load that finds no spare starts a process of its own
             _log.warning("spare_failed", error=type(error).__name__)
         finally:
@@ -462,18 +449,19 @@ class WorkerPool:
             await spare.stop()
 
 
-def _copy(error: RolecallError) -> RolecallError:
-    """One exception object per caller: a traceback belongs to one of them."""
-    return type(error)(error.message, found=error.found, allowed=error.allowed, advice=error.advice)
+def _ending() -> RoleError:
+    return RoleError("The host is ending.", advice="Ask again: a new one starts by itself.")
 
 
 def _does_not_fit(model: PooledModel, verdict: Refuse, budget_bytes: int) -> DoesNotFit:
     size = model.reservation
+    weights, kv, need, possible, budget = (
+        f"{figure / 1e9:.1f} GB"
+        for figure in (size.weights_bytes, size.kv_bytes, verdict.need_bytes, verdict.possible_bytes, budget_bytes)
+    )
     return DoesNotFit(
-        f"Model {model.model!r} needs {verdict.need_bytes / 1e9:.1f} GB but at most "
-        f"{verdict.possible_bytes / 1e9:.1f} GB of the {budget_bytes / 1e9:.1f} GB budget can be free for it.",
-        found=f"weights {size.weights_bytes / 1e9:.2f} GB, KV cache {size.kv_bytes / 1e9:.2f} GB for {size.kv_tokens} "
-        f"tokens, working memory {(verdict.need_bytes - size.weights_bytes - size.kv_bytes) / 1e9:.2f} GB",
-        allowed=f"{verdict.possible_bytes / 1e9:.2f} GB",
+        f"Model {model.model!r} needs {need} but at most {possible} of the {budget} budget can be free for it.",
+        found=f"weights {weights}, KV cache {kv} for {size.kv_tokens} tokens, the rest working memory",
+        allowed=possible,
         advice="Lower the role's context_length or concurrency, choose a smaller model, or raise memory.budget_gb.",
     )

@@ -158,9 +158,22 @@ async def _tools(demo: Demo, ask: Ask, number: int, notes: Path) -> None:
     data = await ask("code", task="Write a function reverse_string(s) that returns s reversed.", language="python")
     code = data["blocks"][0]["code"] if data["blocks"] else data["answer"]
     demo.rows.append(("code", "reverse_string", code))
-    data = await ask("route", request="Tell me something nice about the sea.")
     demo.rows.append(("route", f"15% of {number}", f"{number * 15 / 100:g}"))
-    demo.check("route gives a model what no agent can answer", data["decision"]["role"] is not None)
+
+    demo.step("The same jobs through route: the router picks the role")
+    routed = {
+        "coding": {"request": "Write a Python function that adds two numbers."},
+        "summarization": {"request": "Summarize this file in one sentence.", "paths": [str(notes / "depot.md")]},
+        "general": {"request": "Tell me something nice about the sea."},
+        "validation": {"request": 'Check whether this statement is true: "Paris lies in France."'},
+    }
+    for task_type, arguments in routed.items():
+        data = await ask("route", **arguments)
+        decision = data["decision"]
+        demo.check(
+            f"{task_type} goes to a role model ({decision['role']})",
+            task_type == decision["task_type"] and decision["role"],
+        )
 
 
 async def _second_client(demo: Demo, ask: Ask, home: Path) -> None:

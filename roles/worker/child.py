@@ -6,8 +6,6 @@ soon as its parent's pipe does, in the middle of whatever it was doing.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
 import queue
 import sys
@@ -16,32 +14,30 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
-from rolecall.config.errors import RolecallError
+from rolecall.roles.contract import Loading
 from rolecall.roles.errors import ModelCorrupt, RoleError
+from rolecall.roles.manifest import check_weights, refuse_code
 
 from . import wire
 from .wire import Loaded, WorkerSpec
 
 MEMORY_EVERY_S = 1.0
 
-Send = Callable[[wire.FromWorker, bytes], None]
-
-
-class Stopping(Exception):
-    """The parent asked the worker to end while it was loading."""
+Send = Callable[[wire.FromWorker], None]
+OnLoading = Callable[[int, int], None]
 
 
 class Engine(Protocol):
     """What the harness drives. `step` does one bounded piece of work: a prefill chunk, a token, a few texts."""
 
-    def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None]) -> Loaded: ...
+    @property
+    def idle(self) -> bool: ...
+
+    def load(self, spec: WorkerSpec, on_loading: OnLoading) -> Loaded: ...
 
     def submit(self, message: wire.Generate | wire.Embed) -> None: ...
 
     def cancel(self, id: int) -> None: ...
-
-    @property
-    def idle(self) -> bool: ...
 
     def step(self) -> None: ...
 
@@ -57,18 +53,15 @@ def main() -> None:
     stopping = threading.Event()
     threading.Thread(target=_listen, args=(requests, inbox, stopping), daemon=True).start()
 
-    def send(message: wire.FromWorker, data: bytes = b"") -> None:
+    def send(message: wire.FromWorker) -> None:
         try:
-            replies.write(wire.encode(message, data))
+            replies.write(wire.from_worker.dump_json(message) + b"\n")
             replies.flush()
         except OSError:
             os._exit(0)
 
     engine = _engine(sys.argv[1], send)
-    send(wire.Ready())
-    with contextlib.suppress(Stopping):
-        engine = _serve(engine, inbox, stopping, send)
-    engine.close()
+    _serve(engine, inbox, stopping, send)
     os._exit(0)  # libraries' exit handlers have nothing to save and have been seen to hang
 
 
@@ -83,12 +76,14 @@ def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _listen(requests: BinaryIO, inbox: queue.SimpleQueue[wire.ToWorker], stopping: threading.Event) -> None:
-    while (body := wire.receive_blocking(requests.read)) is not None:
-        message = wire.to_worker.validate_json(body)
-        if isinstance(message, wire.Stop):
-            stopping.set()
-        inbox.put(message)
-    os._exit(0)  # the parent is gone: nobody wants what is under way
+    try:
+        while (line := requests.readline()).endswith(b"\n"):
+            message = wire.to_worker.validate_json(line)
+            if isinstance(message, wire.Stop):
+                stopping.set()
+            inbox.put(message)
+    finally:
+        os._exit(0)  # the parent is gone, or of another release: nobody wants what is under way
 
 
 def _engine(kind: str, send: Send) -> Engine:
@@ -104,84 +99,51 @@ def _engine(kind: str, send: Send) -> Engine:
     return TextEngine(send, blas)
 
 
-def _serve(engine: Engine, inbox: queue.SimpleQueue[wire.ToWorker], stopping: threading.Event, send: Send) -> Engine:
+def _serve(engine: Engine, inbox: queue.SimpleQueue[wire.ToWorker], stopping: threading.Event, send: Send) -> None:
     reported_at = 0.0
     while True:
-        message = _next(inbox, wait=engine.idle)
-        match message:
-            case wire.Stop():
-                return engine
-            case wire.Load():
-                engine = _loaded(engine, message, stopping, send)
-            case wire.Generate() | wire.Embed():
-                _answering(message.id, send, functools.partial(engine.submit, message))
-            case wire.Cancel():
-                engine.cancel(message.id)
-                send(wire.Cancelled(id=message.id), b"")
-            case None:
-                engine.step()
         if time.monotonic() - reported_at >= MEMORY_EVERY_S:
-            send(wire.Memory(measured_bytes=engine.measured_bytes()), b"")
+            send(wire.Memory(measured_bytes=engine.measured_bytes()))
             reported_at = time.monotonic()
+        try:
+            message = inbox.get(block=engine.idle)
+        except queue.Empty:
+            engine.step()
+            continue
+        try:
+            match message:
+                case wire.Stop():
+                    return engine.close()
+                case wire.Load():
+                    if message.spec.kind == "embedder":  # the spare was made for text
+                        engine = _engine("embedder", send)
+                    _load(engine, message, stopping, send)
+                case wire.Cancel():
+                    engine.cancel(message.id)
+                    send(wire.failed(message.id, RoleError("The request was cancelled.")))
+                case _:
+                    engine.submit(message)
+        except Exception as error:
+            send(wire.failed(message.id, error))
 
 
-def _next(inbox: queue.SimpleQueue[wire.ToWorker], *, wait: bool) -> wire.ToWorker | None:
-    try:
-        return inbox.get(block=wait)
-    except queue.Empty:
-        return None
-
-
-def _loaded(engine: Engine, message: wire.Load, stopping: threading.Event, send: Send) -> Engine:
-    """Load into `engine`, or into one of the other kind where the spare was made for text."""
-    from rolecall.roles.manifest import check_weights, refuse_code
+def _load(engine: Engine, message: wire.Load, stopping: threading.Event, send: Send) -> None:
+    spec = message.spec
 
     def on_loading(done_bytes: int, total_bytes: int) -> None:
         if stopping.is_set():
-            raise Stopping
-        send(wire.LoadProgress(id=message.id, done_bytes=done_bytes, total_bytes=total_bytes), b"")
+            os._exit(0)
+        send(wire.News(id=message.id, event=Loading(spec.model, done_bytes, total_bytes)))
 
-    def load() -> None:
-        nonlocal engine
-        refuse_code(message.spec.folder, message.spec.model)
-        check_weights(message.spec.folder, message.spec.model)
-        if message.spec.kind == "embedder":
-            engine = _engine("embedder", send)
-        try:
-            loaded = engine.load(message.spec, on_loading)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ModelCorrupt(
-                f"Model {message.spec.model!r} could not be loaded from {message.spec.folder}.",
-                found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                allowed="a model folder that mlx-lm or sentence-transformers can read",
-                advice=f"Fetch it again with `rolecall models pull {message.spec.model}`, or choose another model.",
-            ) from error
-        send(wire.LoadDone(id=message.id, loaded=loaded), b"")
-
-    _answering(message.id, send, load)
-    return engine
-
-
-def _answering(id: int, send: Send, action: Callable[[], None]) -> None:
-    """Run `action`; a failure is the answer to request `id`."""
+    refuse_code(spec.folder, spec.model)
+    check_weights(spec.folder, spec.model)
     try:
-        action()
-    except Stopping:
-        raise
-    except Exception as error:
-        send(wire.Failed(id=id, error=failure(error).to_dict()), b"")
-
-
-def failure(error: Exception) -> RolecallError:
-    """The error as the parent gets it; of an unforeseen one type and place only: its text may hold a document's."""
-    if isinstance(error, RolecallError):
-        return error
-    trace, last = error.__traceback__, None
-    while trace:
-        last, trace = trace, trace.tb_next
-    place = f" at {last.tb_frame.f_code.co_filename.rsplit('/', 2)[-1]}:{last.tb_lineno}" if last else ""
-    return RoleError(
-        "The model process failed on this request.",
-        found=f"{type(error).__name__}{place}",
-        advice="Ask again; if it happens again, report it with the output of `rolecall doctor --json`.",
-    )
+        loaded = engine.load(spec, on_loading)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelCorrupt(
+            f"Model {spec.model!r} could not be loaded from {spec.folder}.",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            allowed="a model folder that mlx-lm or sentence-transformers can read",
+            advice=f"Fetch it again with `rolecall models pull {spec.model}`, or choose another model.",
+        ) from error
+    send(wire.Done(id=message.id, result=loaded))

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import psutil
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model, load_tokenizer
 
-from rolecall.roles.contract import GenerationRequest
+from rolecall.roles.contract import Generated, GenerationRequest, Prefilling
 from rolecall.roles.errors import PromptTooLong, RoleError, WorkerTimeout
 
-from . import metal, wire
+from . import wire
 from .channels import TextStream
-from .child import failure
 from .steering import Grammars, Steering, check_answer, sampler
 from .wire import Channel, Finish, Loaded, WorkerResult, WorkerSpec
 
@@ -28,7 +28,11 @@ _LOAD_SLICE_BYTES = 256 << 20
 _CHARACTERS_PER_TOKEN = 64  # far above any text's: longer prompts are refused without being tokenised
 _ANSWER_SHARE = 4  # thinking is closed where only this part (a quarter) of max_tokens is left
 
-Send = Callable[[wire.FromWorker, bytes], None]
+# A batch generator raises the limit of wired memory to the device's recommendation, which was traced to macOS kernel
+# panics (Source: mlx issue 3186). There is no option against it, so the function it calls is another one.
+# `mlx_lm.generate` itself is a function of that name.
+_generate: Any = importlib.import_module("mlx_lm.generate")
+_generate.maybe_set_recommended_wired_limit = lambda: None
 
 
 @dataclass(slots=True)
@@ -42,16 +46,15 @@ class _Job:
     stream: TextStream
     began: float | None = None
     prefilled: float | None = None
-    pending: list[tuple[Channel, str]] = field(default_factory=list)
 
 
 class TextEngine:
     """Batches up to the spec's concurrency; every method on the thread that made it, as MLX's streams require."""
 
-    def __init__(self, send: Send, blas: str) -> None:
+    def __init__(self, send: Callable[[wire.FromWorker], None], blas: str) -> None:
         self._send = send
         self._blas = blas
-        self._before_load_bytes = metal.resident_bytes()
+        self._before_load_bytes = psutil.Process().memory_info().rss
         self._jobs: dict[int, _Job] = {}  # by the batch generator's uid
         self._model: Any = None
         self._tokenizer: Any = None
@@ -60,16 +63,16 @@ class TextEngine:
     def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None]) -> Loaded:
         started = time.monotonic()
         self._spec = spec
-        metal.limit_cache(spec.cache_limit_bytes)
+        mx.set_cache_limit(spec.cache_limit_bytes)  # of freed buffers; unbounded by default
         self._model, config = load_model(spec.folder, lazy=True, trust_remote_code=False)
         weights_bytes = _read_weights(self._model, on_loading)
         eos = config.get("eos_token_id")
-        self._tokenizer = load_tokenizer(Path(spec.folder), {"trust_remote_code": False}, eos_token_ids=eos)
+        self._tokenizer = load_tokenizer(spec.folder, {"trust_remote_code": False}, eos_token_ids=eos)
         self._grammars = Grammars(self._tokenizer)
         kv_bytes_per_token, fixed_state_bytes = _cache_bytes(self._model)
         self._step_tokens, prefill_rate, decode_rate = _rates(self._model, spec)
         self._new_generator()
-        metal.release()
+        mx.clear_cache()
         return Loaded(
             weights_bytes=weights_bytes,
             measured_bytes=self.measured_bytes(),
@@ -88,18 +91,16 @@ class TextEngine:
         Raises:
             PromptTooLong, SchemaRefused.
         """
-        if self._generator is None or not isinstance(message, wire.Generate):
-            raise RoleError("This model process holds no text model.", advice="Load one first.")
+        assert isinstance(message, wire.Generate) and self._generator is not None
         request = message.request
         prompt = self._prompt(request, message.thinks and message.thinking_budget != 0)
         thinking, budget = self._thinking(prompt, message)
-        matcher = self._grammars.matcher(request.json_schema) if request.json_schema is not None else None
         steering = Steering(
             self._tokenizer,
             thinking=thinking,
             may_think=message.thinks,
             budget=budget,
-            matcher=matcher,
+            matcher=self._grammars.matcher(request.json_schema) if request.json_schema is not None else None,
             penalty=request.repetition_penalty,
         )
         [uid] = self._generator.insert(
@@ -125,9 +126,9 @@ class TextEngine:
         try:
             prefilled, decoded = self._generator.next()
         except Exception as error:  # the batch's state is unknown now: nobody in it can go on
+            self._new_generator()
             for uid in list(self._jobs):
                 self._fail(uid, error)
-            self._new_generator()
             return
         now = time.monotonic()
         for response in prefilled:
@@ -135,7 +136,10 @@ class TextEngine:
         if any(not response.end_of_prompt for response in prefilled):
             self._adapt(now - began)
         for response in decoded:
-            self._on_token(response)
+            try:
+                self._on_token(response)
+            except Exception as error:
+                self._fail(response.uid, error)
         for uid, job in list(self._jobs.items()):
             if job.steering.failure is not None:
                 self._fail(uid, job.steering.failure)
@@ -143,25 +147,28 @@ class TextEngine:
                 self._time_out(uid, now - job.began)
 
     def measured_bytes(self) -> int:
-        return metal.measured_bytes(self._before_load_bytes)
+        """What this process holds. Metal's buffers need not show in the resident size, so the larger view counts."""
+        held = self._before_load_bytes + mx.get_active_memory() + mx.get_cache_memory()
+        return int(max(psutil.Process().memory_info().rss, held))
 
     def close(self) -> None:
         for uid in list(self._jobs):
             self._drop(uid)
-        metal.release()
+        mx.synchronize()
+        mx.clear_cache()
 
     def _prompt(self, request: GenerationRequest, think: bool) -> list[int]:
-        messages = [message.model_dump() for message in request.messages]
         characters = sum(len(message.content) for message in request.messages)
         room = self._spec.context_length
         count = f"at least {characters // _CHARACTERS_PER_TOKEN}"
         if characters // _CHARACTERS_PER_TOKEN <= room:
             if self._tokenizer.has_chat_template:
+                messages = [message.model_dump() for message in request.messages]
                 tokens = self._tokenizer.apply_chat_template(
                     messages, add_generation_prompt=True, enable_thinking=think
                 )
             else:
-                tokens = self._tokenizer.encode("\n\n".join(message["content"] for message in messages))
+                tokens = self._tokenizer.encode("\n\n".join(message.content for message in request.messages))
             if len(tokens) + request.max_tokens <= room:
                 return list(tokens)
             count = str(len(tokens))
@@ -187,13 +194,10 @@ class TextEngine:
         job.began = began if job.began is None else job.began
         if response.end_of_prompt:
             job.prefilled = now
-        done, total = response.progress
-        self._send(wire.PrefillProgress(id=job.id, done_tokens=done, total_tokens=total), b"")
+        self._send(wire.News(id=job.id, event=Prefilling(*response.progress)))
 
     def _on_token(self, response: Any) -> None:
-        job = self._jobs.get(response.uid)
-        if job is None:
-            return
+        job = self._jobs[response.uid]
         if response.finish_reason != "stop":  # then the token is the model's own end mark
             self._say(job, job.stream.add(response.token))
         if job.stream.stopped:
@@ -203,20 +207,16 @@ class TextEngine:
 
     def _say(self, job: _Job, pieces: list[tuple[Channel, str]]) -> None:
         for channel, text in pieces:
-            self._send(wire.Text(id=job.id, text=text, channel=channel, tokens=job.stream.tokens), b"")
+            self._send(wire.News(id=job.id, event=Generated(text, channel, job.stream.tokens)))
 
     def _finish(self, uid: int, finish: Finish) -> None:
         job = self._jobs[uid]
         now = time.monotonic()
         self._say(job, job.stream.finish())
-        self._drop(uid)
         text = job.stream.text("answer")
-        try:
-            if job.request.json_schema is not None and finish == "stop":
-                check_answer(job.request.json_schema, text)
-        except RoleError as error:
-            self._send(wire.Failed(id=job.id, error=error.to_dict()), b"")
-            return
+        if job.request.json_schema is not None and finish == "stop":
+            check_answer(job.request.json_schema, text)
+        self._drop(uid)
         prefilled = job.prefilled or now
         result = WorkerResult(
             text=text,
@@ -228,7 +228,7 @@ class TextEngine:
             prefill_s=prefilled - (job.began or prefilled),
             decode_s=now - prefilled,
         )
-        self._send(wire.GenerateDone(id=job.id, result=result), b"")
+        self._send(wire.Done(id=job.id, result=result))
 
     def _time_out(self, uid: int, elapsed_s: float) -> None:
         job = self._jobs[uid]
@@ -244,9 +244,8 @@ class TextEngine:
         self._fail(uid, error)
 
     def _fail(self, uid: int, error: Exception) -> None:
-        job = self._jobs[uid]
+        self._send(wire.failed(self._jobs[uid].id, error))
         self._drop(uid)
-        self._send(wire.Failed(id=job.id, error=failure(error).to_dict()), b"")
 
     def _drop(self, uid: int) -> None:
         self._generator.remove([uid])
@@ -262,27 +261,30 @@ class TextEngine:
         self._generator.prefill_step_size = self._step_tokens
 
     def _new_generator(self) -> None:
-        eos = self._tokenizer.eos_token_ids
-        self._generator = metal.batch_generator(self._model, eos, self._spec.concurrency, self._step_tokens)
+        self._generator = _generate.BatchGenerator(
+            self._model,
+            stop_tokens=[(token,) for token in self._tokenizer.eos_token_ids],
+            completion_batch_size=self._spec.concurrency,
+            prefill_batch_size=1,  # a chunk is then never longer than one prompt's, and its time stays bounded
+            prefill_step_size=self._step_tokens,
+        )
 
 
 def _read_weights(model: Any, on_loading: Callable[[int, int], None]) -> int:
     """Bring the lazy weights into memory in slices; returns their bytes."""
     arrays = [array for _, array in tree_flatten(model.parameters())]
     total = sum(array.nbytes for array in arrays)
-    done = waiting_bytes = 0
+    done = told = 0
     waiting: list[Any] = []
     on_loading(0, total)
     for array in arrays:
         waiting.append(array)
-        waiting_bytes += array.nbytes
-        if waiting_bytes >= _LOAD_SLICE_BYTES:
+        done += array.nbytes
+        if done - told >= _LOAD_SLICE_BYTES or done == total:
             mx.eval(waiting)
-            done += waiting_bytes
-            waiting, waiting_bytes = [], 0
+            waiting.clear()
             on_loading(done, total)
-    mx.eval(waiting)
-    on_loading(total, total)
+            told = done
     return int(total)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import os
@@ -11,50 +12,44 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
 import numpy as np
 import structlog
 from anyio.streams.buffered import BufferedByteReceiveStream
-from pydantic import ValidationError
 
 from rolecall.config.errors import RolecallError
 from rolecall.roles import errors
-from rolecall.roles.contract import Generated, GenerationRequest, OnEvent, Prefilling, Vectors
+from rolecall.roles.contract import GenerationRequest, Loading, OnEvent, Vectors
 
 from . import wire
 from .wire import Loaded, WorkerResult, WorkerSpec
 
-__all__ = ["Loaded", "StopOutcome", "Worker", "WorkerResult", "WorkerSpec"]
-
-StopOutcome = Literal["exited", "terminated", "killed"]
-OnLoading = Callable[[int, int], None]
+__all__ = ["Loaded", "Worker", "WorkerResult", "WorkerSpec"]
 
 START_TIMEOUT_S = 120.0  # imports take 2 to 5 s; a cold disk or a busy machine takes much longer
 EXIT_GRACE_S = 4.0
 TERMINATE_GRACE_S = 2.0
 CANCEL_GRACE_S = 2.0
 HUNG_AFTER_S = 60.0  # one step is measured to take under a second, so this is a worker that will not come back
+LINE_LIMIT_BYTES = 1 << 30
 
+T = TypeVar("T", Loaded, WorkerResult, wire.Embedded)
 _log = structlog.get_logger(__name__)
-_ERRORS: dict[str, type[errors.RoleError]] = {
-    kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RoleError)
-}
+_ERRORS = {kind.code: kind for kind in errors.RoleError.__subclasses__()}
 
 
 @dataclass(slots=True)
 class _Call:
-    """One request under way: `done` is set once `outcome` (a message with its data, or an error) is there."""
+    """One request under way: `done` is set once `outcome` is there."""
 
-    on_message: Callable[[wire.FromWorker], None] = lambda _message: None
+    on_event: Callable[[Any], None] | None
     done: anyio.Event = field(default_factory=anyio.Event)
-    outcome: tuple[wire.FromWorker, bytes] | RolecallError | None = None
-    last_heard: float = field(default_factory=anyio.current_time)
-    started: bool = False
+    outcome: Loaded | WorkerResult | wire.Embedded | RolecallError | None = None
 
-    def finish(self, outcome: tuple[wire.FromWorker, bytes] | RolecallError) -> None:
+    def finish(self, outcome: Loaded | WorkerResult | wire.Embedded | RolecallError) -> None:
         if self.outcome is None:
             self.outcome = outcome
             self.done.set()
@@ -68,18 +63,16 @@ class Worker:
     """
 
     def __init__(self, process: anyio.abc.Process) -> None:
-        assert process.stdin is not None and process.stdout is not None
         self._process = process
-        self._stdin = process.stdin
-        self._stdout = BufferedByteReceiveStream(process.stdout)
         self._ids = itertools.count(1)
         self._calls: dict[int, _Call] = {}
-        self._ready = _Call()
-        self._reader: asyncio.Task[None] | None = None
+        self._ready = anyio.Event()
+        self._heard_at = 0.0
         self._hung = False
         self.spec: WorkerSpec | None = None
         self.measured_bytes = 0
         self.exited = anyio.Event()
+        self._reader = asyncio.create_task(self._read(), name=f"worker {process.pid}")
 
     @property
     def pid(self) -> int:
@@ -93,46 +86,46 @@ class Worker:
             WorkerDied: it ended, or was not ready in 120 s.
         """
         command = [sys.executable, "-P", "-m", "rolecall.roles.worker", spec.kind if spec else "text"]
-        # A session of its own: an interrupt at the terminal of the host is the host's to handle.
         pipe = subprocess.PIPE
-        process = await anyio.open_process(
-            command, stdin=pipe, stdout=pipe, stderr=None, env=_environment(), start_new_session=True
+        # A session of its own: an interrupt at the terminal of the host is the host's to handle.
+        worker = cls(
+            await anyio.open_process(
+                command, stdin=pipe, stdout=pipe, stderr=None, env=_environment(), start_new_session=True
+            )
         )
-        worker = cls(process)
-        worker._reader = asyncio.create_task(worker._read(), name=f"worker {process.pid}")
         try:
-            with anyio.fail_after(START_TIMEOUT_S):
-                await worker._outcome(worker._ready)
-        except TimeoutError:
-            await worker.stop()
-            raise errors.WorkerDied(
-                "A model process did not start.",
-                found=f"not ready after {START_TIMEOUT_S:.0f} s",
-                advice="The machine may be out of memory or very busy: see `rolecall doctor` and `rolecall logs`.",
-            ) from None
+            with anyio.move_on_after(START_TIMEOUT_S):
+                await worker._ready.wait()
+            if worker.exited.is_set():
+                raise worker._death()
+            if not worker._ready.is_set():
+                raise errors.WorkerDied(
+                    "A model process did not start.",
+                    found=f"not ready after {START_TIMEOUT_S:.0f} s",
+                    advice="The machine may be out of memory or very busy: see `rolecall doctor` and `rolecall logs`.",
+                )
         except BaseException:
             await worker.stop()
             raise
         return worker
 
-    async def load(self, spec: WorkerSpec, on_loading: OnLoading | None = None) -> Loaded:
+    async def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None] | None = None) -> Loaded:
         """Bring the model into memory; `on_loading` is told (done bytes, total bytes). Once per worker.
 
-        After an error the worker holds nothing: stop it. Cancelling leaves it loading: stop it as well.
+        After an error the worker holds nothing. Cancelling leaves it loading: stop it.
 
         Raises:
             ModelCorrupt, ModelRefused, WorkerDied.
         """
         self.spec = spec
 
-        def forward(message: wire.FromWorker) -> None:
-            if on_loading and isinstance(message, wire.LoadProgress):
-                on_loading(message.done_bytes, message.total_bytes)
+        def forward(event: Loading) -> None:
+            if on_loading:
+                on_loading(event.done_bytes, event.total_bytes)
 
-        message, _ = await self._call(lambda id: wire.Load(id=id, spec=spec), forward, watch=False)
-        assert isinstance(message, wire.LoadDone)
-        self.measured_bytes = message.loaded.measured_bytes
-        return message.loaded
+        loaded = await self._call(Loaded, lambda id: wire.Load(id=id, spec=spec), forward)
+        self.measured_bytes = loaded.measured_bytes
+        return loaded
 
     async def generate(
         self,
@@ -148,20 +141,11 @@ class Worker:
         Raises:
             PromptTooLong, SchemaRefused, WorkerTimeout (no token within `request.timeout_s`), WorkerDied.
         """
-
-        def forward(message: wire.FromWorker) -> None:
-            if on_event is None:
-                return
-            if isinstance(message, wire.PrefillProgress):
-                on_event(Prefilling(message.done_tokens, message.total_tokens))
-            elif isinstance(message, wire.Text):
-                on_event(Generated(message.text, message.channel, message.tokens))
-
-        message, _ = await self._call(
-            lambda id: wire.Generate(id=id, request=request, thinks=thinks, thinking_budget=thinking_budget), forward
+        return await self._call(
+            WorkerResult,
+            lambda id: wire.Generate(id=id, request=request, thinks=thinks, thinking_budget=thinking_budget),
+            on_event,
         )
-        assert isinstance(message, wire.GenerateDone)
-        return message.result
 
     async def embed(self, texts: Sequence[str], alone: bool = False) -> Vectors:
         """Unit-length vectors, shape (len(texts), dimensions), float32, in order; see `RoleModels.embed`.
@@ -169,139 +153,116 @@ class Worker:
         Raises:
             WorkerDied.
         """
-        message, data = await self._call(lambda id: wire.Embed(id=id, texts=tuple(texts), alone=alone))
-        assert isinstance(message, wire.EmbedDone)
-        return np.frombuffer(data, dtype=np.float32).reshape(message.rows, message.dimensions)
+        done = await self._call(wire.Embedded, lambda id: wire.Embed(id=id, texts=tuple(texts), alone=alone))
+        return np.frombuffer(base64.b64decode(done.base64), np.float32).reshape(done.rows, done.dimensions)
 
-    async def stop(self) -> StopOutcome:
-        """End the process and return how: by itself, on SIGTERM, or on SIGKILL. Pending calls raise `WorkerDied`."""
-        outcome: StopOutcome = "exited"
+    async def stop(self) -> str:
+        """End the process; pending calls raise `WorkerDied`. Returns `exited` (by itself), `terminated` or `killed`."""
+        outcome = "exited"
         with anyio.CancelScope(shield=True):
-            if self._process.returncode is None:
-                with anyio.move_on_after(EXIT_GRACE_S), contextlib.suppress(errors.WorkerDied):
-                    await self._send(wire.Stop())
-                    await self._process.wait()
-            if self._process.returncode is None:
-                outcome = "terminated"
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.terminate()
-                with anyio.move_on_after(TERMINATE_GRACE_S):
-                    await self._process.wait()
-            if self._process.returncode is None:
-                outcome = "killed"
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
-            await self._process.wait()
-            if self._reader:
-                await self.exited.wait()
+            with anyio.move_on_after(EXIT_GRACE_S), contextlib.suppress(errors.WorkerDied):
+                await self._send(wire.Stop())
+                await self._process.wait()
+            for next_outcome, number in (("terminated", signal.SIGTERM), ("killed", signal.SIGKILL)):
+                if self._process.returncode is None:
+                    outcome = next_outcome
+                    self._signal(number)
+                    with anyio.move_on_after(TERMINATE_GRACE_S):
+                        await self._process.wait()
+            await self.exited.wait()
         return outcome
 
     async def _call(
-        self,
-        make: Callable[[int], wire.ToWorker],
-        on_message: Callable[[wire.FromWorker], None] = lambda _message: None,
-        *,
-        watch: bool = True,
-    ) -> tuple[wire.FromWorker, bytes]:
-        id = next(self._ids)
-        call = _Call(on_message)
-        if self.exited.is_set() or self._process.returncode is not None:
+        self, kind: type[T], make: Callable[[int], wire.ToWorker], on_event: Callable[[Any], None] | None = None
+    ) -> T:
+        id, call, asked_at = next(self._ids), _Call(on_event), anyio.current_time()
+        if self.exited.is_set():
             raise self._death()
         self._calls[id] = call
         try:
             await self._send(make(id))
-            return await (self._watched(call) if watch else self._outcome(call))
+            while not call.done.is_set():
+                with anyio.move_on_after(HUNG_AFTER_S):
+                    await call.done.wait()
+                # a worker at work reports its memory every second, save in a load, where a slow disk may be silent
+                silent_s = anyio.current_time() - max(asked_at, self._heard_at)
+                if kind is not Loaded and silent_s >= HUNG_AFTER_S and not call.done.is_set():
+                    _log.warning("worker_hung", pid=self.pid, silent_s=round(silent_s))
+                    self._hung = True
+                    self._signal(signal.SIGKILL)
         except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(CANCEL_GRACE_S, shield=True), contextlib.suppress(RolecallError):
-                await self._send(wire.Cancel(id=id))
-                await call.done.wait()
+            if kind is not Loaded:
+                with anyio.move_on_after(CANCEL_GRACE_S, shield=True), contextlib.suppress(RolecallError):
+                    await self._send(wire.Cancel(id=id))
+                    await call.done.wait()
             raise
         finally:
             del self._calls[id]
-
-    async def _outcome(self, call: _Call) -> tuple[wire.FromWorker, bytes]:
-        await call.done.wait()
-        assert call.outcome is not None
         if isinstance(call.outcome, RolecallError):
             raise call.outcome
+        assert isinstance(call.outcome, kind)
         return call.outcome
 
-    async def _watched(self, call: _Call) -> tuple[wire.FromWorker, bytes]:
-        """As `_outcome`, but a worker that says nothing for a minute while it works on the call is killed."""
-        while not call.done.is_set():
-            with anyio.move_on_after(HUNG_AFTER_S):
-                await call.done.wait()
-            silent_s = anyio.current_time() - call.last_heard
-            if call.started and not call.done.is_set() and silent_s >= HUNG_AFTER_S:
-                _log.warning("worker_hung", pid=self.pid, silent_s=round(silent_s))
-                self._hung = True
-                self._process.kill()
-                await call.done.wait()
-        return await self._outcome(call)
-
     async def _send(self, message: wire.ToWorker) -> None:
+        line = wire.request_line(message)
         try:
-            await self._stdin.send(wire.encode(message))
+            assert self._process.stdin is not None
+            await self._process.stdin.send(line)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            await self.exited.wait()
             raise self._death() from None
 
     async def _read(self) -> None:
         """Deliver what the worker says until its pipe ends, then fail what is pending."""
+        assert self._process.stdout is not None
+        stdout = BufferedByteReceiveStream(self._process.stdout)
         try:
             while True:
-                body, data = await wire.receive(self._stdout.receive_exactly)
-                self._deliver(wire.from_worker.validate_json(body), data)
+                line = await stdout.receive_until(b"\n", LINE_LIMIT_BYTES)
+                self._deliver(wire.from_worker.validate_json(line))
         except (anyio.IncompleteRead, anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
             pass
-        except (ValidationError, MemoryError) as error:
+        except (ValueError, anyio.DelimiterNotFound) as error:
             _log.error("worker_protocol", pid=self.pid, error=type(error).__name__)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                if self._process.returncode is None and not await self._ended_within(TERMINATE_GRACE_S):
-                    self._process.kill()
+            with anyio.move_on_after(TERMINATE_GRACE_S):
+                await self._process.wait()
+            if self._process.returncode is None:
+                self._signal(signal.SIGKILL)
             await self._process.wait()
             self.exited.set()
-            death = self._death()
-            for call in (self._ready, *self._calls.values()):
-                call.finish(death)
+            self._ready.set()
+            for call in self._calls.values():
+                call.finish(self._death())
             await self._process.aclose()
 
-    async def _ended_within(self, seconds: float) -> bool:
-        with anyio.move_on_after(seconds):
-            await self._process.wait()
-        return self._process.returncode is not None
-
-    def _deliver(self, message: wire.FromWorker, data: bytes) -> None:
+    def _deliver(self, message: wire.FromWorker) -> None:
+        self._heard_at = anyio.current_time()
         if isinstance(message, wire.Memory):
             self.measured_bytes = message.measured_bytes
-            return
-        if isinstance(message, wire.Ready):
-            self._ready.finish((message, data))
-            return
-        call = self._calls.get(message.id)
-        if call is None:  # cancelled and given up on
-            return
-        call.last_heard = anyio.current_time()
-        call.started = True
-        match message:
-            case wire.Failed():
-                call.finish(_error(message.error))
-            case wire.Cancelled():
-                call.finish(errors.RoleError("The request was cancelled."))
-            case wire.LoadDone() | wire.GenerateDone() | wire.EmbedDone():
-                call.finish((message, data))
-            case _:
-                try:
-                    call.on_message(message)
-                except Exception:
-                    _log.exception("event_callback_failed", pid=self.pid)
+            self._ready.set()
+        elif call := self._calls.get(message.id):  # else it was cancelled and given up on
+            match message:
+                case wire.Done():
+                    call.finish(message.result)
+                case wire.Failed():
+                    fields = dict(message.error)
+                    call.finish(_ERRORS.get(fields.pop("code"), errors.RoleError)(**fields))
+                case wire.News() if call.on_event:
+                    try:
+                        call.on_event(message.event)
+                    except Exception:
+                        _log.exception("event_callback_failed", pid=self.pid)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
 
     def _death(self) -> errors.WorkerDied:
         code = self._process.returncode
-        found = f"exit status {code}" if code is not None else "its pipe is closed"
+        found = f"exit status {code}"
         if code is not None and code < 0:
-            with contextlib.suppress(ValueError):
-                found = f"signal {-code} ({signal.Signals(-code).name})"
+            found = f"signal {-code} ({signal.strsignal(-code)})"
         if self._hung:
             found = f"no sign of life for {HUNG_AFTER_S:.0f} s"
         name = f"of model {self.spec.model!r} " if self.spec else ""
@@ -310,16 +271,6 @@ class Worker:
             found=found,
             advice="Ask again: the next call starts another. If it happens again, see `rolecall logs` and free memory.",
         )
-
-
-def _error(data: dict[str, Any]) -> RolecallError:
-    kind = _ERRORS.get(str(data.get("code")), errors.RoleError)
-    return kind(
-        str(data.get("message", "")),
-        found=str(data.get("found", "")),
-        allowed=str(data.get("allowed", "")),
-        advice=str(data.get("advice", "")),
-    )
 
 
 def _environment() -> dict[str, str]:

@@ -1,20 +1,16 @@
-"""What a worker process and its parent say to each other, and how it is put on a pipe.
-
-A frame is two big-endian uint32 lengths, then that many bytes of JSON (one message) and of raw data (vectors).
-"""
+"""What a worker process and its parent say to each other: one line of JSON per message."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Awaitable, Callable
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from pydantic_core import PydanticSerializationError
+from pydantic import ConfigDict, Field, TypeAdapter
 
-from rolecall.roles.contract import GenerationRequest
+from rolecall.config.errors import RolecallError
+from rolecall.roles.contract import Generated, GenerationRequest, Loading, Prefilling
 from rolecall.roles.errors import RoleError
 
 Finish = Literal["stop", "length", "timeout"]
@@ -47,13 +43,13 @@ class Loaded:
 
     weights_bytes: int
     measured_bytes: int
-    kv_bytes_per_token: int
-    fixed_state_bytes: int
-    prefill_step: int
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
-    load_s: float
-    blas: str
+    kv_bytes_per_token: int = 0
+    fixed_state_bytes: int = 0
+    prefill_step: int = 0
+    prefill_tokens_per_s: float = 0.0
+    decode_tokens_per_s: float = 0.0
+    load_s: float = 0.0
+    blas: str = ""
     dimensions: int = 0
 
 
@@ -71,17 +67,24 @@ class WorkerResult:
     decode_s: float
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors, shape (rows, dimensions), float32, row-major, in base64."""
+
+    rows: int
+    dimensions: int
+    base64: str
 
 
-class Load(_Message):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
     op: Literal["load"] = "load"
     id: int
     spec: WorkerSpec
 
 
-class Generate(_Message):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generate:
     op: Literal["generate"] = "generate"
     id: int
     request: GenerationRequest
@@ -89,127 +92,89 @@ class Generate(_Message):
     thinking_budget: int | None
 
 
-class Embed(_Message):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
     op: Literal["embed"] = "embed"
     id: int
     texts: tuple[str, ...]
     alone: bool
 
 
-class Cancel(_Message):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Answered with `Failed` once the worker has let go of the request."""
+
     op: Literal["cancel"] = "cancel"
     id: int
 
 
-class Stop(_Message):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
     op: Literal["stop"] = "stop"
 
 
-class Ready(_Message):
-    """The worker's imports are done."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Said once a second while there is work, and first of all when the imports are done."""
 
-    op: Literal["ready"] = "ready"
-
-
-class LoadProgress(_Message):
-    op: Literal["load_progress"] = "load_progress"
-    id: int
-    done_bytes: int
-    total_bytes: int
-
-
-class LoadDone(_Message):
-    op: Literal["load_done"] = "load_done"
-    id: int
-    loaded: Loaded
-
-
-class PrefillProgress(_Message):
-    op: Literal["prefill_progress"] = "prefill_progress"
-    id: int
-    done_tokens: int
-    total_tokens: int
-
-
-class Text(_Message):
-    op: Literal["text"] = "text"
-    id: int
-    text: str
-    channel: Channel
-    tokens: int
-
-
-class GenerateDone(_Message):
-    op: Literal["generate_done"] = "generate_done"
-    id: int
-    result: WorkerResult
-
-
-class EmbedDone(_Message):
-    """The frame's raw data is float32, row-major, shape (rows, dimensions)."""
-
-    op: Literal["embed_done"] = "embed_done"
-    id: int
-    rows: int
-    dimensions: int
-
-
-class Failed(_Message):
-    """`error` is a `RolecallError.to_dict()`; its code names the class in `roles.errors`."""
-
-    op: Literal["failed"] = "failed"
-    id: int
-    error: dict[str, Any]
-
-
-class Cancelled(_Message):
-    """The worker no longer works on this request."""
-
-    op: Literal["cancelled"] = "cancelled"
-    id: int
-
-
-class Memory(_Message):
     op: Literal["memory"] = "memory"
     measured_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    op: Literal["news"] = "news"
+    id: int
+    event: Loading | Prefilling | Generated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    op: Literal["done"] = "done"
+    id: int
+    result: Loaded | WorkerResult | Embedded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """`error` is a `RolecallError.to_dict()`; its code names the class in `roles.errors`."""
+
+    op: Literal["failed"] = "failed"
+    id: int
+    error: dict[str, str]
+
+
 ToWorker = Load | Generate | Embed | Cancel | Stop
-FromWorker = (
-    Ready | LoadProgress | LoadDone | PrefillProgress | Text | GenerateDone | EmbedDone | Failed | Cancelled | Memory
-)
-to_worker: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="op")])
-from_worker: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="op")])
+FromWorker = Memory | News | Done | Failed
 
-_HEAD = struct.Struct(">II")
+_LATER = ConfigDict(defer_build=True)  # at the first message, not while the host starts
+to_worker: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="op")], config=_LATER)
+from_worker: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="op")], config=_LATER)
 
 
-def encode(message: ToWorker | FromWorker, data: bytes = b"") -> bytes:
-    """One frame.
+def request_line(message: ToWorker) -> bytes:
+    """What is written to a worker.
 
     Raises:
         RoleError: a text holds half of a surrogate pair.
     """
     try:
-        body = message.model_dump_json().encode()
-    except (PydanticSerializationError, UnicodeEncodeError):
+        return to_worker.dump_json(message) + b"\n"
+    except ValueError:
         raise RoleError(
             "The request holds text that is not Unicode.", found="a lone surrogate", advice="Send it without."
         ) from None
-    return _HEAD.pack(len(body), len(data)) + body + data
 
 
-async def receive(read_exactly: Callable[[int], Awaitable[bytes]]) -> tuple[bytes, bytes]:
-    """The next frame's JSON and raw data; whatever `read_exactly` raises at the end of the pipe passes through."""
-    body_bytes, data_bytes = _HEAD.unpack(await read_exactly(_HEAD.size))
-    return await read_exactly(body_bytes), await read_exactly(data_bytes)
-
-
-def receive_blocking(read: Callable[[int], bytes]) -> bytes | None:
-    """The next frame's JSON from a buffered blocking `read(n)`; None where the pipe has ended."""
-    head = read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        return None
-    body_bytes, data_bytes = _HEAD.unpack(head)
-    body = read(body_bytes + data_bytes)
-    return body[:body_bytes] if len(body) == body_bytes + data_bytes else None
+def failed(id: int, error: Exception) -> Failed:
+    """The error as the parent gets it; of an unforeseen one type and place only: its text may hold a document's."""
+    if not isinstance(error, RolecallError):
+        places = [
+            f" at {Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
+        ]
+        error = RoleError(
+            "The model process failed on this request.",
+            found=type(error).__name__ + "".join(places[-1:]),
+            advice="Ask again; if it happens again, report it with the output of `rolecall doctor --json`.",
+        )
+    return Failed(id=id, error=error.to_dict())

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import anyio.to_thread
-
-from rolecall.config.prompts import plain
 from rolecall.retrieval.contract import SourceText
 from rolecall.roles.contract import Role
 from rolecall.roles.errors import SchemaRefused
 
 from ..errors import AnswerRefused
 from ..routing.contract import TaskType
-from ..validation.answer import check_answer
 from ..validation.blocks import CodeBlock, code_blocks
-from ..validation.contract import Check, Verdict
+from ..validation.contract import Verdict
 from ..validation.json_answer import against_schema, parse_json
-from .ask import SMALL_BYTES, Ask, Checker, Said, ask, info_of
+from .ask import SMALL_BYTES, Ask, ask, checker, info_of, settle
 from .contract import CodeCall, Depth, Outcome, ReasonCall
 from .record import Run
-from .staff import Staff, agent_answer, as_data, claimed, estimated_tokens, fix, must
-from .states import Event
+from .staff import Staff, agent_answer, as_data, choose, claimed, estimated_tokens
 
 
 async def reason(run: Run, staff: Staff, call: ReasonCall) -> Outcome:
@@ -37,11 +33,8 @@ async def reason(run: Run, staff: Staff, call: ReasonCall) -> Outcome:
         _must_be_schema(call.schema)
     elif (parsed := await claimed(run, staff, call.question)) and (value := await agent_answer(run, staff, parsed)):
         return run.outcome(value)
-    role = fix(run, staff, call.question, TaskType.REASONING, call.depth, extra_tokens=extra)
-    select(run)
-    return await answer(
-        run, staff, must(role), call.question, sources, call.context, schema=call.schema, depth=call.depth
-    )
+    role = choose(run, staff, call.question, TaskType.REASONING, call.depth, extra)
+    return await answer(run, staff, role, call.question, sources, call.context, schema=call.schema, depth=call.depth)
 
 
 async def answer(
@@ -63,27 +56,29 @@ async def answer(
     """
     evidence = (*(source.text for source in sources), *([context] if context else []))
     max_tokens, thinking_budget = _effort(staff, role, depth)
-    documents = as_data(sources, context)
-    said = await ask(
-        run,
-        staff.models,
-        Ask(
-            role=role,
-            name=_prompt_name(task_type, schema is not None, bool(documents)),
-            values={
-                "documents": documents,
-                "length": ", in one or two sentences" if info_of(staff.models, role).size_bytes < SMALL_BYTES else "",
-                "question": plain(question),
-                "schema": json.dumps(schema, ensure_ascii=False),
-            },
-            check=checker(task_type, question, evidence=evidence, schema=schema),
-            max_tokens=max_tokens,
-            thinking_budget=thinking_budget,
-            schema=schema,
-        ),
+    if schema is not None:
+        name = "data"
+    elif task_type is TaskType.VALIDATION:
+        name = "check"
+    else:
+        name = "read" if evidence else "answer"
+    wanted = Ask(
+        role=role,
+        name=name,
+        values={
+            "documents": as_data(sources, context),
+            "length": ", in one or two sentences" if info_of(staff.models, role).size_bytes < SMALL_BYTES else "",
+            "question": question,
+            "schema": json.dumps(schema, ensure_ascii=False),
+        },
+        check=checker(task_type, question, evidence=evidence, schema=schema),
+        max_tokens=max_tokens,
+        thinking_budget=thinking_budget,
+        schema=schema,
     )
+    said = await ask(run, staff.models, wanted)
+    settle(run, said)
     if schema is None:
-        settle(run, said)
         return run.outcome(said.text)
     value, problem = parse_json(said.text, schema)
     if problem:
@@ -92,87 +87,41 @@ async def answer(
             found=problem,
             advice="Simplify the schema, give a fuller context, or answer this yourself.",
         )
-    settle(run, said)
     return run.outcome(json.dumps(value, ensure_ascii=False), data=value)
 
 
-async def code(run: Run, staff: Staff, call: CodeCall, role: Role | None = None) -> Outcome:
-    """The tool: code in blocks, or in a new file. `role` is given where the router chose it already."""
-    target = None
-    if call.save_to is not None:
-        target = await anyio.to_thread.run_sync(staff.access.writable, call.save_to, call.cwd)
+async def code(run: Run, staff: Staff, call: CodeCall) -> Outcome:
+    """The tool: code in blocks, or in a new file, which only complete code that parses is written to."""
+    target = await staff.target(call.save_to, call.cwd)
     sources = await staff.read(call.paths, call.cwd)
-    if role is None:
-        extra = estimated_tokens(sources, call.context)
-        role = fix(run, staff, call.task, TaskType.CODING, extra_tokens=extra)
-        select(run)
-    said = await ask(
-        run,
-        staff.models,
-        Ask(
-            role=must(role),
-            name="code",
-            values={
-                "documents": as_data(sources, call.context),
-                "task": plain(call.task),
-                "language": f" {plain(call.language)}" if call.language else "",
-                "fence": plain(call.language or "LANGUAGE").lower(),
-            },
-            check=checker(TaskType.CODING, call.task, language=call.language),
-        ),
-    )
-    blocks = code_blocks(said.text, call.language)
+    role = choose(run, staff, call.task, TaskType.CODING, extra=estimated_tokens(sources, call.context))
+    text, blocks = await write(run, staff, role, call.task, as_data(sources, call.context), call.language)
+    main = _main_language(blocks)
+    if target is None:
+        return run.outcome(text, blocks=blocks)
+    if run.status in ("partial", "unverified") or not main or any(block.parses is False for block in main):
+        run.mark("unverified", f"Nothing was written to {target}, since no complete code came. The answer is here.")
+        return run.outcome(text, blocks=blocks)
+    source = "\n".join(block.code for block in main)
+    saved = await staff.save(target, source, call.cwd)
+    parses = "it parses" if all(block.parses for block in main) else "not parsed: no parser for this language here"
+    return run.outcome(f"Wrote {len(source.splitlines())} lines of code to {saved} ({parses}).", saved_path=saved)
+
+
+async def write(
+    run: Run, staff: Staff, role: Role, task: str, documents: str, language: str | None = None
+) -> tuple[str, tuple[CodeBlock, ...]]:
+    """A model's checked answer to a coding task, and its blocks. Starts in MODEL_SELECTION, ends in SYNTHESIS."""
+    values = {
+        "documents": documents,
+        "task": task,
+        "language": f" {language}" if language else "",
+        "fence": (language or "LANGUAGE").lower(),
+    }
+    check = checker(TaskType.CODING, task, language=language)
+    said = await ask(run, staff.models, Ask(role=role, name="code", values=values, check=check))
     settle(run, said)
-    if target is None or not blocks or any(block.parses is False for block in blocks):
-        if target is not None:
-            why = "the code does not parse" if blocks else "the answer holds no code"
-            run.mark("unverified", f"Nothing was written to {target}: {why}. The answer is here instead.")
-        return run.outcome(said.text, blocks=blocks)
-    text = "\n".join(block.code for block in _main_language(blocks))
-    saved = await anyio.to_thread.run_sync(staff.access.write_new, target, text, call.cwd)
-    parses = "it parses" if all(block.parses for block in blocks) else "not parsed: no parser for this language here"
-    return run.outcome(f"Wrote {len(text.splitlines())} lines of code to {saved} ({parses}).", saved_path=str(saved))
-
-
-def checker(
-    task_type: TaskType,
-    question: str,
-    *,
-    evidence: tuple[str, ...] = (),
-    schema: dict[str, Any] | None = None,
-    language: str | None = None,
-) -> Checker:
-    """The deterministic checks of an answer of this kind."""
-
-    def check(text: str, finish: str) -> tuple[Check, ...]:
-        return check_answer(
-            text, task_type=task_type, question=question, evidence=evidence, schema=schema, language=language,
-            finish=finish, max_words=None,
-        )  # fmt: skip
-
-    return check
-
-
-def select(run: Run) -> None:
-    """To MODEL_SELECTION, unless an agent that found nothing led there already."""
-    if run.machine.state == "ROUTING_DECISION":
-        run.advance(Event.MODEL_CHOSEN)
-
-
-def settle(run: Run, said: Said) -> None:
-    """Close VALIDATION: note the checks, and mark the answer unverified where a decisive one still fails."""
-    run.checks.extend(said.checks)
-    if said.failing is not None:
-        run.unverified(said.failing)
-    run.advance(Event.GAVE_UP if said.failing else Event.PASSED)
-
-
-def _prompt_name(task_type: TaskType, with_schema: bool, with_documents: bool) -> str:
-    if with_schema:
-        return "data"
-    if task_type is TaskType.VALIDATION:
-        return "check"
-    return "read" if with_documents else "answer"
+    return said.text, code_blocks(said.text, language)
 
 
 def _effort(staff: Staff, role: Role, depth: Depth) -> tuple[int | None, int | None]:
@@ -187,10 +136,10 @@ def _effort(staff: Staff, role: Role, depth: Depth) -> tuple[int | None, int | N
 
 def _main_language(blocks: Sequence[CodeBlock]) -> list[CodeBlock]:
     """The blocks in the language that most of the code is in: the others show usage or output."""
-    sizes: dict[str, int] = {}
+    sizes = Counter[str]()
     for block in blocks:
-        sizes[block.language] = sizes.get(block.language, 0) + len(block.code)
-    main = max(sizes, key=lambda language: sizes[language])
+        sizes[block.language] += len(block.code)
+    main = max(sizes, key=sizes.__getitem__, default="")
     return [block for block in blocks if block.language == main]
 
 

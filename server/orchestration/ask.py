@@ -6,27 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import structlog
 
-from rolecall.config.prompts import prompt
-from rolecall.roles.contract import (
-    Event as ModelEvent,
-)
-from rolecall.roles.contract import (
-    Generated,
-    GenerationRequest,
-    GenerationResult,
-    Loading,
-    Message,
-    Prefilling,
-    Queued,
-    Role,
-    RoleInfo,
-    RoleModels,
-)
+from rolecall.config.prompts import plain, prompt
+from rolecall.roles import contract as roles
+from rolecall.roles.contract import GenerationRequest, GenerationResult, Message, Role, RoleInfo, RoleModels
 from rolecall.roles.errors import ModelMissing, PromptTooLong, RoleError, WorkerTimeout
 
-from ..validation.answer import failed
+from ..routing.contract import TaskType
+from ..validation.answer import check_answer, failed
 from ..validation.contract import Check, Verdict
 from .record import Run
 from .states import Event
@@ -61,8 +50,9 @@ log = structlog.get_logger()
 class Ask:
     """What to ask whom. `values` fill the packaged prompt `name`; `max_tokens` None takes the role's own.
 
-    Attempts: the role, the role again with the finding, a heavier role. `mends` names the checks whose failure the
-    caller mends itself, so that no heavier role is asked for them.
+    Every value but `documents`, which is delimited already, is made plain. Attempts: the role, the role again with the
+    finding, a heavier role. `mends` names the checks whose failure the caller mends itself, so that no heavier role is
+    asked for them.
     """
 
     role: Role
@@ -90,40 +80,75 @@ async def ask(run: Run, models: RoleModels, wanted: Ask) -> Said:
 
     Raises:
         PromptTooLong: with the figures of this request. Other `RoleError`s of the first attempt; where a later one
-        fails, the earlier answer stands.
+        fails, or would outlast the call's budget, the earlier answer stands.
     """
     role, said = wanted.role, None
     run.advance(Event.ROLE_SELECTED)
     for attempt in range(1, wanted.attempts + 1):
+        left_s = run.left_s()
         try:
-            result = await _generate(run, models, wanted, role, said.failing if said else None)
-        except RoleError as error:
+            with anyio.fail_after(left_s - HAND_BACK_S if said and left_s else None):
+                result = await _generate(run, models, wanted, role, said.failing if said else None)
+        except (RoleError, TimeoutError) as error:
             if said is None:
                 raise
-            log.warning("second_attempt_failed", role=role.value, code=error.code)
+            log.warning("second_attempt_failed", role=role.value, error=type(error).__name__)
             run.advance(Event.FELL_BACK)
             return said
         run.advance(Event.GENERATED)
-        checks = (*wanted.check(result.text, result.finish), *_echo(result.text))
+        checks = wanted.check(result.text, result.finish)
         failing = failed(checks)
         if result.finish == "timeout" and failing is not None and failing.name == "finished":
             failing = None  # said already, as a partial answer
         said = Said(result.text.strip(), checks, failing)
         run.rounds = max(run.rounds, attempt)
-        if said.failing is None or result.finish == "timeout" or attempt == wanted.attempts:
-            return said
+        if failing is None or result.finish == "timeout" or attempt == wanted.attempts:
+            break
         if attempt == 1:
-            run.tell(f"checking: {said.failing.name} failed, asking again", None)
+            run.tell(f"checking: {failing.name} failed, asking again", None)
             run.advance(Event.RETRY)
             continue
         heavier = _heavier(models, role, result.model)
-        if heavier is None or said.failing.name in wanted.mends:
-            return said
-        run.tell(f"checking: {said.failing.name} failed, asking {heavier.value}", None)
+        if heavier is None or failing.name in wanted.mends:
+            break
+        run.tell(f"checking: {failing.name} failed, asking {heavier.value}", None)
         run.advance(Event.ESCALATE)
         run.advance(Event.ROLE_SELECTED)
         role = heavier
-    raise AssertionError("unreachable")
+    assert said is not None
+    return said
+
+
+def settle(run: Run, said: Said) -> None:
+    """Close VALIDATION: note the checks, and mark the answer unverified where a decisive one still fails."""
+    run.checks.extend(said.checks)
+    if said.failing is not None:
+        run.unverified(said.failing)
+    run.advance(Event.GAVE_UP if said.failing else Event.PASSED)
+
+
+def checker(
+    task_type: TaskType,
+    question: str,
+    *,
+    evidence: tuple[str, ...] = (),
+    schema: dict[str, Any] | None = None,
+    language: str | None = None,
+    max_words: int | None = None,
+) -> Checker:
+    """The deterministic checks of an answer of this kind."""
+
+    def check(text: str, finish: str) -> tuple[Check, ...]:
+        checks = check_answer(
+            text, task_type=task_type, question=question, evidence=evidence, schema=schema, language=language,
+            finish=finish, max_words=max_words,
+        )  # fmt: skip
+        if "<document" in text and task_type is not TaskType.CODING:
+            detail = "the answer repeats the document instead of answering"
+            checks += (Check(name="echo", verdict=Verdict.UNSUPPORTED, decisive=True, detail=detail),)
+        return checks
+
+    return check
 
 
 def info_of(models: RoleModels, role: Role) -> RoleInfo:
@@ -140,25 +165,28 @@ def info_of(models: RoleModels, role: Role) -> RoleInfo:
 
 async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, finding: Check | None) -> GenerationResult:
     info, used = info_of(models, role), prompt(wanted.name)
-    system, user = used.render(**wanted.values)
+    values = {name: text if name == "documents" else plain(text) for name, text in wanted.values.items()}
+    system, user = used.render(**values)
     if finding is not None:
         run.prompts["retry"] = prompt("retry").sha256
-        _, user = prompt("retry").render(user=user, finding=f"{finding.detail.strip().rstrip('.')}.")
+        _, user = prompt("retry").render(user=user, finding=plain(finding.detail.strip().rstrip(".")) + ".")
     max_tokens = min(wanted.max_tokens or info.max_tokens, info.context_length // 2)
     _must_fit(models, info, system + user, max_tokens)
+    timeout_s = _timeout_s(run, info)
     request = GenerationRequest(
         messages=(Message(role="system", content=system), Message(role="user", content=user)),
         max_tokens=max_tokens,
         json_schema=wanted.schema,
         thinking_budget=wanted.thinking_budget,
-        timeout_s=_timeout_s(run, info),
+        timeout_s=timeout_s,
         client=run.call.session,
     )
-    result = await models.generate(role, request, _progress(run, role))
+    result = await models.generate(role, request, lambda event: run.tell(*_in_words(role, event)))
     run.called(used, result)
     if result.finish == "timeout":
-        limit_s = request.timeout_s or info.timeout_s
-        if not result.text.strip():
+        limit_s = timeout_s or info.timeout_s
+        # A complete first answer is worth more than the start of a second one.
+        if finding is not None or not result.text.strip():
             raise WorkerTimeout(
                 f"The model of {role.value!r} reached its time limit before it answered.",
                 allowed=f"{limit_s:g} s",
@@ -166,14 +194,6 @@ async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, findi
             )
         run.mark("partial", f"The model reached its time limit ({limit_s:g} s); the answer may be cut off.")
     return result
-
-
-def _echo(text: str) -> tuple[Check, ...]:
-    """Decisive where a model hands back its documents, delimiters and all, instead of an answer."""
-    if "<document" not in text:
-        return ()
-    detail = "the answer repeats the document instead of answering"
-    return (Check(name="echo", verdict=Verdict.UNSUPPORTED, decisive=True, detail=detail),)
 
 
 def _timeout_s(run: Run, info: RoleInfo) -> float | None:
@@ -202,18 +222,15 @@ def _heavier(models: RoleModels, role: Role, used_model: str) -> Role | None:
     return next((other for other in _HEAVIER[role] if other in present and present[other].size_bytes >= size), None)
 
 
-def _progress(run: Run, role: Role) -> Callable[[ModelEvent], None]:
-    def on_event(event: ModelEvent) -> None:
-        match event:
-            case Queued():
-                run.tell(f"{role.value}: waiting, position {event.position}", None)
-            case Loading():
-                done = event.done_bytes / event.total_bytes if event.total_bytes else None
-                run.tell(f"{role.value}: loading {event.model}", done)
-            case Prefilling():
-                run.tell(f"{role.value}: reading {event.done_tokens} of {event.total_tokens} tokens", None)
-            case Generated():
-                doing = "thinking" if event.channel == "thinking" else "writing"
-                run.tell(f"{role.value}: {doing}, {event.tokens} tokens", None)
-
-    return on_event
+def _in_words(role: Role, event: roles.Event) -> tuple[str, float | None]:
+    match event:
+        case roles.Queued():
+            return f"{role.value}: waiting, position {event.position}", None
+        case roles.Loading():
+            done = event.done_bytes / event.total_bytes if event.total_bytes else None
+            return f"{role.value}: loading {event.model}", done
+        case roles.Prefilling():
+            return f"{role.value}: reading {event.done_tokens} of {event.total_tokens} tokens", None
+        case roles.Generated():
+            doing = "thinking" if event.channel == "thinking" else "writing"
+            return f"{role.value}: {doing}, {event.tokens} tokens", None

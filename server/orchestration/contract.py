@@ -25,7 +25,13 @@ OnProgress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RouteCall:
+class _Call:
+    cwd: Path
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteCall(_Call):
     """Decide who answers `request` and, unless `execute` is False, answer. `budget_s` bounds the whole call."""
 
     request: str
@@ -34,12 +40,10 @@ class RouteCall:
     channel: Literal["chat", "code", "system_health"] | None = None
     budget_s: float | None = None
     execute: bool = True
-    cwd: Path
-    session: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReasonCall:
+class ReasonCall(_Call):
     """Answer a question; with `schema` (a JSON Schema object) the answer is `Outcome.data`, valid against it."""
 
     question: str
@@ -47,12 +51,10 @@ class ReasonCall:
     context: str | None = None
     schema: dict[str, Any] | None = None
     depth: Depth = "normal"
-    cwd: Path
-    session: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CodeCall:
+class CodeCall(_Call):
     """Write code. With `save_to` (inside an allowed folder, never overwriting) it goes to that file instead."""
 
     task: str
@@ -60,12 +62,10 @@ class CodeCall:
     context: str | None = None
     language: str | None = None
     save_to: str | None = None
-    cwd: Path
-    session: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SummarizeCall:
+class SummarizeCall(_Call):
     """Condense `text`, or the files in `paths`, of any length. `each` gives one item per file."""
 
     text: str | None = None
@@ -74,12 +74,10 @@ class SummarizeCall:
     max_words: int = 200
     each: bool = False
     save_to: str | None = None
-    cwd: Path
-    session: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetrieveCall:
+class RetrieveCall(_Call):
     """Search the index; `answer` mode writes a short answer that cites the passages as [1], [2]."""
 
     query: str
@@ -87,12 +85,10 @@ class RetrieveCall:
     max_results: int = 8
     filters: Filters | None = None
     mode: Literal["passages", "answer"] = "passages"
-    cwd: Path
-    session: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ValidateCall:
+class ValidateCall(_Call):
     """Check an output. Where `output` is given, the files in `paths` are evidence beside `evidence`; where it is
     not, they are the output itself."""
 
@@ -102,8 +98,6 @@ class ValidateCall:
     question: str | None = None
     schema: dict[str, Any] | None = None
     language: str | None = None
-    cwd: Path
-    session: str
 
 
 Call = RouteCall | ReasonCall | CodeCall | SummarizeCall | RetrieveCall | ValidateCall

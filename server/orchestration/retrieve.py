@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rolecall.config.prompts import document, plain
+from rolecall.config.prompts import document
 from rolecall.retrieval.contract import Found, Passage
-from rolecall.retrieval.errors import IndexEmpty
 from rolecall.roles.contract import Role
 
 from ..routing.contract import TaskType
 from ..validation.contract import Check, Verdict
-from .answer import checker, settle
-from .ask import Ask, ask, info_of
+from .ask import Ask, ask, checker, info_of, settle
 from .contract import Outcome, RetrieveCall
 from .record import Run
-from .staff import Staff, fix, must
+from .staff import Staff, choose, fix
 from .states import Event
 
 _CITED = re.compile(r"\[(\d{1,3})\]")
@@ -33,21 +31,18 @@ async def retrieve(run: Run, staff: Staff, call: RetrieveCall) -> Outcome:
     Raises:
         IndexEmpty: nothing is indexed, or no such collection.
     """
-    wanted = call.mode == "answer"
-    role = fix(run, staff, call.query, TaskType.RETRIEVAL, by_model=wanted)
+    fix(run, staff, call.query, TaskType.RETRIEVAL, by_model=False)
     run.advance(Event.RETRIEVAL_CHOSEN)
     found = await search(run, staff, call)
-    if not wanted or not found.passages:
+    if call.mode == "passages" or not found.passages:
         run.advance(Event.PASSAGES_FOUND)
         return run.outcome(in_words(found.passages), passages=found.passages, index=found.index)
     run.advance(Event.ANSWER_WANTED)
-    answer = await _cited(run, staff, must(role), call.query, found.passages)
+    answer = await _cited(run, staff, call.query, found.passages)
     return run.outcome(answer, passages=found.passages, index=found.index)
 
 
 async def search(run: Run, staff: Staff, call: RetrieveCall) -> Found:
-    if staff.retriever is None:
-        raise IndexEmpty("Nothing is indexed.", advice="Run `rolecall index add FOLDER`.")
     run.tell("searching the index", None)
     found = await staff.retriever.search(call.query, call.collection, call.max_results, call.filters)
     index = found.index
@@ -66,7 +61,8 @@ def in_words(passages: Sequence[Passage]) -> str:
     )
 
 
-async def _cited(run: Run, staff: Staff, role: Role, query: str, passages: Sequence[Passage]) -> str:
+async def _cited(run: Run, staff: Staff, query: str, passages: Sequence[Passage]) -> str:
+    role = choose(run, staff, query, TaskType.RETRIEVAL)
     shown = _that_fit(staff, role, passages)
     if len(shown) < len(passages):
         run.mark("ok", f"The answer rests on the best {len(shown)} of {len(passages)} passages; more do not fit.")
@@ -77,7 +73,7 @@ async def _cited(run: Run, staff: Staff, role: Role, query: str, passages: Seque
         return (*base(_CITED.sub("", text), finish), _citations(attributed(text, texts), len(texts)))
 
     documents = "\n\n".join(document(text, f"[{number}]") for number, text in enumerate(texts, 1))
-    values = {"documents": documents, "question": plain(query)}
+    values = {"documents": documents, "question": query}
     said = await ask(run, staff.models, Ask(role=role, name="cited", values=values, check=check, thinking_budget=0))
     settle(run, said)
     return attributed(said.text, texts)
@@ -99,20 +95,18 @@ def attributed(answer: str, texts: Sequence[str]) -> str:
     """The answer with its citations; where the model gave none, each sentence gets that of the passage it rests on."""
     if _CITED.search(answer) or _NOTHING in answer.lower():
         return answer
-    sources = [set(_long_words(text)) for text in texts]
-    out = []
+    sources = [_long_words(text) for text in texts]
+    out = ""
     for sentence in _SENTENCE.findall(answer):
-        words = set(_long_words(sentence))
-        shares = [len(words & source) / len(words) if words else 0.0 for source in sources]
-        best = max(range(len(shares)), key=shares.__getitem__)
-        bare = sentence.rstrip()
-        cited = f"{bare} [{best + 1}]" if shares[best] >= ATTRIBUTION else bare
-        out.append(cited + sentence[len(bare) :])
-    return "".join(out)
+        words, bare = _long_words(sentence), sentence.rstrip()
+        shared = [len(words & source) for source in sources]
+        rests = words and max(shared) >= ATTRIBUTION * len(words)
+        out += bare + (f" [{shared.index(max(shared)) + 1}]" if rests else "") + sentence[len(bare) :]
+    return out
 
 
-def _long_words(text: str) -> list[str]:
-    return re.findall(r"\w{4,}|\d+", text.lower())
+def _long_words(text: str) -> set[str]:
+    return set(re.findall(r"\w{4,}|\d+", text.lower()))
 
 
 def _citations(answer: str, count: int) -> Check:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import anyio.to_thread
 
-from rolecall.retrieval.contract import SourceText
 from rolecall.retrieval.errors import IndexEmpty
 from rolecall.roles.contract import Role
 
@@ -15,11 +13,11 @@ from ..errors import BadRequest
 from ..routing.contract import Agent, Decision, TaskType
 from ..validation.contract import Subject
 from ..validation.verdict import validate as check_subject
-from .answer import answer, code, select
-from .contract import CodeCall, Outcome, RetrieveCall, RouteCall, ValidateCall
+from .answer import answer, write
+from .contract import Outcome, RetrieveCall, RouteCall, ValidateCall
 from .record import Run
 from .retrieve import in_words, search
-from .staff import Staff, agent_answer, estimated_tokens, fix, must
+from .staff import Staff, agent_answer, as_data, choose, estimated_tokens
 from .states import Event
 from .summarize import Summarizer
 
@@ -46,30 +44,22 @@ async def route(run: Run, staff: Staff, call: RouteCall) -> Outcome:
         return found
     if decision.agent and features.claim and (value := await agent_answer(run, staff, features.claim)):
         return run.outcome(value)
-    role = decision.role or fix(run, staff, call.request, TaskType.REASONING, extra_tokens=extra)
-    select(run)
-    return await _by_model(run, staff, call, decision.task_type, must(role), sources)
-
-
-async def _by_model(
-    run: Run, staff: Staff, call: RouteCall, task_type: TaskType, role: Role, sources: Sequence[SourceText]
-) -> Outcome:
-    match task_type:
+    if decision.role is None:
+        role = choose(run, staff, call.request, TaskType.REASONING, extra=extra)
+    else:
+        role = decision.role
+        run.advance(Event.MODEL_CHOSEN)
+    match decision.task_type:
         case TaskType.CODING:
-            coding = CodeCall(
-                task=call.request, paths=call.paths, context=call.context, cwd=call.cwd, session=call.session
-            )
-            return await code(run, staff, coding, role)
+            text, blocks = await write(run, staff, role, call.request, as_data(sources, call.context))
+            return run.outcome(text, blocks=blocks)
         case TaskType.SUMMARIZATION:
-            given = [(str(source.path), source.text) for source in sources]
-            if call.context:
-                given.append(("context", call.context))
+            given = [(source.path.name, source.text) for source in sources]
+            given += [("context", call.context)] if call.context else []
             work = Summarizer(run, staff, role, SUMMARY_WORDS, f", as asked: {call.request}" if given else "")
-            summary = await work.condense(given or [("", call.request)])
-            run.advance(Event.GAVE_UP if run.status == "unverified" else Event.PASSED)
-            return run.outcome(summary)
-        case _:
-            return await answer(run, staff, role, call.request, sources, call.context, task_type=task_type)
+            return run.outcome(await work.whole(given or [("", call.request)]))
+        case kind:
+            return await answer(run, staff, role, call.request, sources, call.context, task_type=kind)
 
 
 async def _passages(run: Run, staff: Staff, call: RouteCall) -> Outcome | None:
@@ -95,17 +85,14 @@ def _in_words(decision: Decision) -> str:
 
 
 async def validate(run: Run, staff: Staff, call: ValidateCall) -> Outcome:
-    """The tool: deterministic checks, no model. Files are evidence where `output` is given, else the output."""
-    sources = await staff.read(call.paths, call.cwd)
-    texts = tuple(source.text for source in sources)
-    output, evidence = call.output, call.evidence
+    """The tool: deterministic checks, no model, so that nothing is decided. Files are evidence where `output` is
+    given, else the output."""
+    texts = tuple(source.text for source in await staff.read(call.paths, call.cwd))
+    output, evidence = call.output, (*call.evidence, *texts)
     if output is None:
-        output = "\n\n".join(texts)
-    else:
-        evidence = (*evidence, *texts)
+        output, evidence = "\n\n".join(texts), call.evidence
     if not output.strip() and not texts:
         raise BadRequest("There is nothing to validate.", allowed="output or paths", advice="Give one of them.")
-    fix(run, staff, output, TaskType.VALIDATION)
     run.advance(Event.CHECKS_CHOSEN)
     run.tell("checking", None)
     subject = Subject(

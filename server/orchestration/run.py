@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import replace
-from typing import assert_never
 
 import anyio
 import structlog
@@ -16,23 +15,16 @@ from rolecall.retrieval.contract import Retriever
 from rolecall.roles.contract import RoleModels
 
 from ..errors import DeadlineExceeded
+from ..routing.router import Router
+from ..telemetry.receipt import Receipt
 from ..telemetry.store import ReceiptStore
 from .answer import code, reason
-from .contract import (
-    Call,
-    CodeCall,
-    OnProgress,
-    Outcome,
-    ReasonCall,
-    RetrieveCall,
-    RouteCall,
-    SummarizeCall,
-    ValidateCall,
-)
+from .contract import Call, CodeCall, OnProgress, Outcome, ReasonCall
+from .contract import RetrieveCall, RouteCall, SummarizeCall, ValidateCall
 from .record import Run
 from .retrieve import retrieve
 from .route import route, validate
-from .staff import Decides, Staff
+from .staff import Staff
 from .states import Event
 from .summarize import summarize
 
@@ -42,18 +34,14 @@ RECEIPT_GRACE_S = 2.0
 log = structlog.get_logger()
 
 
-def silent(words: str, fraction: float | None) -> None:
-    """Progress for nobody."""
-
-
 class Orchestrator:
     """Runs calls; several at once. Holds no state of its own between them."""
 
     def __init__(
         self,
         models: RoleModels,
-        retriever: Retriever | None,
-        router: Decides,
+        retriever: Retriever,
+        router: Router,
         access: AllowedFolders,
         store: ReceiptStore,
         settings: Settings,
@@ -62,15 +50,14 @@ class Orchestrator:
         self._store = store
         self._telemetry = settings.telemetry
 
-    async def run(self, call: Call, on_progress: OnProgress = silent) -> Outcome:
+    async def run(self, call: Call, on_progress: OnProgress) -> Outcome:
         """Run one call to its end. Cancelling the awaiting task stops it at once and leaves a receipt.
 
         Raises:
             RolecallError: always typed, and its receipt holds the same error. A receipt that cannot be written is a
             warning, never a lost answer.
         """
-        tool = type(call).__name__.removesuffix("Call").lower()
-        run = Run(tool, call, on_progress, self._telemetry, call.budget_s if isinstance(call, RouteCall) else None)
+        run = Run(call, on_progress, self._telemetry)
         try:
             outcome = await self._within_budget(run, call)
         except RolecallError as error:
@@ -83,14 +70,15 @@ class Orchestrator:
         except Exception as error:
             # Frames without the message or the values: those may hold a document's text.
             frames = "".join(traceback.format_tb(error.__traceback__)[-8:])
-            log.error("request_failed", tool=tool, receipt=run.id, error=type(error).__name__, frames=frames)
+            log.error("request_failed", tool=run.tool, receipt=run.id, error=type(error).__name__, frames=frames)
             typed = RolecallError(
-                f"{tool} failed inside Rolecall ({type(error).__name__}).",
+                f"{run.tool} failed inside Rolecall ({type(error).__name__}).",
                 advice=f"Try again; `rolecall logs` has the details under receipt {run.id}.",
             )
             await self._fail(run, Event.FAIL, typed)
             raise typed from error
-        return await self._keep(run, outcome)
+        unkept = await self._keep(run.receipt(outcome.answer, None))
+        return replace(outcome, warnings=(*outcome.warnings, unkept)) if unkept else outcome
 
     async def _within_budget(self, run: Run, call: Call) -> Outcome:
         run.advance(Event.ACCEPTED)
@@ -117,23 +105,19 @@ class Orchestrator:
                 return await retrieve(run, self._staff, call)
             case ValidateCall():
                 return await validate(run, self._staff, call)
-            case _:
-                assert_never(call)
-
-    async def _keep(self, run: Run, outcome: Outcome) -> Outcome:
-        try:
-            await self._store.add(run.receipt(outcome.answer, None))
-        except RolecallError as error:
-            log.warning("receipt_not_kept", code=error.code, receipt=run.id)
-            return replace(outcome, warnings=(*outcome.warnings, f"The receipt was not kept: {error.message}"))
-        return outcome
 
     async def _fail(self, run: Run, event: Event, error: RolecallError) -> None:
         run.advance(event)
+        await self._keep(run.receipt("", error))
+
+    async def _keep(self, receipt: Receipt) -> str:
+        """Write the receipt; where it cannot be written, why."""
         try:
-            await self._store.add(run.receipt("", error))
-        except RolecallError as unkept:
-            log.warning("receipt_not_kept", code=unkept.code, receipt=run.id)
+            await self._store.add(receipt, self._telemetry.max_receipts)
+        except RolecallError as error:
+            log.warning("receipt_not_kept", code=error.code, receipt=receipt.id)
+            return f"The receipt was not kept: {error.message}"
+        return ""
 
 
 class _Cancelled(RolecallError):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import anyio.to_thread
@@ -23,33 +22,21 @@ from rolecall.roles.errors import ModelMissing
 
 from ..routing.agents.claims import claim
 from ..routing.agents.contract import AgentContext
-from ..routing.contract import Agent, AgentAnswer, Claim, Decision, Features, Snapshot, State, TaskType
+from ..routing.contract import Agent, Claim, Features, State, TaskType
 from ..routing.decide import decide
-from ..routing.router import claimed_features, text_sha256
+from ..routing.router import Router, claimed_features, text_sha256
 from .contract import Depth
 from .record import Run
-from .states import Event
-
-
-class Decides(Protocol):
-    """The router as the steps see it (`routing.router.Router`)."""
-
-    def snapshot(self) -> Snapshot: ...
-
-    async def decide(
-        self, text: str, state: State | None = None, *, extra_tokens: int = 0, has_paths: bool = False
-    ) -> tuple[Features, Snapshot, Decision]: ...
-
-    async def compute(self, claim: Claim, context: AgentContext) -> AgentAnswer | None: ...
+from .states import Event, RunState
 
 
 @dataclass(frozen=True, slots=True)
 class Staff:
-    """Everyone a request may need; `retriever` is None where nothing can be searched."""
+    """Everyone a request may need."""
 
     models: RoleModels
-    retriever: Retriever | None
-    router: Decides
+    retriever: Retriever
+    router: Router
     access: AllowedFolders
     settings: Settings
 
@@ -58,15 +45,23 @@ class Staff:
         resident = tuple(sorted(item.model for item in self.models.resident()))
         return State(resident=resident, depth=depth, budget_s=budget_s)
 
-    async def read(self, paths: Sequence[str], cwd: Path) -> tuple[SourceText, ...]:
-        """The files that the user's paths name, each in full."""
-        if not paths:
-            return ()
-        files = await anyio.to_thread.run_sync(self.access.resolve, paths, cwd, abandon_on_cancel=True)
-        return tuple([await self.read_file(file) for file in files])
+    async def files(self, paths: Sequence[str], cwd: Path) -> tuple[Path, ...]:
+        """The files that the user's paths name."""
+        return await anyio.to_thread.run_sync(self.access.resolve, paths, cwd, abandon_on_cancel=True) if paths else ()
 
     async def read_file(self, file: Path) -> SourceText:
         return await anyio.to_thread.run_sync(partial(self.access.read, file), abandon_on_cancel=True)
+
+    async def read(self, paths: Sequence[str], cwd: Path) -> tuple[SourceText, ...]:
+        """The files that the user's paths name, each in full."""
+        return tuple([await self.read_file(file) for file in await self.files(paths, cwd)])
+
+    async def target(self, save_to: str | None, cwd: Path) -> Path | None:
+        """Where a result may be saved, refused before a model is asked; None where the client wants it itself."""
+        return None if save_to is None else await anyio.to_thread.run_sync(self.access.writable, save_to, cwd)
+
+    async def save(self, target: Path, text: str, cwd: Path) -> str:
+        return str(await anyio.to_thread.run_sync(self.access.write_new, target, text, cwd))
 
 
 def as_data(sources: Sequence[SourceText], context: str | None) -> str:
@@ -80,37 +75,32 @@ def estimated_tokens(sources: Sequence[SourceText], context: str | None) -> int:
 
 
 def fix(
-    run: Run,
-    staff: Staff,
-    text: str,
-    task_type: TaskType,
-    depth: Depth = "normal",
-    *,
-    extra_tokens: int = 0,
-    by_model: bool = True,
+    run: Run, staff: Staff, text: str, kind: TaskType, depth: Depth = "normal", extra: int = 0, by_model: bool = True
 ) -> Role | None:
     """Decide for a tool that fixes the task type: only the role is open, so nothing is embedded or parsed.
 
-    The role is None where an agent answers: retrieval, with `by_model` off.
+    `extra` counts the tokens of files. The role is None where an agent answers: retrieval, with `by_model` off.
     """
     features = Features(
-        text_sha256=text_sha256(text), claim=None, type_scores={task_type: 1.0}, reasons=(),
-        prompt_tokens=len(text) // 4 + extra_tokens, has_paths=by_model,
+        text_sha256=text_sha256(text), claim=None, type_scores={kind: 1.0}, reasons=(),
+        prompt_tokens=len(text) // 4 + extra, has_paths=by_model,
     )  # fmt: skip
-    state = staff.state(depth).model_copy(update={"fixed_task_type": task_type})
-    decision = decide(features, staff.router.snapshot(), state)
-    run.decided(features, state, decision)
-    return decision.role
+    state = staff.state(depth).model_copy(update={"fixed_task_type": kind})
+    run.decided(features, state, decide(features, staff.router.snapshot(), state))
+    return run.decision.role if run.decision else None
 
 
-def must(role: Role | None) -> Role:
-    """The role that was decided on.
+def choose(run: Run, staff: Staff, text: str, kind: TaskType, depth: Depth = "normal", extra: int = 0) -> Role:
+    """The role for a task of this kind. To MODEL_SELECTION, unless an agent that found nothing led there already.
 
     Raises:
         ModelMissing: the profile has none for this.
     """
+    role = fix(run, staff, text, kind, depth, extra)
     if role is None:
         raise ModelMissing("The profile has no role for this request.", advice="Choose a profile that has one.")
+    if run.machine.state is RunState.ROUTING_DECISION:
+        run.advance(Event.MODEL_CHOSEN)
     return role
 
 
@@ -129,7 +119,7 @@ async def agent_answer(run: Run, staff: Staff, parsed: Claim) -> str | None:
     run.tell(f"{parsed.agent.value}: computing", None)
     context = AgentContext(
         now=datetime.now(UTC),
-        timezone=local_zone(),
+        timezone=_local_zone(),
         resident=tuple(staff.models.resident()),
         index=await _index_state(staff) if parsed.agent is Agent.SYSTEM else None,
         allowed_folders=staff.access.list(),
@@ -141,7 +131,7 @@ async def agent_answer(run: Run, staff: Staff, parsed: Claim) -> str | None:
     return found.value if found.working in ("", found.value) else f"{found.value}\n\n{found.working}"
 
 
-def local_zone() -> tzinfo:
+def _local_zone() -> tzinfo:
     """This machine's time zone, with its rules for other dates where the system names it."""
     name = os.environ.get("TZ") or os.path.realpath("/etc/localtime").partition("zoneinfo/")[2]
     try:
@@ -153,7 +143,7 @@ def local_zone() -> tzinfo:
 async def _index_state(staff: Staff) -> IndexState | None:
     """All collections as one; None where nothing is indexed."""
     try:
-        states = [each.index for each in await staff.retriever.collections()] if staff.retriever else []
+        states = [each.index for each in await staff.retriever.collections()]
     except RetrievalError:
         return None
     ages = [state.age_s for state in states if state.age_s is not None]

@@ -77,8 +77,7 @@ TABLE: dict[tuple[RunState, Event], RunState] = {
     (RunState.VALIDATION, Event.PASSED): RunState.SYNTHESIS,
     (RunState.VALIDATION, Event.GAVE_UP): RunState.SYNTHESIS,
     (RunState.SYNTHESIS, Event.SYNTHESISED): RunState.COMPLETED,
-    **{(state, Event.FAIL): RunState.FAILED for state in RunState if state not in FINAL},
-    **{(state, Event.CANCEL): RunState.FAILED for state in RunState if state not in FINAL},
+    **{(state, end): RunState.FAILED for state in set(RunState) - FINAL for end in (Event.FAIL, Event.CANCEL)},
 }
 
 
@@ -91,22 +90,13 @@ class Machine:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._state = RunState.INIT
-        self._steps: list[Transition] = []
-
-    @property
-    def state(self) -> RunState:
-        return self._state
-
-    @property
-    def transitions(self) -> tuple[Transition, ...]:
-        return tuple(self._steps)
+        self.state = RunState.INIT
+        self.transitions: tuple[Transition, ...] = ()
 
     def advance(self, event: Event) -> RunState:
-        target = TABLE.get((self._state, event))
+        target = TABLE.get((self.state, event))
         if target is None:
-            raise IllegalTransition(f"{event} is not possible in {self._state}")
-        step = Transition(source=self._state, event=event, target=target, at_s=round(self._clock(), 4))
-        self._state = target
-        self._steps.append(step)
+            raise IllegalTransition(f"{event} is not possible in {self.state}")
+        step = Transition(source=self.state, event=event, target=target, at_s=round(self._clock(), 4))
+        self.state, self.transitions = target, (*self.transitions, step)
         return target

@@ -28,6 +28,8 @@ BUCKETS = 4096
 TYPES: tuple[TaskType, ...] = tuple(TaskType)
 _WORD = re.compile(r"[a-zà-ÿа-я']+|\d+|[\u3040-\u9fff]|[^\w\s]", re.IGNORECASE)
 _MAX_WORDS = 80
+_DIGITS = 4
+"""Coarser than the last bits that an embedder's number of threads moves (about 1e-7)."""
 _NAMED = 3
 """How many rules a decision's reasons name."""
 
@@ -69,7 +71,7 @@ def load_weights() -> Weights:
 
 
 def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[dict[TaskType, float], tuple[str, ...]]:
-    """Probabilities of the types, rounded to 6 digits, and the reasons in words.
+    """Probabilities of the types, rounded to 4 digits, and the reasons in words.
 
     `vector` is the instruction's embedding, unit length; None where there is no embedder, which is then said.
     """
@@ -82,7 +84,7 @@ def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[
         dense = np.asarray(vector, dtype=np.float64) @ weights.dense + weights.dense_bias
         logits += weights.dense_factor * log_softmax(dense)
     probabilities = np.exp(log_softmax(logits))
-    scores = {kind: round(float(value), 6) for kind, value in zip(TYPES, probabilities, strict=True)}
+    scores = {kind: round(float(value), _DIGITS) for kind, value in zip(TYPES, probabilities, strict=True)}
     return scores, _reasons(rules, scores, vector is not None)
 
 

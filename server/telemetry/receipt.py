@@ -26,14 +26,9 @@ class Content(_Frozen):
     @staticmethod
     def bounded(max_bytes: int, **texts: str) -> Content:
         """Cut each text to `max_bytes` of UTF-8, at a character."""
-        kept: dict[str, str] = {}
-        cut = []
-        for name, text in texts.items():
-            data = text.encode("utf-8", "replace")
-            kept[name] = data[:max_bytes].decode("utf-8", "ignore")
-            if len(data) > max_bytes:
-                cut.append(name)
-        return Content(**kept, cut=tuple(cut))
+        data = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
+        kept = {name: each[:max_bytes].decode("utf-8", "ignore") for name, each in data.items()}
+        return Content(**kept, cut=tuple(name for name, each in data.items() if len(each) > max_bytes))
 
 
 class Transition(_Frozen):
@@ -45,30 +40,13 @@ class Transition(_Frozen):
     at_s: float
 
 
-class ModelCall(_Frozen):
-    """One generation. Times in seconds; `prompt` names the template, its hash is in `Receipt.prompts`."""
-
-    role: str
-    model: str
-    model_sha256: str
-    prompt: str
-    prompt_tokens: int
-    completion_tokens: int
-    thinking_tokens: int
-    queue_s: float
-    load_s: float
-    prefill_s: float
-    decode_s: float
-    cold_start: bool
-    finish: str
-
-
 class Receipt(_Frozen):
     """One request. `features`, `router_state` and `snapshot_sha256` let the decision be recomputed without the text.
 
-    `started_at` is ISO 8601 in UTC. `role` and `model` are the last that
-    answered. `content` is None where `telemetry.keep_content` is off. `error` is the wire form
-    of a `RolecallError`, with code `cancelled` where the client gave up.
+    `started_at` is ISO 8601 in UTC. `role` and `model` are the last that answered; `calls` are all generations, each
+    with the name of its prompt, whose hash is in `prompts`. `error` is the wire form of a `RolecallError`, with code
+    `cancelled` where the client gave up. Where `telemetry.keep_content` is off, `content` is None, and what could
+    quote it is empty: warnings, the checks' details and what an error found.
     """
 
     id: str
@@ -85,7 +63,7 @@ class Receipt(_Frozen):
     role: str | None
     model: str | None
     prompts: dict[str, str]
-    calls: tuple[ModelCall, ...]
+    calls: tuple[dict[str, Any], ...]
     tokens: dict[str, int]
     timings: dict[str, float]
     checks: tuple[dict[str, Any], ...]
@@ -96,9 +74,9 @@ class Receipt(_Frozen):
 
     @property
     def who(self) -> str:
-        """The agent or the role that answered, "" where neither did."""
+        """The role, agent or checks that answered, or who was to; "" where nobody was chosen."""
         decision = self.decision or {}
-        return self.role or str(decision.get("agent") or decision.get("role") or "")
+        return self.role or decision.get("agent") or decision.get("role") or ("checks" if self.checks else "")
 
 
 def receipt_id() -> str:

@@ -16,6 +16,9 @@ from .receipt import Receipt
 MIGRATIONS = ("CREATE TABLE receipts (id TEXT PRIMARY KEY, tool TEXT, started_at TEXT, state TEXT, body TEXT) STRICT",)
 """Statement i takes the file from schema i to i + 1; the schema number is SQLite's `user_version`."""
 
+_LATEST = "SELECT body FROM receipts ORDER BY id DESC LIMIT ?"
+_PRUNE = "DELETE FROM receipts WHERE id <= (SELECT id FROM receipts ORDER BY id DESC LIMIT 1 OFFSET ?)"
+
 
 class ReceiptStore:
     """Receipts on disk, readable by id. Calls run in a thread; the file is opened at the first of them.
@@ -30,35 +33,33 @@ class ReceiptStore:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
-    async def open(self) -> None:
-        """Open now, so that a host can refuse a newer file at its start."""
-        await anyio.to_thread.run_sync(self._run, "SELECT 1", ())
-
-    async def add(self, receipt: Receipt) -> None:
+    async def add(self, receipt: Receipt, max_receipts: int) -> None:
+        """Keep a receipt, and of all of them the latest `max_receipts`."""
         row = (receipt.id, receipt.tool, receipt.started_at, receipt.state, receipt.model_dump_json())
-        await anyio.to_thread.run_sync(self._run, "INSERT INTO receipts VALUES (?, ?, ?, ?, ?)", row)
+        await self._run(("INSERT INTO receipts VALUES (?, ?, ?, ?, ?)", row), (_PRUNE, (max_receipts,)))
 
     async def get(self, receipt_id: str) -> Receipt | None:
-        query = "SELECT body FROM receipts WHERE id = ?"
-        rows = await anyio.to_thread.run_sync(self._run, query, (receipt_id,))
+        rows = await self._run(("SELECT body FROM receipts WHERE id = ?", (receipt_id,)))
         return Receipt.model_validate_json(rows[0][0]) if rows else None
 
     async def recent(self, n: int = 20) -> tuple[Receipt, ...]:
         """The last `n`, newest first."""
-        query = "SELECT body FROM receipts ORDER BY id DESC LIMIT ?"
-        rows = await anyio.to_thread.run_sync(self._run, query, (n,))
-        return tuple(Receipt.model_validate_json(row[0]) for row in rows)
+        return tuple(Receipt.model_validate_json(row[0]) for row in await self._run((_LATEST, (n,))))
 
     async def aclose(self) -> None:
         await anyio.to_thread.run_sync(self._close)
 
-    def _run(self, statement: str, values: Sequence[object]) -> list[tuple[str, ...]]:
+    async def _run(self, *statements: tuple[str, Sequence[object]]) -> list[tuple[str, ...]]:
+        """The rows of the last statement; all of them take effect or none."""
+        return await anyio.to_thread.run_sync(self._execute, statements)
+
+    def _execute(self, statements: Sequence[tuple[str, Sequence[object]]]) -> list[tuple[str, ...]]:
         with self._lock:
             try:
                 if self._connection is None:
                     self._connection = connect(self._path, busy_s=self._busy_s)
-                with self._connection:
-                    return self._connection.execute(statement, values).fetchall()
+                with self._connection as connection:
+                    return [connection.execute(*each).fetchall() for each in statements][-1]
             except (sqlite3.Error, OSError) as error:
                 raise StoreUnusable(
                     f"The receipts in {self._path} cannot be read or written.",

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from .arithmetic import arithmetic_check
-from .blocks import code_blocks, parse_check
+from .blocks import can_parse, code_blocks, parse_check
 from .contract import Check, Verdict
 from .evidence import missing_numbers, read_source
 from .form import cut_off, form_checks, refusal
 from .json_answer import schema_check
+from .said import fault
 from .text import words
-
-_CITED = frozenset({"summarization", "retrieval"})
 
 
 def check_answer(
@@ -32,23 +31,21 @@ def check_answer(
     and cited answers (`task_type` `summarization` or `retrieval`).
     """
     coding = task_type == "coding"
-    checks = list(form_checks(answer, question or None, coded=coding or schema is not None))
-    checks.append(_decisive("finished", _unfinished(answer, finish, prose=not coding and schema is None)))
-    if task_type in ("summarization", "retrieval", "reasoning", "general") and schema is None:
-        checks.append(_decisive("refusal", refusal(answer)))
+    prose = not coding and schema is None
+    unfinished = cut_off(answer) if prose else ""
+    if finish in ("length", "timeout"):
+        unfinished = f"the answer was cut off ({finish}) and must be shorter"
+    checks = [*form_checks(answer, question, coded=not prose), fault("finished", unfinished)]
     if schema is not None:
         checks.append(schema_check(answer, schema))
     if coding:
-        checks.extend(_code(answer, language))
+        checks.append(_code(answer, language))
     elif schema is None:
-        checks.append(arithmetic_check(answer))
-    if max_words is not None:
-        count = len(words(answer))
-        fault = f"{count} words; at most {max_words} are allowed" if count > max_words else ""
-        checks.append(_decisive("word_limit", fault))
-    if task_type in _CITED and any(piece.strip() for piece in evidence):
-        source = read_source(evidence)
-        checks.extend([missing_numbers(answer, source, question)] if not source.cut else [])
+        checks.extend([fault("refusal", refusal(answer)), arithmetic_check(answer)])
+    if max_words is not None and (count := len(words(answer))) > max_words:
+        checks.append(fault("word_limit", f"{count} words; at most {max_words} are allowed"))
+    if task_type in ("summarization", "retrieval") and any(piece.strip() for piece in evidence):
+        checks.append(missing_numbers(answer, read_source(evidence), question))
     return tuple(checks)
 
 
@@ -57,23 +54,12 @@ def failed(checks: tuple[Check, ...]) -> Check | None:
     return next((check for check in checks if check.decisive and check.verdict is Verdict.UNSUPPORTED), None)
 
 
-def _unfinished(answer: str, finish: str, *, prose: bool) -> str:
-    if finish in ("length", "timeout"):
-        return f"the answer was cut off ({finish}) and must be shorter"
-    return cut_off(answer) if prose else ""
-
-
-def _code(answer: str, language: str | None) -> list[Check]:
-    """`parses` for the language that was asked for, or for each fenced block that names one."""
-    if language:
-        return [parse_check(answer, language)]
+def _code(answer: str, language: str | None) -> Check:
+    """`parses` for the language that was asked for, or for the first fenced block that does not parse."""
+    if language and can_parse(language, answer):
+        return parse_check(answer, language)
     blocks = code_blocks(answer)
     broken = next((block for block in blocks if block.parses is False), None)
     if broken is not None:
-        return [parse_check(broken.code, broken.language)]
-    return [_decisive("code", "" if blocks else "the answer holds no fenced code block")]
-
-
-def _decisive(name: str, fault: str) -> Check:
-    verdict = Verdict.UNSUPPORTED if fault else Verdict.ABSTAIN
-    return Check(name=name, verdict=verdict, decisive=bool(fault), detail=fault or "nothing found")
+        return parse_check(broken.code, broken.language)
+    return fault("code", "" if blocks else "the answer holds no fenced code block")

@@ -1,13 +1,27 @@
-"""Code blocks of a model's answer, and whether code parses. Nothing is ever executed."""
+"""Code blocks of a model's answer, and whether code parses, by parser alone. Nothing is ever executed."""
 
 from __future__ import annotations
 
+import ast
+import json
 import re
+import shutil
+import subprocess
+import textwrap
+import tomllib
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .contract import Check, Verdict
-from .parses import can_parse, parse_fault, same_language
+from .said import said
 
+MAX_CODE_CHARS = 200_000
+MAX_YAML_CHARS = 50_000
+"""YAML is read by a parser in plain Python, at about 100,000 characters a second."""
+MAX_DEPTH = 200
+_BASH_TIMEOUT_S = 5.0
 _FENCE = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n`]*$")
 
 
@@ -21,52 +35,134 @@ class CodeBlock:
 
 
 def code_blocks(text: str, language: str | None = None, *, check: bool = True) -> tuple[CodeBlock, ...]:
-    """The fenced blocks of an answer, in order; an unclosed last fence runs to the end of the text.
+    """The fenced blocks of an answer that hold code, in order; an unclosed last fence runs to the end of the text.
 
     Without a fence, the whole answer is one block where `language` is given and the text parses in it. `check=False`
     leaves `parses` None.
     """
-    blocks: list[CodeBlock] = []
+    found: list[tuple[str, str]] = []
     fence, name, lines = "", "", list[str]()
     for line in text.splitlines():
-        found = _FENCE.match(line) if len(line) < 200 else None
-        if fence and found and found[1].startswith(fence) and not found[2]:
-            blocks.append(_block(name, lines, language, check))
+        mark = _FENCE.match(line) if len(line) < 200 else None
+        if fence and mark and mark[1].startswith(fence) and not mark[2]:
+            found.append((name, "\n".join(lines) + "\n"))
             fence = ""
         elif fence:
             lines.append(line)
-        elif found:
-            fence, name, lines = found[1], found[2], []
-    if fence and any(line.strip() for line in lines):
-        blocks.append(_block(name, lines, language, check))
-    if not blocks and language and text.strip() and can_parse(language, text) and parse_fault(text, language) is None:
-        blocks.append(CodeBlock(language.lower(), text.strip() + "\n", True))
+        elif mark:
+            fence, name, lines = mark[1], mark[2] or language or "", []
+    if fence:
+        found.append((name, "\n".join(lines) + "\n"))
+    if not found and language and can_parse(language, text) and parse_fault(text, language) is None:
+        found.append((language, text.strip() + "\n"))
+    blocks = []
+    for name, code in found:
+        known = check and can_parse(name, code)
+        if code.strip():
+            blocks.append(CodeBlock(name.lower(), code, parse_fault(code, name) is None if known else None))
     return tuple(blocks)
-
-
-def _block(name: str, lines: list[str], language: str | None, check: bool) -> CodeBlock:
-    code = "\n".join(lines) + "\n"
-    named = (name or language or "").lower()
-    parses = parse_fault(code, named) is None if check and can_parse(named, code) else None
-    return CodeBlock(named, code, parses)
 
 
 def parse_check(output: str, language: str) -> Check:
     """The check `parses`: each block in `language`, or the whole output, parses. Decisive unless there is no parser."""
-    name = language.lower()
-    if not can_parse(name, output):
-        detail = f"no parser for {len(output)} characters of {language!r} here"
-        return Check(name="parses", verdict=Verdict.ABSTAIN, decisive=False, detail=detail)
-    blocks = code_blocks(output, name, check=False)
-    codes = [block.code for block in blocks if same_language(block.language, name)]
+    parser = _PARSERS.get(language.lower())
+    if not can_parse(language, output):
+        return said("parses", Verdict.ABSTAIN, f"no parser for {len(output)} characters of {language!r} here")
+    blocks = code_blocks(output, language, check=False)
+    codes = [block.code for block in blocks if _PARSERS.get(block.language) is parser]
     if blocks and not codes:
-        return _said(Verdict.UNSUPPORTED, f"the output has code blocks, but none in {name}")
+        return said("parses", Verdict.UNSUPPORTED, f"the output has code blocks, but none in {language}")
     for code in codes or [output]:
-        fault = parse_fault(code, name) if code.strip() else "there is no code"
-        if fault is not None:
-            return _said(Verdict.UNSUPPORTED, f"the {name} does not parse: {fault}")
-    return _said(Verdict.SUPPORTED, f"the {name} parses")
+        if fault := parse_fault(code, language) if code.strip() else "there is no code":
+            return said("parses", Verdict.UNSUPPORTED, f"the {language} does not parse: {fault}")
+    return said("parses", Verdict.SUPPORTED, f"the {language} parses")
 
 
-def _said(verdict: Verdict, detail: str) -> Check:
-    return Check(name="parses", verdict=verdict, decisive=True, detail=detail)
+def can_parse(language: str, code: str = "") -> bool:
+    """Whether a parser for the language (a name or an alias such as `py`, `sh`) is here and reads that much code."""
+    parser = _PARSERS.get(language.lower())
+    if parser is None or len(code) > (MAX_YAML_CHARS if parser is _yaml else MAX_CODE_CHARS):
+        return False
+    return parser is not _shell or shutil.which("bash") is not None
+
+
+def parse_fault(code: str, language: str) -> str | None:
+    """Why the code does not parse, or None where it does. Call only where `can_parse(language, code)`."""
+    if "\0" in code:
+        return "the code holds a NUL character"
+    try:
+        _PARSERS[language.lower()](code)
+    except SyntaxError as fault:
+        return f"line {fault.lineno}: {fault.msg}"
+    except (RecursionError, MemoryError):
+        return "nested too deeply to parse"
+    except Exception as fault:  # parsers meet odd input with errors of many kinds; none is ours
+        return f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}"
+    return None
+
+
+def strict_json(text: str) -> Any:
+    """`json.loads` without NaN and Infinity, and with a bound on depth; every fault is a ValueError."""
+    try:
+        value = json.loads(text, parse_constant=refuse_constant)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
+    bound_depth(value)
+    return value
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def bound_depth(value: Any) -> None:
+    """Raises ValueError where lists and objects nest more than `MAX_DEPTH` deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [child for item in nested for child in (item.values() if isinstance(item, dict) else item)]
+    if level:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+
+
+def _python(code: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ast.parse(textwrap.dedent(code))
+
+
+def _yaml(code: str) -> None:
+    import yaml
+
+    # Composing builds no objects and expands no aliases, so a "billion laughs" file stays small.
+    for _ in yaml.compose_all(code, Loader=yaml.SafeLoader):
+        pass
+
+
+def _xml(code: str) -> None:
+    from xml.parsers import expat
+
+    def refuse(*_: object) -> None:
+        raise ValueError("entity declarations are not read")
+
+    parser = expat.ParserCreate("utf-8")
+    parser.EntityDeclHandler = refuse
+    parser.Parse(code.encode(), True)
+
+
+def _shell(code: str) -> None:
+    # `-n` reads without executing; no start-up file, no environment.
+    reader = [str(shutil.which("bash")), "--norc", "--noprofile", "-n"]
+    ran = subprocess.run(reader, input=code.encode(), capture_output=True, timeout=_BASH_TIMEOUT_S, env={})
+    if ran.returncode:
+        raise ValueError(ran.stderr.decode(errors="replace").strip() or "bash cannot read it")
+
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    **dict.fromkeys(("python", "py", "python3"), _python),
+    "json": strict_json,
+    **dict.fromkeys(("yaml", "yml"), _yaml),
+    "toml": tomllib.loads,
+    **dict.fromkeys(("xml", "svg"), _xml),
+    **dict.fromkeys(("shell", "bash", "sh"), _shell),
+}

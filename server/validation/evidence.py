@@ -11,7 +11,8 @@ from fractions import Fraction
 from itertools import pairwise
 
 from .contract import Check, Verdict
-from .text import MAX_CHARS, Number, content, denied, numbers, sentences, stem, words
+from .said import fault, said
+from .text import MAX_CHARS, Number, content, denied, numbers, sentences, without_marks, words
 
 MAX_SENTENCES = 100
 """Sentences of an output that are checked; the detail says where there were more."""
@@ -30,16 +31,8 @@ AKIN, AKIN_TOGETHER = 0.65, 0.15
 """Shares of words and of neighbours from which a claim without an absent number or name is probably a paraphrase."""
 SHORT_ANSWER_WORDS = 4
 
-_UNITS = (
-    "% $ \u20ac \u00a3 km kilometers kilometres miles m meters metres cm mm feet inches kg kilograms g grams pounds "
-    "tons tonnes seconds minutes hours days weeks months years celsius fahrenheit liters litres gallons mph kmh degrees"
-)
-_HARD_UNITS = frozenset(stem(unit) for unit in _UNITS.split())
 _QUOTED = re.compile('["\u201c]([^"\u201c\u201d\n]{8,300})["\u201d]')
 _NAME = re.compile("(?<=[a-z,;] )[A-Z][\\w\u2019']+")
-_ROUNDED = re.compile(
-    r"\b(?:about|around|approximately|nearly|almost|over|roughly|some|than|least|up to) ?$", re.IGNORECASE
-)
 _OPPOSITES = (
     "increase decrease,rise fall,rose fell,gain loss,gained lost,higher lower,more fewer,more less,above below,"
     "before after,first last,largest smallest,highest lowest,oldest youngest,best worst,always never,true false,"
@@ -55,7 +48,7 @@ for _one, _other in (pair.split() for pair in _OPPOSITES.split(",")):
 
 @dataclass(frozen=True)
 class Source:
-    """Evidence, read once: its stems, the pairs of stems that stand close, its sentences and its numbers."""
+    """Evidence, read once. `pairs` are stems that stand close; of each sentence: its stems, words and denied stems."""
 
     stems: frozenset[str]
     pairs: frozenset[tuple[str, str]]
@@ -77,36 +70,39 @@ def read_source(evidence: tuple[str, ...]) -> Source:
 def evidence_checks(output: str, evidence: tuple[str, ...], question: str | None) -> tuple[Check, ...]:
     """`grounding` or `overlap`, `numbers`, `negation` (these decide), and `names`, `quotes` (these inform)."""
     source, asked = read_source(evidence), question or ""
-    text = output[:MAX_CHARS]
-    claims = sentences(text)
+    text = without_marks(output)
+    # Headings, lead-ins ("In short:") and words such as "Yes." claim nothing that could stand in the evidence.
+    claims = [claim for claim in sentences(text) if content(claim) and not claim.startswith("#") and claim[-1] != ":"]
     read = claims[:MAX_SENTENCES]
     numbered = missing_numbers(text, source, asked)
     known = set(words(source.text + " " + asked))
     absent = [name for name in _NAME.findall(text) if not known & {name.lower(), name.lower().removesuffix("'s")}]
     quotes = [quote for quote in _QUOTED.findall(text) if _plain(quote) not in source.text]
-    repeated = frozenset(content(asked))
     clean = not absent and not quotes and not numbered.decisive
-    found = [_grounded(claim, source, repeated, clean) for claim in read]
-    worst = min(found, key=_rank, default=_said("grounding", Verdict.ABSTAIN, "there is no sentence to check"))
+    found = [_grounded(claim, source, frozenset(content(asked)), clean) for claim in read]
+    order = (Verdict.UNSUPPORTED, Verdict.ABSTAIN, Verdict.SUPPORTED)
+    worst = min(
+        found,
+        key=lambda check: (order.index(check.verdict), check.name == "grounding"),
+        default=said("grounding", Verdict.ABSTAIN, "there is no sentence to check"),
+    )
     if worst.verdict is Verdict.SUPPORTED and (len(claims) > len(read) or len(output) > MAX_CHARS):
         unread = f"only the first {MAX_SENTENCES} sentences and {MAX_CHARS} characters are read; {worst.detail}"
-        worst = _said("grounding", Verdict.ABSTAIN, unread)
-    if source.cut:
-        worst, numbered = (_weaker(check) for check in (worst, numbered))
-    flip = next((flip for claim in read if (flip := _flip(claim, source))), "")
+        worst = said("grounding", Verdict.ABSTAIN, unread)
     return (
-        worst,
+        _unless_cut(worst, source),
         numbered,
-        _said("negation", Verdict.UNSUPPORTED if flip else Verdict.ABSTAIN, flip or "no reversal seen"),
-        _tell("names", absent, "names that the evidence lacks: "),
-        _tell("quotes", quotes, "quoted, but not word for word in the evidence: "),
+        fault("negation", next((flip for claim in read if (flip := _flip(claim, source))), "")),
+        fault("names", _listed("names that the evidence lacks: ", absent), decisive=False),
+        fault("quotes", _listed("quoted, but not word for word in the evidence: ", quotes), decisive=False),
     )
 
 
-def _rank(check: Check) -> int:
-    if check.verdict is Verdict.SUPPORTED:
-        return 3 if check.name == "grounding" else 2
-    return 0 if check.verdict is Verdict.UNSUPPORTED else 1
+def _unless_cut(check: Check, source: Source) -> Check:
+    """What is missing from the part of the evidence that was read may stand in the rest."""
+    if check.verdict is not Verdict.UNSUPPORTED or not source.cut:
+        return check
+    return said(check.name, Verdict.ABSTAIN, f"in the first {MAX_CHARS} characters of evidence: {check.detail}")
 
 
 def _grounded(claim: str, source: Source, asked: frozenset[str], clean: bool) -> Check:
@@ -114,8 +110,7 @@ def _grounded(claim: str, source: Source, asked: frozenset[str], clean: bool) ->
     stems = content(claim)
     new = dict.fromkeys(stem for stem in stems if stem not in asked)
     if not new:
-        why = "only repeats words of the question" if stems else "has no content word to look for"
-        return _said("grounding", Verdict.ABSTAIN, f"{_short(claim)} {why}")
+        return said("grounding", Verdict.ABSTAIN, f"{_short(claim)} only repeats words of the question")
     missing = [stem for stem in new if stem not in source.stems]
     share = 1 - len(missing) / len(new)
     steps = list(pairwise(stems))
@@ -126,58 +121,45 @@ def _grounded(claim: str, source: Source, asked: frozenset[str], clean: bool) ->
     if missing:
         detail += f"; missing: {', '.join(missing[:6])}"
     if not missing and together >= COPIED:
-        return _said("grounding", Verdict.SUPPORTED, detail)
+        return said("grounding", Verdict.SUPPORTED, detail)
     if share < FOREIGN or (not missing and together < STITCHED):
-        return _said("grounding", Verdict.UNSUPPORTED, detail)
+        return said("grounding", Verdict.UNSUPPORTED, detail)
     if asked and missing and len(stems) <= SHORT_ANSWER_WORDS:
-        return _said("grounding", Verdict.UNSUPPORTED, f"short answer {detail}")
+        return said("grounding", Verdict.UNSUPPORTED, f"short answer {detail}")
     if clean and not asked and missing and share >= AKIN and together >= AKIN_TOGETHER:
-        return _said("overlap", Verdict.SUPPORTED, f"{detail}; probably a paraphrase")
-    return _said("grounding", Verdict.ABSTAIN, f"{detail}; words alone do not decide")
+        return said("overlap", Verdict.SUPPORTED, f"{detail}; probably a paraphrase")
+    return said("grounding", Verdict.ABSTAIN, f"{detail}; words alone do not decide")
 
 
-def missing_numbers(output: str, source: Source, question: str = "") -> Check:
-    """The check `numbers`: each number of the output, with its unit, stands in the evidence or the question."""
+def missing_numbers(output: str, source: Source, question: str) -> Check:
+    """The check `numbers`: each number of the output, with its unit, stands in the evidence or the question.
+
+    Another unit ("5 miles" for "5 km") does not count; a number said to be rounded may be off by a tenth.
+    """
     given = [*source.numbers, *numbers(question)]
     units: dict[Fraction, set[str]] = {}
     for number in given:
-        units.setdefault(number.value, set()).add(number.unit if number.unit in _HARD_UNITS else "")
-    absent = [
-        _figure(n) for n in numbers(output)[:MAX_NUMBERS] if not _given(n, units) and not _rounded(n, given, output)
-    ]
-    detail = f"numbers that the evidence lacks: {', '.join(dict.fromkeys(absent[:8]))}" if absent else "none is missing"
-    return _said("numbers", Verdict.UNSUPPORTED if absent else Verdict.ABSTAIN, detail)
-
-
-def _given(number: Number, units: dict[Fraction, set[str]]) -> bool:
-    """Whether the value stands in the evidence: with another unit ("5 miles" for "5 km") does not count."""
-    found = units.get(number.value, set())
-    return bool(found) and (number.unit not in _HARD_UNITS or bool(found & {number.unit, ""}))
-
-
-def _rounded(number: Number, given: list[Number], output: str) -> bool:
-    """A number that is said to be rounded may lie within a tenth of one in the evidence."""
-    if not _ROUNDED.search(output[: max(0, output.find(_figure(number).split()[0]))][-20:]):
-        return False
-    return any(abs(other.value - number.value) * 10 <= abs(other.value) for other in given)
-
-
-def _figure(number: Number) -> str:
-    whole = number.value.denominator == 1
-    shown = str(number.value.numerator) if whole else f"{float(number.value):.6g}"
-    return f"{shown} {number.unit}" if number.unit in _HARD_UNITS else shown
+        units.setdefault(number.value, set()).add(number.unit)
+    absent = []
+    for number in numbers(without_marks(output))[:MAX_NUMBERS]:
+        found = units.get(number.value, set())
+        near = number.rough and any(abs(g.value - number.value) * 10 <= abs(g.value) for g in given)
+        if not near and not (found if not number.unit else found & {number.unit, ""}):
+            exact = number.value.denominator == 1
+            absent.append(f"{number.value if exact else float(number.value)} {number.unit}".strip())
+    return _unless_cut(fault("numbers", _listed("numbers that the evidence lacks: ", absent)), source)
 
 
 def _flip(claim: str, source: Source) -> str:
     """How the claim turns the evidence's closest sentence around, or ""."""
-    stems, said, denies = frozenset(content(claim)), set(words(claim)), denied(claim)
+    stems, spoken, denies = frozenset(content(claim)), set(words(claim)), denied(claim)
     if len(stems) < 3 or len(stems & source.stems) < 0.75 * len(stems):
         return ""
-    best, best_said, best_denies = max(source.sentences, key=lambda part: len(part[0] & stems) - 0.01 * len(part[0]))
+    best, best_words, best_denies = max(source.sentences, key=lambda part: len(part[0] & stems) - 0.01 * len(part[0]))
     if len(best & stems) < 0.75 * len(stems):
         return ""
-    for word in sorted(said - best_said):
-        if against := (_OPPOSITE.get(word, set()) & best_said) - said:
+    for word in sorted(spoken - best_words):
+        if against := (_OPPOSITE.get(word, set()) & best_words) - spoken:
             return f"{_short(claim)} says {word!r} where the evidence says {min(against)!r}"
     if turned := (denies & best) - best_denies:
         return f"{_short(claim)} denies {min(turned)!r}, which the evidence does not"
@@ -186,22 +168,8 @@ def _flip(claim: str, source: Source) -> str:
     return ""
 
 
-def _said(name: str, verdict: Verdict, detail: str) -> Check:
-    return Check(name=name, verdict=verdict, decisive=verdict is not Verdict.ABSTAIN, detail=detail)
-
-
-def _weaker(check: Check) -> Check:
-    """What is missing from the part of the evidence that was read may stand in the rest."""
-    if check.verdict is not Verdict.UNSUPPORTED:
-        return check
-    return _said(check.name, Verdict.ABSTAIN, f"in the first {MAX_CHARS} characters of evidence: {check.detail}")
-
-
-def _tell(name: str, absent: list[str], detail: str) -> Check:
-    if not absent:
-        return Check(name=name, verdict=Verdict.ABSTAIN, decisive=False, detail="none is missing")
-    shown = ", ".join(_short(item) for item in dict.fromkeys(absent[:8]))
-    return Check(name=name, verdict=Verdict.UNSUPPORTED, decisive=False, detail=detail + shown)
+def _listed(what: str, absent: list[str]) -> str:
+    return what + ", ".join(_short(item) for item in dict.fromkeys(absent[:8])) if absent else ""
 
 
 def _plain(text: str) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
-from .blocks import code_blocks
+from .blocks import bound_depth, code_blocks, refuse_constant, strict_json
 from .contract import Check, Verdict
-from .parses import bound_depth, refuse_constant, strict_json
+from .said import said
 
-MAX_JSON_CHARS = 2_000_000
-MAX_SCHEMA_STEPS = 100_000
-"""Keywords applied before a schema is given up on: one that refers to itself twice a level would never end."""
-MAX_STARTS = 200
+MAX_JSON_CHARS = 1_000_000
+MAX_STARTS = 100
 """How many opening brackets are tried as the start of a value before the answer counts as having none."""
+_REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{(?!\d\}))")
 
 
 def parse_json(text: str, schema: dict[str, Any] | None = None) -> tuple[Any | None, str]:
@@ -24,9 +24,10 @@ def parse_json(text: str, schema: dict[str, Any] | None = None) -> tuple[Any | N
     The whole text is tried first, then its fenced blocks, then the first object or array that stands in prose. With a
     `schema`, the value must validate against it. A `null` answer is the value None with an empty detail.
     """
-    found, value, detail = find_json(text)
-    if not found:
-        return None, detail
+    try:
+        value = _find_json(text)
+    except ValueError as fault:
+        return None, str(fault)
     if schema is not None:
         verdict, detail = against_schema(value, schema)
         if verdict is not Verdict.SUPPORTED:
@@ -34,42 +35,12 @@ def parse_json(text: str, schema: dict[str, Any] | None = None) -> tuple[Any | N
     return value, ""
 
 
-def find_json(text: str) -> tuple[bool, Any, str]:
-    """Whether the text holds a JSON value, the value, and else the reason."""
-    if len(text) > MAX_JSON_CHARS:
-        return False, None, f"the answer has {len(text)} characters; at most {MAX_JSON_CHARS} are read as JSON"
-    stripped = text.strip()
+def schema_check(output: str, schema: dict[str, Any]) -> Check:
+    """The decisive check `schema`: the output's JSON value against the schema."""
     try:
-        return True, strict_json(stripped), ""
-    except ValueError as error:
-        whole = str(error)
-    for block in code_blocks(text, check=False)[:MAX_STARTS]:
-        try:
-            return True, strict_json(block.code.strip()), ""
-        except ValueError:
-            continue
-    return _in_prose(stripped, whole)
-
-
-def _in_prose(text: str, whole: str) -> tuple[bool, Any, str]:
-    decoder = json.JSONDecoder(parse_constant=refuse_constant)
-    position, budget = 0, MAX_JSON_CHARS
-    for _ in range(MAX_STARTS):
-        starts = [at for at in (text.find("{", position), text.find("[", position)) if at >= 0]
-        if not starts or budget <= 0:
-            break
-        start = min(starts)
-        try:
-            value, _end = decoder.raw_decode(text, start)
-            if isinstance(value, dict) or (isinstance(value, list) and value):
-                bound_depth(value)
-                return True, value, ""
-            position = start + 1
-        except (ValueError, RecursionError) as error:
-            # What was read before the fault is not read again more often than the budget allows.
-            budget -= max(1, getattr(error, "pos", start) - start)
-            position = start + 1
-    return False, None, f"the answer is not JSON: {whole}"
+        return said("schema", *against_schema(_find_json(output), schema))
+    except ValueError as fault:
+        return said("schema", Verdict.UNSUPPORTED, str(fault))
 
 
 def against_schema(value: Any, schema: dict[str, Any]) -> tuple[Verdict, str]:
@@ -81,16 +52,16 @@ def against_schema(value: Any, schema: dict[str, Any]) -> tuple[Verdict, str]:
     try:
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         kind.check_schema(schema)
-        if slow := _slow_pattern(schema):
-            return Verdict.ABSTAIN, f"the schema's pattern {slow[:100]!r} repeats a repetition and may never end"
+        if slow := next((pattern for pattern in _patterns(schema) if _REPEATED_GROUP.search(pattern)), None):
+            return Verdict.ABSTAIN, f"the schema's pattern {slow[:100]!r} repeats a group and may never end"
         # The empty registry has no retriever: a remote $ref is unresolvable, never fetched.
-        error = next(_bounded(kind)(schema, registry=Registry()).iter_errors(value), None)
+        error = next(kind(schema, registry=Registry()).iter_errors(value), None)
     except jsonschema.exceptions.SchemaError as fault:
         return Verdict.ABSTAIN, f"the schema is not a valid JSON Schema: {fault.message[:300]}"
     except Unresolvable as fault:
         return Verdict.ABSTAIN, f"the schema has a $ref that cannot be resolved here: {str(fault)[:300]}"
-    except (RecursionError, _TooManySteps):
-        return Verdict.ABSTAIN, "the schema or the value is too deep or too large to be checked"
+    except RecursionError:
+        return Verdict.ABSTAIN, "the schema or the value is too deep to be checked"
     except Exception as fault:  # a schema is input: an odd one (a bad pattern, a huge multipleOf) is no crash
         return Verdict.ABSTAIN, f"the schema cannot be applied: {type(fault).__name__}: {str(fault)[:200]}"
     if error is None:
@@ -98,56 +69,37 @@ def against_schema(value: Any, schema: dict[str, Any]) -> tuple[Verdict, str]:
     return Verdict.UNSUPPORTED, f"at {error.json_path[:200]}: {error.message[:300]}"
 
 
-class _TooManySteps(Exception):
-    pass
+def _patterns(schema: Any) -> Iterator[str]:
+    """Every regular expression of a schema."""
+    for key, child in schema.items() if isinstance(schema, dict) else ():
+        if key == "pattern" and isinstance(child, str):
+            yield child
+        elif key == "patternProperties" and isinstance(child, dict):
+            yield from child
+    for child in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _patterns(child)
 
 
-def _bounded(kind: Any) -> Any:
-    """The validator class with every keyword counted, so that the work has a bound that is the same on each run."""
-    import jsonschema
-
-    left = MAX_SCHEMA_STEPS
-
-    def counted(keyword: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
-        def apply(*args: Any) -> Iterator[Any]:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise _TooManySteps
-            yield from keyword(*args) or ()
-
-        return apply
-
-    return jsonschema.validators.extend(  # type: ignore[no-untyped-call]
-        kind, {name: counted(function) for name, function in kind.VALIDATORS.items()}
-    )
-
-
-_NESTED_REPETITION = re.compile(r"[*+}][^()]{0,200}\)[*+{]")
-
-
-def _slow_pattern(schema: Any) -> str | None:
-    stack = [schema]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, dict):
-            patterns = [
-                node.get("pattern"),
-                *(node["patternProperties"] if isinstance(node.get("patternProperties"), dict) else ()),
-            ]
-            for pattern in patterns:
-                if isinstance(pattern, str) and _NESTED_REPETITION.search(pattern):
-                    return pattern
-            stack.extend(node.values())
-        elif isinstance(node, list):
-            stack.extend(node)
-    return None
-
-
-def schema_check(output: str, schema: dict[str, Any]) -> Check:
-    """The decisive check `schema`: the output's JSON value against the schema."""
-    found, value, detail = find_json(output)
-    verdict = Verdict.UNSUPPORTED
-    if found:
-        verdict, detail = against_schema(value, schema)
-    return Check(name="schema", verdict=verdict, decisive=verdict is not Verdict.ABSTAIN, detail=detail)
+def _find_json(text: str) -> Any:
+    """The first JSON value of the text; a ValueError says why there is none."""
+    if len(text) > MAX_JSON_CHARS:
+        raise ValueError(f"the answer has {len(text)} characters; at most {MAX_JSON_CHARS} are read as JSON")
+    try:
+        return strict_json(text.strip())
+    except ValueError as error:
+        whole = str(error)
+    for block in code_blocks(text, check=False)[:MAX_STARTS]:
+        try:
+            return strict_json(block.code)
+        except ValueError:
+            continue
+    decoder = json.JSONDecoder(parse_constant=refuse_constant)
+    for start in islice(re.finditer(r"\{|\[", text), MAX_STARTS):
+        try:
+            value, _end = decoder.raw_decode(text, start.start())
+            bound_depth(value)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) or value:
+            return value
+    raise ValueError(f"the answer is not JSON: {whole}")

@@ -12,9 +12,11 @@ MAX_CHARS = 100_000
 
 _WORD = re.compile("[^\\W_]+(?:['\u2019][^\\W_]+)*")
 _SENTENCE_END = re.compile("(?<=[.!?\u3002\uff01\uff1f])[\\s\"'\u201d\u2019)\\]]{1,9}(?=\\S)|\n+")
+_MARKS = re.compile(r"^[ \t]{0,8}(?:\d{1,3}[.)]|[-*\u2022])(?=[ \t])|[ \t]?\[\d{1,3}\]", re.MULTILINE)
 _NUMBER = re.compile(
-    "(?<![\\w.,])([$\u20ac\u00a3]?) ?(\\d[\\d,]{0,40})(\\.\\d{1,20})?(?!\\d)[ -]{0,2}(%|[^\\W\\d_]{1,14})?"
+    "(?<![\\w.,])([$\u20ac\u00a3]?) ?(\\d[\\d,]{0,40})(\\.\\d{1,20})?(?!\\d)([ -]{0,2})(%|per cent|[^\\W\\d_]{1,14})?"
 )
+_ROUGHLY = re.compile(r"\b(?:about|around|approximately|nearly|almost|over|roughly|some|than|least|up to) ?$")
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -27,34 +29,20 @@ NUMBER_WORDS: dict[str, int] = {
 }
 SCALES = {"hundred": 10**2, "thousand": 10**3, "k": 10**3, "million": 10**6, "m": 10**6, "billion": 10**9, "bn": 10**9}
 _FUNCTION_WORDS = (
-    "a an the this that these those it its he she they them his her their him hers we us our you your i my me who whom "
+    "a an the this that these those it its he she they them him his her their hers we us our you your i my me who whom "
     "whose which what when where why how is are was were be been being am do does did done has have had having will "
     "would can could shall should may might must of in on at by to from for with about as into over after before "
     "between under up down out off than then so and or but if while because also there here such s t just only very "
-    "both each other some any all more most new one first"
+    "both each other some any all more most new one first yes ok okay"
 )
 STOP = frozenset(_FUNCTION_WORDS.split())
 _DENIALS = "not no never none nobody nothing neither nor without cannot unable fails failed denied denies"
 NEGATIONS = frozenset(_DENIALS.split())
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number of a text: its value with scale words applied, and the unit that follows ("%", "km", a noun, or "")."""
-
-    value: Fraction
-    unit: str
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words; Chinese, Japanese and Korean runs as pairs of characters."""
-    found: list[str] = []
-    for word in _WORD.findall(text[:MAX_CHARS].lower()):
-        if _CJK.search(word):
-            found.extend(word[at : at + 2] for at in range(max(1, len(word) - 1)))
-        else:
-            found.append(word.replace("\u2019", "'"))
-    return found
+_ENDINGS = (
+    ("ational", "ate"), ("ations", "ate"), ("ation", "ate"), ("ments", ""), ("ment", ""), ("iness", "y"), ("ness", ""),
+    ("ingly", ""), ("edly", ""), ("ings", ""), ("ing", ""), ("ied", "y"), ("ies", "y"), ("ors", ""), ("ers", ""),
+    ("or", ""), ("er", ""), ("ed", ""), ("ly", ""), ("es", ""), ("s", ""),
+)  # fmt: skip
 
 
 @lru_cache(maxsize=50_000)
@@ -70,18 +58,46 @@ def stem(word: str) -> str:
     return word.removesuffix("e")
 
 
-_ENDINGS = (
-    ("ational", "ate"), ("ations", "ate"), ("ation", "ate"), ("ments", ""), ("ment", ""), ("iness", "y"), ("ness", ""),
-    ("ingly", ""), ("edly", ""), ("ings", ""), ("ing", ""), ("ied", "y"), ("ies", "y"), ("ors", ""), ("ers", ""),
-    ("or", ""), ("er", ""), ("ed", ""), ("ly", ""), ("es", ""), ("s", ""),
-)  # fmt: skip
+_UNITS = (
+    "% percent;$ dollar usd;\u20ac euro eur;\u00a3 pound gbp lb lbs;km kilometer kilometers kilometre;mile mi;"
+    "m meter meters metre;cm centimeter centimeters centimetre;mm millimeter millimeters millimetre;feet foot ft;"
+    "inch inches;kg kilogram kilo;g gram;ton tonne;second sec;minute min;hour hr;day;week;month;year yr;"
+    "degree celsius fahrenheit;liter liters litre;gallon;mph;kmh"
+)
+_UNIT = {stem(name): group.split()[0] for group in _UNITS.split(";") for name in group.split()}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a text with scale words applied, its unit of measure ("km" for "kilometres", "" if none is known).
+
+    `rough`: said to be rounded ("about 400").
+    """
+
+    value: Fraction
+    unit: str
+    rough: bool
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words; Chinese, Japanese and Korean runs as pairs of characters."""
+    found: list[str] = []
+    for word in _WORD.findall(text[:MAX_CHARS].lower()):
+        if _CJK.search(word):
+            found.extend(word[at : at + 2] for at in range(max(1, len(word) - 1)))
+        else:
+            found.append(word.replace("\u2019", "'"))
+    return found
 
 
 def content(text: str) -> list[str]:
     """The stems that carry meaning, in order, negations and function words left out."""
-    return [
-        stem(word) for word in words(text) if word not in STOP and word not in NEGATIONS and not word.endswith("n't")
-    ]
+    return [stem(word) for word in words(text) if word not in STOP and not _denies(word)]
+
+
+def without_marks(text: str) -> str:
+    """The text without the numbers and dots of lists and without citations such as [1]."""
+    return _MARKS.sub("", text[:MAX_CHARS])
 
 
 def sentences(text: str) -> list[str]:
@@ -91,27 +107,36 @@ def sentences(text: str) -> list[str]:
 def denied(text: str) -> frozenset[str]:
     """The stems that a negation denies: the content words among the three words after it."""
     said = words(text)
-    after = (said[at + 1 : at + 4] for at, word in enumerate(said) if word in NEGATIONS or word.endswith("n't"))
+    after = (said[at + 1 : at + 4] for at, word in enumerate(said) if _denies(word))
     return frozenset(stem(word) for near in after for word in near if word not in STOP)
+
+
+def _denies(word: str) -> bool:
+    return word in NEGATIONS or word.endswith("n't")
 
 
 def numbers(text: str) -> list[Number]:
     """The numbers of a text, in figures and in words up to ninety-nine, with scale ("2.5 million") and unit."""
-    text = text[:MAX_CHARS]
+    text = text[:MAX_CHARS].lower()
     found = []
-    for currency, whole, decimals, after in _NUMBER.findall(text):
-        value = Fraction(whole.replace(",", "") + decimals)
-        unit = after.lower()
-        if unit in SCALES:
-            value, unit = value * SCALES[unit], ""
-        found.append(Number(value, currency or ("%" if unit in ("%", "percent", "per") else stem(unit))))
-    spelt = _WORD.findall(text.lower())
-    for at, word in enumerate(spelt):
+    for match in _NUMBER.finditer(text):
+        currency, whole, decimals, gap, after = (group or "" for group in match.groups())
+        # "$5 m" and "5m people" are millions, "5 m" is a length.
+        scale = 1 if after == "m" and gap and not currency else SCALES.get(after, 1)
+        unit = _UNIT.get(currency or stem(after.replace(" ", "")), "") if scale == 1 or currency else ""
+        value = Fraction(whole.replace(",", "") + decimals) * scale
+        found.append(Number(value, unit, _roughly(text, match.start())))
+    spelt = list(_WORD.finditer(text))
+    names = [match.group() for match in spelt] + ["", ""]
+    for at, word in enumerate(names):
         if word in NUMBER_WORDS and word != "one":
-            value, step = Fraction(NUMBER_WORDS[word]), 1
-            after = spelt[at + 1] if at + 1 < len(spelt) else ""
+            value, after = Fraction(NUMBER_WORDS[word]), names[at + 1]
             if value >= 20 and 0 < NUMBER_WORDS.get(after, 0) < 10:
-                value, step = value + NUMBER_WORDS[after], 2
-            after = spelt[at + step] if at + step < len(spelt) else ""
-            found.append(Number(value * SCALES.get(after, 1), "" if after in SCALES else stem(after)))
+                value, after = value + NUMBER_WORDS[after], names[at + 2]
+            unit = "" if after in SCALES else _UNIT.get(stem(after), "")
+            found.append(Number(value * SCALES.get(after, 1), unit, _roughly(text, spelt[at].start())))
     return found
+
+
+def _roughly(text: str, at: int) -> bool:
+    return bool(_ROUGHLY.search(text[max(0, at - 20) : at]))

@@ -12,9 +12,8 @@ import pytest
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
 from rolecall.retrieval.access import AllowedFolders
-from rolecall.retrieval.errors import FileUnreadable, MacosPrivacy, PathAmbiguous, PathMissing, PathNotAllowed
-from rolecall.retrieval.refusals import os_error
-from rolecall.retrieval.secret_files import is_secret
+from rolecall.retrieval.errors import FileUnreadable, MacosPrivacy, PathAmbiguous, PathMissing, PathNotAllowed, os_error
+from rolecall.retrieval.names import is_secret
 
 
 @pytest.fixture

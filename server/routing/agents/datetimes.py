@@ -14,7 +14,10 @@ from .vocabulary import meaning
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_HOLIDAYS = {"christmas": (12, 25), "xmas": (12, 25), "halloween": (10, 31)}
+_HOLIDAYS = {
+    "christmas": (12, 25), "christmas_eve": (12, 24), "halloween": (10, 31), "new_years_eve": (12, 31),
+    "valentines": (2, 14), "new_years_day": (1, 1),
+}  # fmt: skip
 
 
 class NoDate(Exception):
@@ -213,14 +216,16 @@ def _span(kind: str, parts: list[Any], now: _Now) -> tuple[str, str]:
 
 def _date(parse: Parse, now: _Now) -> date:
     """The date that a parse names; a day without a year is this year's."""
-    kind, parts, today = str(parse[0]), list(parse[1:]), now.today
+    kind, today = str(parse[0]), now.today
+    parts: list[Any] = list(parse[1:])
     if kind in _RELATIVE:
         return today + timedelta(days=_RELATIVE[kind])
     if kind in ("next_weekday", "last_weekday"):
         ahead = (_DAYS.index(str(parts[0])) - today.weekday()) % 7
         return today + timedelta(days=(ahead or 7) if kind == "next_weekday" else (ahead - 7))
     if kind == "date":
-        return _date(parts[0], now) if isinstance(parts[0], list) and parts[0][0] != "holiday" else _holiday(parts, now)
+        inner: Parse = parts[0]
+        return _holiday(parts, now) if inner[0] in _HOLIDAYS else _date(inner, now)
     if kind == "iso":
         return date(*(int(piece) for piece in str(parts[0]).split("-")))
     if kind == "slashed":
@@ -240,7 +245,7 @@ _RELATIVE = {"today": 0, "tomorrow": 1, "yesterday": -1, "after_tomorrow": 2, "b
 
 
 def _holiday(parts: list[Any], now: _Now) -> date:
-    month, day = _HOLIDAYS[str(parts[0][1])]
+    month, day = _HOLIDAYS[str(parts[0][0])]
     return date(_year(parts[1], now) if len(parts) > 1 else now.today.year, month, day)
 
 

@@ -67,6 +67,8 @@ DATES = [
     ("what's today's date", "Wednesday, 4 March 2026"),
     ("what day of the week is july 4 2026", "Saturday, 4 July 2026"),
     ("how many days until christmas", "296 days"),
+    ("days left until new year's eve", "302 days"),
+    ("what was the weekday on 2 june 1953", "Tuesday, 2 June 1953"),
     ("what is the date 3 weeks from today", "Wednesday, 25 March 2026"),
     ("what time will it be in 3 hours", "18:30 (06:30 PM)"),
     ("how many days between jan 5 and march 1 2026", "55 days"),

@@ -1,0 +1,284 @@
+"""The main job on the starter models: real clients over stdio, one host, six tools, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import mcp_types as types
+import psutil
+import pytest
+from mcp import Client, MCPError, StdioServerParameters
+
+from rolecall.config.home import Home
+from rolecall.server.connect import lock_holder
+
+pytestmark = [pytest.mark.live, pytest.mark.anyio]
+
+ROLECALL = str(Path(sys.executable).with_name("rolecall"))
+LONG_ANSWER = "Write a long story about a lighthouse keeper, with many details."
+
+
+@pytest.fixture
+def staffed(home: Home, starter_models: Path) -> Home:
+    """A home with the starter models."""
+    home.models.rmdir()
+    home.models.symlink_to(starter_models)
+    home.settings_file.write_text("profile: starter\n")
+    return home
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "depot.md").write_text("# Depots\n\nThe reference code of the north depot is 4711. It opens at 07:00.\n")
+    (folder / "crane.txt").write_text("The harbour crane lifts at most 43 tonnes. It was built in 1974.\n" * 3)
+    (folder / "tool.py").write_text("def lift(tonnes: int) -> bool:\n    return tonnes <= 43\n")
+    (folder / ".env").write_text("SECRET=1\n")
+    return folder
+
+
+def environment() -> dict[str, str]:
+    return dict(os.environ)
+
+
+@asynccontextmanager
+async def client(cwd: Path) -> AsyncIterator[Client]:
+    server = StdioServerParameters(command=ROLECALL, args=["serve"], env=environment(), cwd=str(cwd))
+    async with Client(server) as connected:
+        yield connected
+
+
+def command(*arguments: str, input_: str | None = None, code: int = 0) -> str:
+    done = subprocess.run([ROLECALL, *arguments], env=environment(), input=input_, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+async def cli(*arguments: str, code: int = 0) -> Any:
+    """A command beside the running event loop; its JSON."""
+    return json.loads(await anyio.to_thread.run_sync(lambda: command(*arguments, "--json", code=code)))
+
+
+def data(result: types.CallToolResult) -> dict[str, Any]:
+    assert not result.is_error, result.content
+    content: dict[str, Any] = result.structured_content
+    return content
+
+
+def text_of(result: types.CallToolResult) -> str:
+    assert isinstance(result.content[0], types.TextContent)
+    return result.content[0].text
+
+
+async def test_six_tools_answer_on_real_input_and_files_outside_allowed_folders_are_refused(
+    staffed: Home, notes: Path, tmp_path: Path
+) -> None:
+    report = await cli("index", "add", str(notes))
+    assert (report["indexed"], report["failed"]) == (3, [])
+    async with client(notes) as ask:
+        routed = data(await ask.call_tool("route", {"request": "what is 17 * 23?"}))
+        reasoned = data(await ask.call_tool("reason", {"question": "What is the capital of France?", "depth": "quick"}))
+        coded = data(await ask.call_tool("code", {"task": "Write reverse_string(s).", "language": "python"}))
+        summed = data(await ask.call_tool("summarize", {"paths": ["crane.txt"], "max_words": 40}))
+        found = data(await ask.call_tool("retrieve", {"query": "reference code of the north depot"}))
+        valid = data(await ask.call_tool("validate", {"output": "It lifts 44 tonnes.", "paths": ["crane.txt"]}))
+        refused = await ask.call_tool("summarize", {"paths": [str(tmp_path / "elsewhere.md")]})
+        secret = await ask.call_tool("summarize", {"paths": [".env"]})
+
+    assert "391" in routed["answer"] and routed["decision"]["agent"] == "calculator"
+    assert "Paris" in reasoned["answer"]
+    assert coded["blocks"] and coded["blocks"][0]["language"] == "python"
+    assert summed["answer"] and len(summed["answer"].split()) <= 40
+    best = found["passages"][0]
+    assert "4711" in best["text"]
+    assert Path(best["path"]).read_bytes()[best["start_byte"] : best["end_byte"]].decode() == best["text"]
+    assert found["index"]["indexed"] == 3
+    assert valid["verdict"] == "unsupported"
+    assert refused.is_error and text_of(refused).startswith("[path_")
+    assert secret.is_error and text_of(secret).startswith("[path_not_allowed]")
+    receipt = await cli("receipt", "show", reasoned["receipt_id"])
+    assert receipt["model"] == "starter/smollm2-135m-instruct-fp32" and receipt["tokens"]
+
+
+async def test_a_schema_is_satisfied_or_refused_and_a_saved_file_is_never_overwritten(
+    staffed: Home, notes: Path
+) -> None:
+    await cli("allow", str(notes))
+    schema = {
+        "type": "object",
+        "properties": {"year": {"type": "integer", "minimum": 1900, "maximum": 2100}},
+        "required": ["year"],
+        "additionalProperties": False,
+    }
+    async with client(notes) as ask:
+        extracted = data(
+            await ask.call_tool("reason", {"question": "When was it built?", "paths": ["crane.txt"], "schema": schema})
+        )
+        saved = data(await ask.call_tool("code", {"task": "Write add(a, b).", "language": "python", "save_to": "a.py"}))
+        again = await ask.call_tool("code", {"task": "Write add(a, b).", "language": "python", "save_to": "a.py"})
+
+    assert set(extracted["data"]) == {"year"} and 1900 <= extracted["data"]["year"] <= 2100
+    assert saved["saved_path"] == str(notes / "a.py") or saved["status"] == "unverified"
+    if saved["saved_path"]:
+        assert (notes / "a.py").read_text() not in saved["answer"]
+        assert again.is_error
+
+
+async def test_a_killed_worker_and_a_killed_host_cost_one_typed_error_each(staffed: Home, notes: Path) -> None:
+    async with client(notes) as ask:
+        data(await ask.call_tool("reason", {"question": "Name a colour.", "depth": "quick"}))
+        worker = (await cli("models", "ps"))[0]["pid"]
+        code, seconds = await _killed_during_generation(ask, worker)
+        assert code == "worker_died" and seconds < 2
+        data(await ask.call_tool("reason", {"question": "Name a colour.", "depth": "quick"}))
+
+        host = lock_holder(staffed)
+        assert host is not None
+        code, seconds = await _killed_during_generation(ask, host)
+        assert code == "host_died" and seconds < 2
+        data(await ask.call_tool("route", {"request": "what is 17 * 23?"}))
+        assert lock_holder(staffed) not in (None, host)
+
+
+async def _killed_during_generation(ask: Client, pid: int) -> tuple[str, float]:
+    """Kill a process once tokens flow; the error's code, and the seconds until the client had it."""
+    generating = anyio.Event()
+    killed_at = 0.0
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        nonlocal killed_at
+        if message and "token" in message and not generating.is_set():
+            killed_at = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            generating.set()
+
+    try:
+        result = await ask.call_tool("reason", {"question": LONG_ANSWER}, progress_callback=on_progress)
+    except MCPError as error:
+        details: dict[str, Any] = error.error.data
+        return details["code"], time.monotonic() - killed_at
+    assert generating.is_set(), text_of(result)
+    assert result.is_error, text_of(result)
+    return text_of(result)[1:].partition("]")[0], time.monotonic() - killed_at
+
+
+async def test_five_clients_share_one_copy_of_each_model_and_stop_leaves_no_process(staffed: Home, notes: Path) -> None:
+    await cli("allow", str(notes))
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("reason", {"question": "Name a colour.", "depth": "quick"}),
+        ("code", {"task": "Write add(a, b).", "language": "python"}),
+        ("summarize", {"paths": ["crane.txt"], "max_words": 30}),
+        ("reason", {"question": "Name an animal.", "depth": "quick"}),
+        ("route", {"request": "what is 17 * 23?"}),
+    ]
+    answers: list[dict[str, Any]] = []
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(client(notes)) for _ in calls]
+
+        async def one(each: Client, tool: str, arguments: dict[str, Any]) -> None:
+            answers.append(data(await each.call_tool(tool, arguments)))
+
+        async with anyio.create_task_group() as group:
+            for each, (tool, arguments) in zip(clients, calls, strict=True):
+                group.start_soon(one, each, tool, arguments)
+        resident = await cli("models", "ps")
+        host = lock_holder(staffed)
+        family = [host, *(child.pid for child in psutil.Process(host).children(recursive=True))]
+
+    assert len(answers) == 5
+    models = [item["model"] for item in resident]
+    assert len(models) == len(set(models)) and "starter/smollm2-135m-instruct-fp32" in models
+    assert len(next(item for item in resident if "reasoning" in item["roles"])["roles"]) >= 3
+    stopped = await cli("stop")
+    assert stopped == {"stopped": True, "pid": host}
+    alive = [psutil.Process(pid) for pid in family if pid is not None and psutil.pid_exists(pid)]
+    psutil.wait_procs(alive, timeout=5)
+    assert [each.pid for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_routing_batch_is_the_same_twice_and_line_by_line(staffed: Home, tmp_path: Path) -> None:
+    texts = [
+        "what is 15% of 240?",
+        "Summarize this article: The city council met on Monday and decided to build a new bridge.",
+        "Write a SQL query that counts orders per day.",
+        "What do our meeting notes say about the budget?",
+        "Tell me a joke.",
+        "",
+        "convert 5 miles to km",
+    ]
+    rows = [json.dumps({"id": str(number), "text": text}) for number, text in enumerate(texts)]
+    batch = tmp_path / "batch.jsonl"
+    batch.write_text("\n".join(rows) + "\n")
+
+    first = command("route", "--batch", str(batch), "--json")
+    second = command("route", "--batch", str(batch), "--json")
+    singly = "".join(command("route", "--batch", "-", "--json", input_=row) for row in rows)
+
+    assert first == second == singly
+    lines = [json.loads(line) for line in first.splitlines()]
+    assert [line["id"] for line in lines] == [str(number) for number in range(len(texts))]
+    assert set(lines[0]) == {
+        "id",
+        "task_type",
+        "agent",
+        "role",
+        "confidence",
+        "escalated",
+        "reasons",
+        "decision_sha256",
+    }
+    assert lines[0]["agent"] == "calculator" and lines[6]["agent"] == "units"
+    assert not any(line["escalated"] for line in lines)
+
+
+def test_search_and_validate_print_the_shapes_that_others_score(staffed: Home, notes: Path, tmp_path: Path) -> None:
+    command("index", "add", str(notes), "--json")
+    found = json.loads(command("search", "reference code of the north depot", "-k", "2", "--json"))
+    batch = tmp_path / "claims.jsonl"
+    batch.write_text(
+        '{"id": 1, "output": "It lifts 43 tonnes.", "evidence": "The crane lifts 43 tonnes."}\n'
+        '{"id": 2, "output": "{\\"a\\": 1}", "schema": {"type": "object", "required": ["b"]}}\n'
+    )
+    verdicts = [json.loads(line) for line in command("validate", "--batch", str(batch), "--json").splitlines()]
+
+    assert set(found[0]) == {"path", "start_line", "end_line", "start_byte", "end_byte", "score", "text"}
+    assert "4711" in found[0]["text"]
+    assert [line["verdict"] for line in verdicts] == ["supported", "unsupported"]
+    assert set(verdicts[0]) == {"id", "verdict", "confidence", "checks"}
+    assert set(verdicts[0]["checks"][0]) == {"name", "verdict", "decisive", "detail"}
+
+
+def test_a_bad_batch_line_is_named_and_nothing_is_printed(staffed: Home, tmp_path: Path) -> None:
+    batch = tmp_path / "batch.jsonl"
+    batch.write_text('{"id": "1", "text": "hello"}\nnot json\n')
+
+    done = subprocess.run(
+        [ROLECALL, "route", "--batch", str(batch), "--json"], env=environment(), capture_output=True, text=True
+    )
+
+    assert done.returncode == 1 and done.stdout == ""
+    error: dict[str, Any] = json.loads(done.stderr)["error"]
+    assert error["code"] == "bad_request" and "Line 2" in error["message"]
+
+
+def test_doctor_names_what_is_in_use_and_each_problem_with_what_to_do(staffed: Home) -> None:
+    report = json.loads(command("doctor", "--json"))
+
+    assert report["profile"] == "starter" and report["problems"] == []
+    assert any("no judge of answers" in note for note in report["notes"])
+    staffed.models.unlink()
+    staffed.models.mkdir()
+    report = json.loads(command("doctor", "--json", code=3))
+    assert {problem["code"] for problem in report["problems"]} == {"model_missing"}
+    assert all(problem["do"] for problem in report["problems"])
