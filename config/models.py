@@ -7,8 +7,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict
+
+from .yaml_text import load_yaml
 
 
 class ModelEntry(BaseModel):
@@ -34,7 +35,7 @@ class ModelEntry(BaseModel):
 @cache
 def models_table() -> Mapping[str, ModelEntry]:
     """Known repositories by id."""
-    data = yaml.safe_load(files("rolecall.config").joinpath("models.yaml").read_text("utf-8"))
+    data = load_yaml(files("rolecall.config").joinpath("models.yaml").read_text("utf-8"))
     architectures: dict[str, dict[str, Any]] = data["architectures"]
     table = {}
     for repository, entry in data["models"].items():

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from .errors import ConfigError
-
 _PLACE = re.compile(r"\{\{(\w+)\}\}(\n*)")
 _CONTROL = re.compile(
     r"<(?=[|\uff5c]|/?document|/?(?:s|think|bos|eos|pad|unk|start_of_turn|end_of_turn)\b)|\[(?=/?INST\])|<<(?=/?SYS>>)",
@@ -19,10 +17,7 @@ _CONTROL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A template. The file holds the system message and a line `---`, or neither, and the user message.
-
-    `{{name}}` is a place for a value.
-    """
+    """System message, a line `---`, user message; or the latter alone. `{{name}}` is a place for a value."""
 
     name: str
     text: str
@@ -32,14 +27,9 @@ class Prompt:
         """(system, user) with every place filled once: what stands in a value is never taken for a place.
 
         An empty value takes the blank line after its place with it.
-
-        Raises:
-            ConfigError: a place without a value.
         """
 
         def fill(match: re.Match[str]) -> str:
-            if match[1] not in values:
-                raise ConfigError(f"The prompt {self.name!r} needs the value {match[1]!r}.")
             value = values[match[1]]
             return value and value + match[2]
 
@@ -49,15 +39,8 @@ class Prompt:
 
 @cache
 def prompt(name: str) -> Prompt:
-    """A packaged prompt by name.
-
-    Raises:
-        ConfigError: no such prompt.
-    """
-    source = files("rolecall.config").joinpath("prompts", f"{name}.md")
-    if not source.is_file():
-        raise ConfigError("No such prompt.", found=repr(name))
-    text = source.read_text("utf-8")
+    """A packaged prompt by name."""
+    text = files("rolecall.config").joinpath("prompts", f"{name}.md").read_text("utf-8")
     return Prompt(name, text, hashlib.sha256(text.encode()).hexdigest())
 
 

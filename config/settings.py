@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import ConfigError
 from .home import Home
 from .profile import Profile
+from .yaml_text import load_yaml
 
 GB = 1_000_000_000
 GIB = 1 << 30
@@ -49,10 +50,12 @@ class HostSettings(_Strict):
 
 
 class TelemetrySettings(_Strict):
-    """`keep_content`: receipts keep the text of requests and answers, cut at `max_content_bytes` each."""
+    """`keep_content`: receipts keep the text of requests and answers, cut at `max_content_bytes` each. The oldest
+    beyond `max_receipts` are dropped."""
 
     keep_content: bool
     max_content_bytes: int = Field(gt=0)
+    max_receipts: int = Field(gt=0)
 
 
 class RetrievalSettings(_Strict):
@@ -130,7 +133,7 @@ def load_profile(name: str) -> Profile:
             "No such profile.", found=repr(name), allowed=", ".join(profile_names()), advice="Name one of these."
         )
     text = files("rolecall.config").joinpath("profiles", f"{name}.yaml").read_text("utf-8")
-    return Profile.model_validate({"name": name, **yaml.safe_load(text)})
+    return Profile.model_validate({"name": name, **load_yaml(text)})
 
 
 def choose_profile(memory_bytes: int, platform: str = sys.platform) -> str:
@@ -192,7 +195,7 @@ def _override(profile: Profile, overrides: Mapping[str, RoleOverride], source: s
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        data = load_yaml(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(

@@ -6,6 +6,7 @@ swap between check and open cannot lead out of the allowed folder.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import re
@@ -22,14 +23,24 @@ from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
 
 from .contract import SourceText
-from .errors import FileUnreadable, PathAmbiguous, PathMissing, PathNotAllowed, RetrievalError, os_error
-from .names import glob_matches, has_magic, is_secret
+from .errors import FileUnreadable, PathAmbiguous, PathMissing, PathNotAllowed, os_error
 
 MAX_FILE_BYTES = 10_000_000
 MAX_MATCHES = 1_000
 MAX_SCANNED = 200_000
 
+_MAGIC = frozenset("*?[")
 _GENERATED = frozenset(("__pycache__", "node_modules", "bower_components", "site-packages", "venv"))
+SECRET_FOLDERS = frozenset(
+    (".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".password-store", "keychains", "keyrings", "gcloud")
+)
+SECRET_NAMES = (
+    ".env*", "*.env", "*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk",
+    "*.keychain*", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".pgpass", ".my.cnf", ".npmrc",
+    ".pypirc", ".htpasswd", ".git-credentials", "credentials", "credentials.json", "credentials.toml",
+    "credentials.y*ml", "client_secret*.json", "service-account*.json", "secrets.json", "secrets.y*ml", "secrets.toml",
+)  # fmt: skip
+_SECRET_NAME = re.compile("|".join(fnmatch.translate(name) for name in SECRET_NAMES))
 _PRIVATE_KEY = re.compile(rb"\s*-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----")
 
 
@@ -40,7 +51,12 @@ class _Stored(BaseModel):
 
 
 class AllowedFolders:
-    """The user's list of readable folders, kept in `Home.allowed_file`. Safe to use from several threads."""
+    """The user's list of readable folders, kept in `Home.allowed_file`. Safe to use from several threads.
+
+    Raises:
+        RetrievalError: its subclass says why a path is refused, MacosPrivacy among them.
+        ConfigError: the list's file is not what Rolecall wrote.
+    """
 
     def __init__(self, home: Home, user_home: Path | None = None) -> None:
         self._file = home.allowed_file
@@ -50,11 +66,7 @@ class AllowedFolders:
         self._cached: tuple[tuple[int, int, int], tuple[Path, ...]] = ((0, 0, 0), ())
 
     def add(self, folder: Path) -> Path:
-        """Allow a folder and all below it; returns its real path. Idempotent.
-
-        Raises:
-            PathMissing: no such folder. PathNotAllowed: the whole disk, a home folder, or a place of secrets.
-        """
+        """Allow a folder and all below it; returns its real path. Idempotent."""
         real = _real(folder)
         if not os.path.isdir(real):  # noqa: PTH112  (says no where Path.is_dir raises)
             raise PathMissing("No such folder.", found=str(folder), advice="Give the path of an existing folder.")
@@ -73,17 +85,12 @@ class AllowedFolders:
     def remove(self, folder: Path) -> bool:
         """Take a folder off the list; False where it was not on it."""
         with self._lock:
-            folders = set(self.list())
-            kept = folders - {folder, _real(folder)}
-            self._write(kept)
-        return len(kept) < len(folders)
+            folders = {*self.list()}
+            self._write(folders - {folder, _real(folder)})
+            return len(self.list()) < len(folders)
 
     def list(self) -> tuple[Path, ...]:
-        """The allowed folders, sorted.
-
-        Raises:
-            ConfigError: the list's file is not what Rolecall wrote.
-        """
+        """The allowed folders, sorted."""
         try:
             found = self._file.stat()
             stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
@@ -105,9 +112,6 @@ class AllowedFolders:
 
         Relative patterns count from `cwd`. Secrets and links out of the allowed folders are left out of globs and
         folders, and refused where named. Hidden and generated folders are entered only where a pattern names them.
-
-        Raises:
-            PathMissing, PathNotAllowed, PathAmbiguous, MacosPrivacy, FileUnreadable (too many files).
         """
         found: set[Path] = set()
         for pattern in patterns:
@@ -121,12 +125,8 @@ class AllowedFolders:
         return tuple(sorted(found))
 
     def read(self, path: Path, max_bytes: int = MAX_FILE_BYTES) -> SourceText:
-        """A regular UTF-8 file inside an allowed folder, read once.
-
-        Raises:
-            PathMissing, PathNotAllowed, MacosPrivacy.
-            FileUnreadable: not a regular file, over `max_bytes`, not text, no permission, or changing while read.
-        """
+        """A regular UTF-8 file inside an allowed folder, read once; FileUnreadable where it is none, is over
+        `max_bytes` or changes while it is read."""
         data, real = self.read_bytes(path, max_bytes)
         try:
             text = data.decode("utf-8")
@@ -159,11 +159,7 @@ class AllowedFolders:
         return data, real
 
     def writable(self, path: str | Path, cwd: Path) -> Path:
-        """The real path of a new file that may be created: in an existing, visible folder that is allowed.
-
-        Raises:
-            PathNotAllowed: outside, a secret, hidden, or existing already. PathMissing: no such folder.
-        """
+        """The real path of a new file that may be created: in an existing, visible folder that is allowed."""
         target = self._absolute(str(path), cwd)
         folder, root = self._checked(target.parent)
         real = folder / target.name
@@ -177,34 +173,28 @@ class AllowedFolders:
         return real
 
     def write_new(self, path: str | Path, text: str, cwd: Path) -> Path:
-        """Create a file with `text` in full, or not at all; never overwrites. Returns its real path.
-
-        Raises:
-            As `writable`, and RetrievalError where the disk refuses.
-        """
+        """Create a file with `text` in full, or not at all; never overwrites. Returns its real path."""
         real = self.writable(path, cwd)
         _, root = self._checked(real.parent)
+        made = False
         try:
-            file = open(real, "xb", opener=partial(_open_below, root))  # noqa: SIM115
-        except FileExistsError:
-            raise _exists(real) from None
-        except OSError as error:
-            raise os_error(real, error, self._user_home) from None
-        try:
-            with file:
+            with open(real, "xb", opener=partial(_open_below, root)) as file:
+                made = True
                 file.write(text.encode("utf-8", "replace"))
                 file.flush()
                 os.fsync(file.fileno())
+        except FileExistsError:
+            raise _exists(real) from None
         except OSError as error:
-            real.unlink(missing_ok=True)
-            advice = "Free disk space or choose another folder."
-            raise RetrievalError(f"{real} could not be written.", found=str(error), advice=advice) from None
+            if made:
+                real.unlink(missing_ok=True)
+            raise os_error(real, error, self._user_home) from None
         return real
 
     def _named_by(self, pattern: str, cwd: Path) -> Iterator[Path]:
         parts = self._absolute(pattern, cwd).parts
         fixed = 1  # a name that looks like a glob but is there is that file or folder, `[id]` for one
-        while fixed < len(parts) and not (has_magic(parts[fixed]) and not os.path.lexists(Path(*parts[: fixed + 1]))):
+        while fixed < len(parts) and (_MAGIC.isdisjoint(parts[fixed]) or os.path.lexists(Path(*parts[: fixed + 1]))):
             fixed += 1
         base, _ = self._checked(Path(*parts[:fixed]))
         if fixed < len(parts):
@@ -240,15 +230,15 @@ class AllowedFolders:
 
     def _absolute(self, pattern: str, cwd: Path) -> Path:
         path = Path(os.path.expanduser(pattern) if pattern.startswith("~/") else pattern)  # noqa: PTH111
+        absolute = Path(os.path.abspath(cwd / path))  # noqa: PTH100  (`..` goes before a glob is split off)
+        _real(absolute)  # refuses what is no path
         if not path.is_absolute() and _real(cwd) in (Path(cwd.anchor), self._user_home):
             raise PathAmbiguous(
                 "A relative path is ambiguous here: the client runs in the disk's root or the home folder.",
                 found=repr(pattern),
                 allowed="absolute paths",
-                advice=f"Write the absolute path, e.g. {cwd / path}.",
+                advice=f"Write the absolute path, e.g. {absolute}.",
             )
-        absolute = Path(os.path.abspath(cwd / path))  # noqa: PTH100  (`..` goes before a glob is split off)
-        _real(absolute)  # refuses what is no path
         return absolute
 
     def _checked(self, path: Path) -> tuple[Path, Path]:
@@ -289,6 +279,32 @@ class AllowedFolders:
             new.unlink(missing_ok=True)
             advice = "Free disk space."
             raise ConfigError(f"{self._file} could not be written.", found=str(error), advice=advice) from None
+
+
+def is_secret(path: Path) -> bool:
+    """Whether a path names keys or credentials, which are never read, indexed or written whatever is allowed."""
+    folded = [part.casefold() for part in path.parts]
+    return bool(folded) and (not SECRET_FOLDERS.isdisjoint(folded) or _SECRET_NAME.match(folded[-1]) is not None)
+
+
+def glob_matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path matches a glob, both as their names; `**` stands for any number of names.
+
+    Quick on every input: patterns come from clients, and a regular expression of many stars would not be.
+    """
+    at = i = 0
+    last, retry = -1, 0
+    while at < len(parts):
+        if i < len(pattern) and pattern[i] == "**":
+            last, retry, i = i, at, i + 1
+        elif i < len(pattern) and fnmatch.fnmatchcase(parts[at], pattern[i]):
+            at, i = at + 1, i + 1
+        elif last >= 0:  # the last `**` takes one name more
+            retry += 1
+            at, i = retry, last + 1
+        else:
+            return False
+    return all(part == "**" for part in pattern[i:])
 
 
 def _open_below(root: Path, path: str, flags: int) -> int:

@@ -22,15 +22,14 @@ _SMALL = 4  # a neighbour under 1/4 of the limit is small
 _PIECES = re.compile(r"[A-Za-z]+|\d+|[^\sA-Za-z\d]")
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t#]*$")
-_UNDERLINE = re.compile(r"([=\-~^\"'`#*+])\1{2,}\s*$")
+_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)")
 _DEFINITION = re.compile(
     r"([ \t]*)(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|unsafe|override"
     r"|pub(?:\(\w+\))?|extern|inline|virtual|open|data|sealed|case|const|constexpr|local|partial)\s+)*"
     r"(?:def|class|func|fn|fun|function\*?|interface|struct|enum|trait|impl|module|namespace|type|object|protocol|extension"
     r"|sub|macro_rules!|message|service|record)\b\s*(?:\([^)]*\)\s*)?(?:<[^>]*>\s*)?([\w.:$]+)"
 )
-_ATTACHED = re.compile(r"[ \t]*(@|#|//|/\*|\*|--|;)")
+_ATTACHED = re.compile(r"([ \t]*)(?:@|#|//|/\*|\*|--|;)")
 _SENTENCE = re.compile("[.!?:;\u3002\uff01\uff1f][\"'\u201d\u2019)\\]]*\\s*$")
 _WORDS = re.compile(r"\S+\s*|\s+")
 _HUMPS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -83,31 +82,26 @@ def cut(text: str, kind: str, title: str, limit_tokens: int, count: CountTokens 
     `kind` is markdown|text|code; `title` starts every header (a path's tail).
     """
     lines = _LINES.findall(text)
-    outline = {"markdown": _outline_markdown, "code": _outline_code}.get(kind, _outline_text)
-    strengths, labels = outline(lines)
+    if kind == "code":
+        strengths, labels = _outline_code(lines)
+    else:  # text may be reStructuredText, with more kinds of underlines
+        strengths, labels = _outline_prose(lines, "=-" if kind == "markdown" else '=-~^"+')
     spans = _Cutter(lines, strengths, limit_tokens, count).spans(0, len(lines))
     chunks = []
     char = byte = line = 0
     for start, end, _ in spans:
-        piece = text[start:end].removeprefix("\ufeff") if start == 0 else text[start:end]
-        kept = piece.rstrip()
-        if not kept:
-            continue
-        start = end - len(piece) + _blank_lines(kept)
-        kept = text[start : end - len(piece) + len(kept)]
-        byte += len(text[char:start].encode())
-        line += text.count("\n", char, start)
-        label = labels[line]
-        size, height = len(kept.encode()), kept.count("\n")
-        header = f"{title} > {label}" if label else title
-        chunks.append(Chunk(byte, byte + size, line + 1, line + 1 + height, kept, header))
-        char, byte, line = start + len(kept), byte + size, line + height
+        start += start == 0 and text.startswith("\ufeff")
+        kept = text[start:end].rstrip()
+        if kept:
+            blank = kept.rfind("\n", 0, len(kept) - len(kept.lstrip())) + 1  # the first line's indentation stays
+            start, kept = start + blank, kept[blank:]
+            byte += len(text[char:start].encode())
+            line += text.count("\n", char, start)
+            size, height = len(kept.encode()), kept.count("\n")
+            header = f"{title} > {labels[line]}" if labels[line] else title
+            chunks.append(Chunk(byte, byte + size, line + 1, line + 1 + height, kept, header))
+            char, byte, line = start + len(kept), byte + size, line + height
     return tuple(chunks)
-
-
-def _blank_lines(text: str) -> int:
-    """Length of the blank lines that a text starts with; the first line's indentation stays."""
-    return text.rfind("\n", 0, len(text) - len(text.lstrip())) + 1
 
 
 Span = tuple[int, int, int]  # first character, end, tokens
@@ -162,17 +156,20 @@ class _Cutter:
         return [*out, (offset + start, offset + len(line), tokens)]
 
 
-def _outline_markdown(lines: list[str]) -> tuple[list[int], list[str]]:
+def _outline_prose(lines: list[str], underlines: str) -> tuple[list[int], list[str]]:
+    """Paragraphs and headings, which `#` begins or a line of one of these marks follows."""
     strengths, labels = [0] * len(lines), [""] * len(lines)
     path: list[tuple[int, str]] = []
     fence = ""
-    body = _front_matter(lines)
+    front_matter = bool(lines) and lines[0].strip("\ufeff \r\n") == "---" and "---" in map(str.strip, lines[1:])
     for i, line in enumerate(lines):
         after_blank = i > 0 and not lines[i - 1].strip() and bool(line.strip())
         strengths[i] = (1 if fence else PARAGRAPH) if after_blank else 0
         marker = _FENCE.match(line)
-        heading = None if fence or i < body else _heading(lines, i)
-        if marker and not fence:
+        heading = None if fence or front_matter else _heading(lines, i, underlines)
+        if front_matter:
+            front_matter = i == 0 or line.strip() != "---"
+        elif marker and not fence:
             fence = marker[1]
         elif marker and fence and marker[1].startswith(fence) and not line.strip(" `~\r\n"):
             fence = ""
@@ -184,37 +181,16 @@ def _outline_markdown(lines: list[str]) -> tuple[list[int], list[str]]:
     return strengths, labels
 
 
-def _front_matter(lines: list[str]) -> int:
-    """The first line after a YAML front matter, 0 where there is none."""
-    if not lines or lines[0].strip("\ufeff \r\n") != "---":
-        return 0
-    return next((i + 1 for i in range(1, len(lines)) if lines[i].strip() == "---"), 0)
-
-
-def _heading(lines: list[str], i: int) -> tuple[int, str] | None:
+def _heading(lines: list[str], i: int, underlines: str) -> tuple[int, str] | None:
     line = lines[i].rstrip("\r\n").removeprefix("\ufeff")
     if found := _ATX.match(line):
-        return len(found[1]), found[2][:80]
+        return len(found[1]), found[2].rstrip(" \t#")[:80]
     below = lines[i + 1].strip() if i + 1 < len(lines) else ""
-    plain = line.strip() and not line.startswith(("    ", "\t", ">", "-", "|", "*"))
-    if plain and below and set(below) in ({"="}, {"-"}) and (i == 0 or not lines[i - 1].strip()):
-        return (1 if below[0] == "=" else 2), line.strip()[:80]
+    title = line.strip() and not line.startswith(("    ", "\t", ">", "-", "|", "*"))
+    if title and len(below) > 2 and below == below[0] * len(below) and (i == 0 or not lines[i - 1].strip()):
+        level = underlines.find(below[0]) + 1
+        return (level, line.strip()[:80]) if level else None
     return None
-
-
-def _outline_text(lines: list[str]) -> tuple[list[int], list[str]]:
-    """Paragraphs; an underlined title (reStructuredText) begins a section."""
-    strengths, labels = [0] * len(lines), [""] * len(lines)
-    label = ""
-    for i, line in enumerate(lines):
-        words = line.strip()
-        after_blank = i > 0 and not lines[i - 1].strip() and bool(words)
-        strengths[i] = PARAGRAPH if after_blank else 0
-        below = lines[i + 1].strip() if i + 1 < len(lines) else ""
-        if (i == 0 or after_blank) and words[:1].isalnum() and _UNDERLINE.match(below) and len(below) >= len(words):
-            label, strengths[i] = words[:80], SECTION
-        labels[i] = label
-    return strengths, labels
 
 
 def _outline_code(lines: list[str]) -> tuple[list[int], list[str]]:
@@ -235,13 +211,9 @@ def _outline_code(lines: list[str]) -> tuple[list[int], list[str]]:
         labels[i] = ".".join(name for _, name in path)
         if found:
             first = i
-            while first and _ATTACHED.match(lines[first - 1]) and _indent(lines[first - 1]) == indent:
+            while first and (above := _ATTACHED.match(lines[first - 1])) and len(above[1]) == indent:
                 first -= 1
                 strengths[first], labels[first] = 0, labels[i]
             strengths[i] = 0
             strengths[first] = SECTION + (indent == 0)
     return strengths, labels
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())

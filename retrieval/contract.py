@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-Embed = Callable[[Sequence[str]], Awaitable[npt.NDArray[np.float32]]]
+if TYPE_CHECKING:  # the host answers its first requests without numpy
+    import numpy as np
+    import numpy.typing as npt
+
+Embed: TypeAlias = "Callable[[Sequence[str]], Awaitable[npt.NDArray[np.float32]]]"
 """Texts to unit-length vectors of shape (n, dimensions). `server` hands it in: retrieval knows no models."""
 
 OnIndexed = Callable[[int, int, str], None]
@@ -42,9 +44,7 @@ class Filters(_Frozen):
 
 class Passage(_Frozen):
     """A passage with a citation that can be re-checked: the file's bytes [start_byte, end_byte) decode to `text`.
-
-    Lines are 1-based and inclusive. `score` is the fused relevance in [0, 1], comparable within one answer only.
-    """
+    Lines are 1-based and inclusive. `score` is the fused relevance in [0, 1], comparable within one answer only."""
 
     path: str
     start_line: int
@@ -63,9 +63,7 @@ class FailedFile(_Frozen):
 
 class IndexState(_Frozen):
     """How complete and how old the searched index is. `age_s` is since the last finished sync; None if never.
-
-    `pending` counts files known to be changed, new or gone on disk since they were indexed.
-    """
+    `pending` counts files known to be changed, new or gone on disk since they were indexed."""
 
     indexed: int
     pending: int
@@ -99,7 +97,7 @@ class CollectionInfo(_Frozen):
 
 
 class Retriever(Protocol):
-    """The retrieval agent. One writer: only the host holds one."""
+    """The retrieval agent; see `LanceRetriever`. One writer: only the host holds one."""
 
     async def add(
         self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None
@@ -107,18 +105,10 @@ class Retriever(Protocol):
 
     async def search(
         self, query: str, collection: str | None = None, max_results: int = 8, filters: Filters | None = None
-    ) -> Found:
-        """The best passages of one collection, or of all where `collection` is None.
-
-        Raises:
-            IndexEmpty: nothing is indexed, or no such collection.
-        """
-        ...
+    ) -> Found: ...
 
     async def collections(self) -> tuple[CollectionInfo, ...]: ...
 
-    async def remove(self, collection: str) -> int:
-        """Drop a collection; returns the number of files that were in it."""
-        ...
+    async def remove(self, collection: str) -> int: ...
 
     async def aclose(self) -> None: ...

@@ -13,7 +13,6 @@ RetrievalError
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from difflib import get_close_matches
 from pathlib import Path
@@ -63,11 +62,11 @@ def os_error(path: Path, error: OSError, user_home: Path, platform: str = sys.pl
             advice="System Settings, Privacy & Security, Files and Folders: allow it, then `rolecall stop`.",
         )
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        siblings = os.listdir(path.parent) if os.access(path.parent, os.R_OK) and path.parent.is_dir() else []
-        near = get_close_matches(path.name, siblings, n=1)
-        return PathMissing(
-            "No such file.", found=str(path), advice=f"Did you mean {near[0]}?" if near else "Check the path."
-        )
+        near = get_close_matches(path.name, (file.name for file in path.parent.glob("*")), n=1)
+        advice = f"Did you mean {near[0]}?" if near else "Check the path."
+        return PathMissing("No such file.", found=str(path), advice=advice)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RetrievalError(f"{path} cannot be written.", found="the disk is full", advice="Free disk space.")
     reasons = {errno.ELOOP: "a link where a file was", errno.EISDIR: "a folder", errno.ENXIO: "not a regular file"}
     reason = reasons.get(error.errno or 0) or error.strerror or "an error of the disk"
     return FileUnreadable(f"{path} cannot be opened.", found=reason, advice="Check its permissions, or leave it out.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -17,22 +19,24 @@ from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 from rolecall.config.settings import RetrievalSettings
 
-from .access import AllowedFolders
-from .chunks import Chunk
-from .contract import AddReport, CollectionInfo, Embed, Filters, Found, IndexState, OnIndexed, Passage
+from .access import AllowedFolders, glob_matches
+from .chunks import Chunk, CountTokens, cut, token_counter
+from .contract import AddReport, CollectionInfo, Embed, FailedFile, Filters, Found, IndexState, OnIndexed, Passage
 from .errors import IndexEmpty, RetrievalError
-from .fusion import fuse
-from .indexing import Indexer
-from .names import glob_matches
-from .sources import Tree, scan
-from .store import SPAN_COLUMNS, FileState, Store, Vectors, where_clause
+from .sources import Source, Tree, scan
+from .store import SPAN_COLUMNS, FileState, Store, Vectors, fuse, where_clause
 
+BATCH_CHUNKS = 64  # chunks per commit: fewer make a table version per file, more lose more on a kill
+BATCH_FILES = 256
 OVERFETCH = 100  # hits per leg before fusion
 MAX_QUERY_CHARS = 4_000
 MAX_RESULTS = 100
 CHEAP_S = 0.05  # a sweep of a folder that takes less processor time (some 2,000 files) is made for every answer
 REST = 10.0  # a dearer one is reused for ten times as long as it took, so that sweeps never take more than a tenth
 MAX_REST_S = 30.0
+
+Prepared = tuple[FileState, tuple[Chunk, ...] | None]
+"""A file's next state with its chunks, None where its bytes are the stored ones."""
 
 log = structlog.get_logger(__name__)
 
@@ -55,10 +59,9 @@ class LanceRetriever:
     ) -> None:
         self._home, self._embed, self._embedder = home, embed, embedder
         self._access, self._max_bytes = access, int(settings.max_file_mb * 1_000_000)
-        self._indexer = Indexer(access, embed, tokenizer, settings.chunk_tokens, self._max_bytes)
+        self._tokenizer, self._chunk_tokens = tokenizer, settings.chunk_tokens
         self._opening, self._writing = anyio.Lock(), anyio.Lock()
-        self._connection: object | None = None
-        self._stores: list[Store] = []
+        self._store: Store | None = None
         self._trees: dict[str, tuple[float, Tree]] = {}
 
     async def add(self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None) -> AddReport:
@@ -77,11 +80,12 @@ class LanceRetriever:
             store = await self._store_for_writing()
             if (name, root) not in store.roots:
                 await store.save_root(name, root, None)
-            failed = await self._indexer.sync(store, name, root, tree.sources, on_progress or (lambda *_: None))
-            await store.finish()
-            with anyio.CancelScope(shield=True):
-                await store.save_root(name, root, time.time())
-                await self._drop(name, root, keep=store)
+            await self._sync(store, name, root, tree.sources, on_progress or (lambda *_: None))
+            await store.optimize()
+            await store.save_root(name, root, time.time())
+            self._trees.clear()
+            files = store.files_in(name, root).values()
+            failed = [FailedFile(path=file.path, code=file.code, reason=file.reason) for file in files if file.code]
         return AddReport(
             collection=name,
             indexed=len(tree.sources) - len(failed),
@@ -107,56 +111,82 @@ class LanceRetriever:
             vector = await self._query_vector(query, store)
             text = await store.matching(query, where, OVERFETCH)
             dense = await store.nearest(vector, where, OVERFETCH) if vector is not None else []
-            ranked = [
-                (store.files[hit.doc], hit.chunk, score)
-                for hit, score in fuse(text, dense, vector)
-                if hit.doc in store.files
-            ]
-            wanted = max(1, min(max_results, MAX_RESULTS))
-            passages, stale = await anyio.to_thread.run_sync(self._verified, ranked, wanted)
-        for other in self._stores:
-            if other is not store:  # indexed with another embedder and not anew yet
-                stale |= {file.path for file in other.files.values() if collection in (None, file.collection)}
+            fused = [(hit, score) for hit, score in fuse(text, dense, vector) if hit.doc in store.files]
+            ranked = [(store.files[hit.doc], hit.chunk, score) for hit, score in fused]
+            passages, stale = await anyio.to_thread.run_sync(self._verified, ranked, min(max_results, MAX_RESULTS))
         return Found(passages=tuple(passages), index=await self._state(store, collection, stale))
 
     async def collections(self) -> tuple[CollectionInfo, ...]:
-        await self._open()
+        store = await self._open()
+        if store is None:
+            return ()
         found = []
-        for store in self._stores:
-            for name in sorted({name for name, _ in store.roots}):
-                files = [file for file in store.files.values() if file.collection == name and not file.code]
-                found.append(
-                    CollectionInfo(
-                        collection=name,
-                        folders=tuple(root for other, root in store.roots if other == name),
-                        files=len(files),
-                        chunks=sum(file.chunks for file in files),
-                        index=await self._state(store, name),
-                    )
-                )
+        for name in sorted({name for name, _ in store.roots}):
+            folders = tuple(root for other, root in store.roots if other == name)
+            chunks = [file.chunks for file in store.files.values() if file.collection == name and not file.code]
+            index = await self._state(store, name)
+            found.append(
+                CollectionInfo(collection=name, folders=folders, files=len(chunks), chunks=sum(chunks), index=index)
+            )
         return tuple(found)
 
     async def remove(self, collection: str) -> int:
-        """Drop a collection; its folders stay allowed. Returns the number of files that were in it.
-
-        Raises:
-            IndexEmpty: no such collection.
-        """
-        await self._open()
+        """Drop a collection; its folders stay allowed. Returns the number of files that were in it."""
         async with self._writing:
-            roots = {root for store in self._stores for name, root in store.roots if name == collection}
-            if not roots:
-                raise self._no_collection(collection)
-            files = sum(file.collection == collection for store in self._stores for file in store.files.values())
+            store = await self._store_for_reading(collection)
+            files = sum(file.collection == collection for file in store.files.values())
             with anyio.CancelScope(shield=True):
-                for root in roots:
-                    await self._drop(collection, root)
+                await store.drop_collection(collection)
             return files
 
     async def aclose(self) -> None:
         """Wait for a running write, and let the index go."""
         async with self._writing:
-            self._stores, self._connection = [], None
+            self._store = None
+
+    async def _sync(
+        self, store: Store, name: str, root: str, sources: Sequence[Source], on_progress: OnIndexed
+    ) -> None:
+        """Make the store hold these sources of a folder and no others."""
+        known = store.files_in(name, root)
+        await store.drop([known[path].doc for path in known.keys() - {source.path for source in sources}])
+        todo = [s for s in sources if s.path not in known or known[s.path].stamp != s.stamp or known[s.path].code]
+        done = len(sources) - len(todo)
+        count = await anyio.to_thread.run_sync(token_counter, self._tokenizer)
+        batch: list[Prepared] = []
+        for i, source in enumerate(todo, 1):
+            blank = FileState(**asdict(source), collection=name, root=root)
+            prepare = partial(self._prepare, blank, known.get(source.path), count)
+            batch.append(await anyio.to_thread.run_sync(prepare, abandon_on_cancel=True))
+            full = sum(len(chunks or ()) for _, chunks in batch) >= BATCH_CHUNKS or len(batch) >= BATCH_FILES
+            if full or i == len(todo):
+                await self._commit(store, batch)
+                for file, _ in batch:
+                    done += 1
+                    on_progress(done, len(sources), file.path)
+                batch = []
+
+    def _prepare(self, blank: FileState, known: FileState | None, count: CountTokens) -> Prepared:
+        """Read and cut one file; a file that cannot be read is a result, not an error."""
+        try:
+            source = self._access.read(Path(blank.path), self._max_bytes)
+        except RetrievalError as error:
+            return replace(blank, code=error.code, reason=error.found or error.message), ()
+        if known and not known.code and known.sha256 == source.sha256:
+            return replace(blank, sha256=known.sha256, chunks=known.chunks), None
+        title = Path(blank.path).relative_to(Path(blank.root).parent).as_posix()
+        chunks = cut(source.text, blank.kind, title[-80:], self._chunk_tokens, count)
+        return replace(blank, sha256=source.sha256, chunks=len(chunks)), chunks
+
+    async def _commit(self, store: Store, batch: Sequence[Prepared]) -> None:
+        texts = [f"{chunk.header}\n{chunk.text}" for _, chunks in batch for chunk in chunks or ()]
+        vectors: list[Vectors] = []
+        for start in range(0, len(texts), BATCH_CHUNKS):
+            vectors += [*await self._embed(texts[start : start + BATCH_CHUNKS])]
+        own = iter(vectors)
+        documents = [(file, chunks, [next(own) for _ in chunks or ()]) for file, chunks in batch]
+        with anyio.CancelScope(shield=True):
+            await store.swap(documents)
 
     async def _query_vector(self, query: str, store: Store) -> Vectors | None:
         """None where there is no embedder, or another one than the index was made with: full text alone answers."""
@@ -173,27 +203,23 @@ class LanceRetriever:
         """The first `wanted` passages whose file is unchanged, duplicates once; and the paths of changed files."""
         passages: dict[str, Passage] = {}
         stale: set[str] = set()
-        read: dict[str, tuple[str, bytes]] = {}
+        read: dict[str, bytes] = {}
         for file, chunk, score in ranked:
-            if len(passages) == wanted:
+            if len(passages) >= wanted:
                 break
             if file.path not in read:
-                read[file.path] = self._read_hashed(file.path)
-            sha256, data = read[file.path]
-            if sha256 != file.sha256 or data[chunk.start_byte : chunk.end_byte] != chunk.text.encode():
-                stale.add(file.path)
-            elif chunk.text not in passages:
+                try:
+                    read[file.path], _ = self._access.read_bytes(Path(file.path), self._max_bytes)
+                except RetrievalError:
+                    read[file.path] = b""
+                if hashlib.sha256(read[file.path]).hexdigest() != file.sha256:
+                    read[file.path] = b""
+            if read[file.path][chunk.start_byte : chunk.end_byte] == chunk.text.encode():
                 span = {key: getattr(chunk, key) for key in SPAN_COLUMNS}
-                passages[chunk.text] = Passage(path=file.path, score=score, **span)
+                passages.setdefault(chunk.text, Passage(path=file.path, score=score, **span))
+            else:
+                stale.add(file.path)
         return list(passages.values()), stale
-
-    def _read_hashed(self, path: str) -> tuple[str, bytes]:
-        """A file's SHA-256 and bytes; empty where it cannot be read any more."""
-        try:
-            data, _ = self._access.read_bytes(Path(path), self._max_bytes)
-        except RetrievalError:
-            return "", b""
-        return hashlib.sha256(data).hexdigest(), data
 
     async def _state(self, store: Store, collection: str | None, stale: Set[str] = frozenset()) -> IndexState:
         """From a look at every file's size, times and inode; `stale` are paths found changed otherwise."""
@@ -207,74 +233,47 @@ class LanceRetriever:
             now = {source.path: source.stamp for source in tree.sources}
             pending |= {path for path in known.keys() | now.keys() if known.get(path) != now.get(path)}
             broken = sum(bool(file.code) for file in files.values())
-            indexed, failed, skipped = (
-                indexed + len(files) - broken,
-                failed + broken + len(tree.failed),
-                skipped + tree.skipped,
-            )
+            indexed += len(files) - broken
+            failed += broken + len(tree.failed)
+            skipped += tree.skipped
         times = [at for at in roots.values() if at is not None]
         age_s = round(max(0.0, time.time() - min(times)), 1) if times and len(times) == len(roots) else None
         return IndexState(indexed=indexed, pending=len(pending), skipped=skipped, failed=failed, age_s=age_s)
 
     async def _tree(self, root: str) -> Tree:
         """Small folders are swept each time, a large one's sweep may be seconds old."""
-
-        def timed_scan() -> tuple[Tree, float]:
-            started = time.thread_time()
-            return scan(Path(root), self._max_bytes), time.thread_time() - started
-
-        if root in self._trees and time.monotonic() < self._trees[root][0]:
-            return self._trees[root][1]
-        tree, took_s = await anyio.to_thread.run_sync(timed_scan, abandon_on_cancel=True)
-        if took_s > CHEAP_S:
-            self._trees[root] = (time.monotonic() + min(MAX_REST_S, REST * took_s), tree)
+        until, tree = self._trees.get(root, (0.0, None))
+        if tree is None or time.monotonic() >= until:
+            tree = await anyio.to_thread.run_sync(scan, Path(root), self._max_bytes, abandon_on_cancel=True)
+            rest_s = min(MAX_REST_S, REST * tree.cpu_s) if tree.cpu_s > CHEAP_S else 0.0
+            self._trees[root] = time.monotonic() + rest_s, tree
         return tree
 
-    async def _open(self, *, writing: bool = False) -> None:
-        """Open the index once; where there is none and nothing is to be written, LanceDB is not even imported."""
+    async def _open(self) -> Store | None:
         async with self._opening:
-            if self._connection is None and (writing or any(self._home.index.glob("*.lance"))):
-                connection = await Store.connect(self._home.index)
-                self._stores = await Store.open_all(connection)
-                self._connection = connection
+            if self._store is None:
+                self._store = await Store.open(self._home.index)
+            return self._store
 
     async def _store_for_writing(self) -> Store:
-        """The current embedder's, made where it is new."""
-        await self._open(writing=True)
-        for store in self._stores:
-            if store.embedder == self._embedder():
-                return store
-        vectors = await self._embed(["probe"])  # raises what is missing and how to get it
-        self._stores.append(await Store.create(self._connection, self._embedder() or "unknown", int(vectors.shape[1])))
-        return self._stores[-1]
+        """The current embedder's. Where the index was made with another it is begun anew: its folders stay listed, and
+        their files are pending until each is added again."""
+        store = await self._open()
+        if store is None or store.embedder != self._embedder():
+            vectors = await self._embed(["probe"])  # raises what is missing and how to get it
+            identity = self._embedder() or "unknown"
+            store = self._store = await Store.create(self._home.index, identity, int(vectors.shape[1]), store)
+        return store
 
     async def _store_for_reading(self, collection: str | None) -> Store:
-        """The current embedder's where it holds the collection, else the newest that does."""
-        await self._open()
-        holding = [store for store in self._stores if any(collection in (None, name) for name, _ in store.roots)]
-        if not holding:
-            raise self._no_collection(collection)
-        return max(holding, key=lambda store: store.embedder == self._embedder())
-
-    def _no_collection(self, collection: str | None) -> IndexEmpty:
-        names = sorted({name for store in self._stores for name, _ in store.roots})
-        if collection is None or not names:
-            return IndexEmpty("Nothing is indexed.", advice="Run `rolecall index add FOLDER`.")
-        return IndexEmpty(
-            "No such collection.",
-            found=repr(collection),
-            allowed=", ".join(names),
-            advice="Name one of these, or run `rolecall index add FOLDER`.",
-        )
-
-    async def _drop(self, collection: str, root: str, keep: Store | None = None) -> None:
-        """Forget a folder, or only what other embedders than that of `keep` left of it."""
-        for store in [*self._stores]:
-            if store is not keep and (collection, root) in store.roots:
-                await store.drop_root(collection, root)
-                if not store.roots:
-                    self._stores.remove(store)
-        self._trees.clear()
+        store = await self._open()
+        names = sorted({name for name, _ in store.roots}) if store else []
+        if store is None or not names:
+            raise IndexEmpty("Nothing is indexed.", advice="Run `rolecall index add FOLDER`.")
+        if collection is not None and collection not in names:
+            advice = "Name one of these, or run `rolecall index add FOLDER`."
+            raise IndexEmpty("No such collection.", found=repr(collection), allowed=", ".join(names), advice=advice)
+        return store
 
 
 def _chosen(files: dict[str, FileState], filters: Filters) -> list[str]:
@@ -297,9 +296,6 @@ def _since_ns(since: str) -> int:
     try:
         return int(datetime.fromisoformat(since).timestamp() * 1_000_000_000)
     except (ValueError, OverflowError):
-        raise RetrievalError(
-            "The filter `since` is not a date.",
-            found=repr(since)[:60],
-            allowed="2026-01-31 or 2026-01-31T08:00:00Z",
-            advice="Write an ISO date or time.",
-        ) from None
+        message, allowed = "The filter `since` is not a date.", "2026-01-31 or 2026-01-31T08:00:00Z"
+        advice = "Write an ISO date or time."
+        raise RetrievalError(message, found=repr(since)[:60], allowed=allowed, advice=advice) from None

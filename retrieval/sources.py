@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .access import is_secret
 from .contract import FailedFile
 from .errors import FileUnreadable, os_error
-from .names import is_secret
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
@@ -21,7 +22,8 @@ DEFAULT_IGNORES = """
 .* !.github node_modules/ bower_components/ jspm_packages/ site-packages/ venv/ __pycache__/ *.egg-info/ vendor/
 third_party/ Pods/ DerivedData/ build/ dist/ target/ htmlcov/ coverage/ *.min.js *.min.css *.bundle.js *_pb2.py *.pb.go
 *.lock pnpm-lock.yaml go.sum
-""".split()
+"""
+_NOT_UTF8 = frozenset(map(chr, range(0xDC80, 0xDD00)))  # how Python writes a name's odd bytes
 IGNORE_FILES = (".gitignore", ".rolecallignore")
 
 _LANGUAGES = {
@@ -65,27 +67,30 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A folder as the disk shows it. `skipped` counts files left out by rules, size or kind, links among them."""
+    """A folder as the disk shows it. `skipped` counts files left out by rules, size or kind, links among them;
+    `cpu_s` is the processor time that the look took."""
 
     sources: tuple[Source, ...]
     skipped: int
     failed: tuple[FailedFile, ...]
+    cpu_s: float
 
 
 def kind_of(name: str) -> tuple[str, str] | None:
     """(kind, language) of a file name, None where it is no document."""
     folded = name.casefold()
-    return NAMES.get(folded) or SUFFIXES.get(os.path.splitext(folded)[1])
+    return NAMES.get(folded) or SUFFIXES.get(os.path.splitext(folded)[1])  # noqa: PTH122  (no Path per file)
 
 
 def scan(root: Path, max_bytes: int) -> Tree:
     """Walk a folder that is itself taken whatever its name; links are not followed. Blocking: run it in a thread."""
     from pathspec import GitIgnoreSpec
 
+    started = time.thread_time()
     sources: list[Source] = []
     failed: list[FailedFile] = []
     skipped = 0
-    defaults = (len(str(root)) + 1, GitIgnoreSpec.from_lines(DEFAULT_IGNORES))
+    defaults = (len(str(root)) + 1, GitIgnoreSpec.from_lines(DEFAULT_IGNORES.split()))
     pending: list[tuple[str, tuple[tuple[int, GitIgnoreSpec], ...]]] = [(str(root), (defaults,))]
     while pending:
         folder, outer = pending.pop()
@@ -100,6 +105,8 @@ def scan(root: Path, max_bytes: int) -> Tree:
                 is_folder = entry.is_dir(follow_symlinks=False)
                 kind = kind_of(entry.name)
                 unwanted = entry.is_symlink() or not (is_folder or kind) or is_secret(Path(entry.path))
+                if not (unwanted or _NOT_UTF8.isdisjoint(entry.name)):
+                    raise FileUnreadable("Not to be indexed.", found="its name is not valid UTF-8")
                 if unwanted or _ignored(entry.path, is_folder, specs):
                     skipped += not is_folder
                 elif is_folder:
@@ -108,14 +115,14 @@ def scan(root: Path, max_bytes: int) -> Tree:
                     sources.append(source)
                 else:
                     skipped += 1
-            except (OSError, FileUnreadable, UnicodeEncodeError) as error:
+            except (OSError, FileUnreadable) as error:
                 failed.append(_failed(entry.path, error))
-    return Tree(tuple(sorted(sources, key=lambda source: source.path)), skipped, tuple(failed))
+    sources.sort(key=lambda source: source.path)
+    return Tree(tuple(sources), skipped, tuple(failed), time.thread_time() - started)
 
 
 def _source(entry: os.DirEntry[str], kind: tuple[str, str], max_bytes: int) -> Source | None:
     """None for an empty or too large file, which is left out."""
-    entry.path.encode()
     found = entry.stat(follow_symlinks=False)
     if not stat.S_ISREG(found.st_mode):
         raise FileUnreadable("Not to be indexed.", found="not a regular file")
@@ -125,9 +132,7 @@ def _source(entry: os.DirEntry[str], kind: tuple[str, str], max_bytes: int) -> S
     return Source(entry.path, *kind, found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode)
 
 
-def _failed(path: str, error: OSError | FileUnreadable | UnicodeEncodeError) -> FailedFile:
-    if isinstance(error, UnicodeEncodeError):
-        error = FileUnreadable("Not to be indexed.", found="its name is not valid UTF-8")
+def _failed(path: str, error: OSError | FileUnreadable) -> FailedFile:
     typed = os_error(Path(path), error, Path.home()) if isinstance(error, OSError) else error
     shown = os.fsencode(path).decode("utf-8", "backslashreplace")
     return FailedFile(path=shown, code=typed.code, reason=typed.found)

@@ -1,7 +1,7 @@
 """What a role model is asked and what it gives back: the one contract between Rolecall and every engine.
 
 `RoleModels` is what the rest of the program sees. Its implementations: `roles.manager.ModelManager` (worker processes
-within a memory budget) and `roles.scripted.ScriptedModels` (fixed answers, for tests of logic).
+within a memory budget) and the scripted one of the tests.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:  # the host answers its first requests without numpy
+    import numpy as np
+    import numpy.typing as npt
 
 
 class Role(StrEnum):
@@ -150,7 +152,7 @@ class Resident(_Frozen):
     measured_bytes: int
 
 
-Vectors = npt.NDArray[np.float32]
+Vectors: TypeAlias = "npt.NDArray[np.float32]"
 
 
 class EmbedderInfo(_Frozen):

@@ -1,17 +1,17 @@
 """Errors of models, memory and workers.
 
-    RoleError
-    ├── ModelMissing       model_missing      not on disk; the message holds the pull command
-    ├── ModelUnknown       model_unknown      no such id, role or repository
-    ├── ModelCorrupt       model_corrupt      hash, header or shard wrong
-    ├── ModelRefused       model_refused      remote code or pickled weights
-    ├── DoesNotFit         does_not_fit       cannot be held within the memory budget
-    ├── PromptTooLong      prompt_too_long    prompt and answer exceed the context
-    ├── SchemaRefused      schema_refused     a JSON Schema that cannot be enforced
-    ├── QueueFull          queue_full         try again later
-    ├── WorkerDied         worker_died        the process ended; the next call starts another
-    ├── WorkerTimeout      worker_timeout     no first token in time
-    └── DownloadFailed     download_failed    network, disk space or hash during a pull
+RoleError
+├── ModelMissing       model_missing      not on disk; the message holds the pull command
+├── ModelUnknown       model_unknown      no such id, role or repository
+├── ModelCorrupt       model_corrupt      hash, header or shard wrong
+├── ModelRefused       model_refused      remote code or pickled weights
+├── DoesNotFit         does_not_fit       cannot be held within the memory budget
+├── PromptTooLong      prompt_too_long    prompt and answer exceed the context
+├── SchemaRefused      schema_refused     a JSON Schema that cannot be enforced
+├── QueueFull          queue_full         try again later
+├── WorkerDied         worker_died        the process ended; the next call starts another
+├── WorkerTimeout      worker_timeout     no first token, or no finished load, in time
+└── DownloadFailed     download_failed    network, disk space or hash during a pull
 """
 
 from __future__ import annotations

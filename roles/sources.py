@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.abc
@@ -23,13 +22,12 @@ from rolecall.config.models import models_table
 from rolecall.config.profile import Profile
 from rolecall.config.settings import GB, Settings
 
-from . import errors
 from .errors import DownloadFailed, ModelUnknown, RoleError
 from .footprint import footprints, unknown_model
 from .manifest import Manifest, read_manifest, weights_bytes
+from .staff import EMBEDDER_ROLE, Staff
 from .starter import STARTER_MODELS
 
-STARTER = "starter"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 OnProgress = Callable[[str, int, int], None]
@@ -51,20 +49,14 @@ def resolve(name: str, profile: Profile | None = None) -> str:
     """The repository id (also the model id) a name stands for.
 
     A role of the profile or `embedder`, a repository id, an id in LM Studio's form, or a short name from the table.
-
-    Raises:
-        ModelUnknown: none of these; it names the nearest.
+    Raises ModelUnknown, which names the nearest, for anything else.
     """
     name = name.strip()
-    if profile is not None:
-        if name == "embedder":
-            return profile.embedder.model
-        if name in profile.roles:
-            return profile.roles[name].model
-    table = models_table()
-    if name in table:
-        return name
-    for repository, entry in table.items():
+    if profile is not None and name == EMBEDDER_ROLE:
+        return profile.embedder.model
+    if profile is not None and name in profile.roles:
+        return profile.roles[name].model
+    for repository, entry in models_table().items():
         if name.lower() in (repository.lower(), *(alias.lower() for alias in entry.aliases)):
             return repository
     if _REPOSITORY.fullmatch(name) and ".." not in name:
@@ -74,30 +66,21 @@ def resolve(name: str, profile: Profile | None = None) -> str:
 
 def list_models(home: Home, settings: Settings) -> tuple[ModelListing, ...]:
     """The profile's models first, then whatever else is on disk."""
-    profile = settings.profile
-    wanted = [profile.embedder.model, *(spec.model for spec in profile.roles.values())]
-    on_disk = sorted(
-        f"{config.parent.parent.name}/{config.parent.name}"
-        for config in home.models.glob("*/*/config.json")
-        if not config.parent.name.startswith(".") and not config.parent.parent.name.startswith(".")
-    )
-    return tuple(_listing(home, profile, model) for model in dict.fromkeys([*wanted, *on_disk]))
-
-
-def _listing(home: Home, profile: Profile, model: str) -> ModelListing:
-    folder = home.models / model
-    entry = models_table().get(model)
-    present = (folder / "config.json").is_file()
-    size_bytes, source = int(entry.published_gb * GB) if entry else 0, ""
-    if present:
-        with contextlib.suppress(RoleError):  # `doctor --verify` tells what is wrong with it
-            size_bytes = weights_bytes(folder)
-            manifest = read_manifest(folder)
-            source = manifest.source if manifest else ""
-    roles = [name for name, spec in profile.roles.items() if spec.model == model]
-    if model == profile.embedder.model:
-        roles.append("embedder")
-    return ModelListing(model, tuple(roles), present, size_bytes, source)
+    staff = Staff(home, settings.profile)
+    models = [staff.profile.embedder.model, *(spec.model for spec in staff.profile.roles.values())]
+    configs = [config.relative_to(home.models) for config in sorted(home.models.glob("*/*/config.json"))]
+    models += [config.parent.as_posix() for config in configs if not any(part.startswith(".") for part in config.parts)]
+    listings = []
+    for model in dict.fromkeys(models):
+        folder, entry, present = home.models / model, models_table().get(model), staff.present(model)
+        size_bytes, source = int(entry.published_gb * GB) if entry else 0, ""
+        if present:
+            with contextlib.suppress(RoleError):  # `doctor --verify` tells what is wrong with it
+                size_bytes = weights_bytes(folder)
+                manifest = read_manifest(folder)
+                source = manifest.source if manifest else ""
+        listings.append(ModelListing(model, staff.roles_of(model), present, size_bytes, source))
+    return tuple(listings)
 
 
 async def pull(name: str, home: Home, settings: Settings, on_progress: OnProgress | None = None) -> Manifest:
@@ -111,12 +94,10 @@ async def pull(name: str, home: Home, settings: Settings, on_progress: OnProgres
     """
     job = _job(name, home, settings)
     home.models.mkdir(mode=0o700, parents=True, exist_ok=True)
-    command = [sys.executable, "-P", "-m", "rolecall.roles.fetch"]
-    process = await anyio.open_process(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    command, null = [sys.executable, "-P", "-m", "rolecall.roles.fetch", json.dumps(job)], subprocess.DEVNULL
+    process = await anyio.open_process(command, stdin=null, stderr=null, start_new_session=True)
     try:
-        manifest = await _converse(process, job, on_progress or (lambda *_: None))
+        manifest = await _listen(process, job["model"], on_progress or (lambda *_: None))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with whatever it started; nothing half-made is ever in place
@@ -130,49 +111,41 @@ async def pull(name: str, home: Home, settings: Settings, on_progress: OnProgres
 
 def _job(name: str, home: Home, settings: Settings) -> dict[str, str]:
     models = str(home.models)
-    path = Path(name).expanduser()
     if name.startswith(("/", "./", "../", "~")):
-        if not (path / "config.json").is_file():
+        folder = Path(name).expanduser().resolve()
+        if not (folder / "config.json").is_file():
             raise ModelUnknown(
                 "That folder holds no model.",
-                found=str(path),
+                found=str(folder),
                 allowed="a folder with config.json and safetensors weights",
                 advice="Check the path.",
             )
-        return {
-            "kind": "folder",
-            "model": f"local/{path.resolve().name}",
-            "folder": str(path.resolve()),
-            "models": models,
-        }
-    model = resolve(name, settings.profile) if name != STARTER else STARTER_MODELS[0]
+        model = "local/" + re.sub(r"[^\w.-]+", "-", folder.name, flags=re.ASCII).strip("-.")
+        return {"kind": "folder", "model": model, "folder": str(folder), "models": models}
+    model = STARTER_MODELS[0] if name == "starter" else resolve(name, settings.profile)
     return {"kind": "starter" if model in STARTER_MODELS else "hub", "model": model, "models": models}
 
 
-async def _converse(process: anyio.abc.Process, job: dict[str, str], on_progress: OnProgress) -> Manifest:
-    assert process.stdin is not None and process.stdout is not None
-    await process.stdin.send(json.dumps(job).encode())
-    await process.stdin.aclose()
+async def _listen(process: anyio.abc.Process, model: str, on_progress: OnProgress) -> Manifest:
+    assert process.stdout is not None
     pending = ""
     async for text in TextReceiveStream(process.stdout):
         *lines, pending = (pending + text).split("\n")
-        for line in lines:
-            message: dict[str, Any] = json.loads(line)
+        for message in map(json.loads, lines):
             match message:
                 case {"progress": [what, done, total]}:
                     on_progress(what, done, total)
                 case {"manifest": manifest}:
                     return Manifest.model_validate(manifest)
                 case {"error": error}:
-                    raise _error(error)
+                    raise _error(**error)
     raise DownloadFailed(
-        f"Fetching {job['model']} ended without a result.",
-        found="its process ended" + (f" with status {process.returncode}" if process.returncode is not None else ""),
+        f"Fetching {model} ended without a result.",
+        found=f"its process ended with status {await process.wait()}",
         advice="Run the same command again: what was fetched is kept.",
     )
 
 
-def _error(data: dict[str, Any]) -> RoleError:
-    kinds = {k.code: k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, RoleError)}
-    kind = kinds.get(str(data.get("code")), DownloadFailed)
-    return kind(str(data["message"]), found=data["found"], allowed=data["allowed"], advice=data["advice"])
+def _error(code: str, message: str, **more: str) -> RoleError:
+    kinds = {kind.code: kind for kind in RoleError.__subclasses__()}
+    return kinds.get(code, DownloadFailed)(message, **more)

@@ -32,10 +32,7 @@ class Staff:
         """Who answers for `role`: its own model, else the largest present one of the profile, else the starter.
 
         The text is empty, or says whose model is missing and the command that gets it. A stand-in has no precedence,
-        and the time of whichever role has more.
-
-        Raises:
-            ModelMissing: none is on disk.
+        and the time of whichever role has more. Raises ModelMissing where none is on disk.
         """
         spec = self.profile.roles.get(role)
         if spec is not None and self.present(spec.model):

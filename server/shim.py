@@ -13,21 +13,26 @@ import re
 import select
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
-from rolecall.server.connect import HOST_COMMAND, Connecting, Refused, Wait, connecting, hello
-from rolecall.server.protocol import CRASH_LIMIT, CRASH_WINDOW_S, DRAIN, HOST_ERRORS, MAX_FRAME_BYTES, problem, sentence
+from rolecall.server.connect import HOST_COMMAND, Connection, HostCrashed, SocketDenied, connect, connect_alone, hello
+from rolecall.server.errors import HostDied, HostUnavailable
+from rolecall.server.protocol import DRAIN, HOST_ERRORS, MAX_FRAME_BYTES
 
 USAGE = "usage: rolecall serve [--config FILE] [--standalone]\n"
 _CHUNK = 65536
 _HIGH_WATER = 1024 * 1024
 _FLUSH_S = 0.8
 _WAITING_LINES = 64
+_CRASH_WINDOW_S = 60.0
+_CRASH_LIMIT = 3
 _REPLAY_ID = "rolecall-replay"
 _REPLY = re.compile(rb'\{"jsonrpc":"2\.0","id":("(?:[^"\\]|\\.)*"|-?\d+),"(?:result|error)":')
 """Replies as the host writes them; whatever else it sends is no reply."""
@@ -36,45 +41,43 @@ _REPLY = re.compile(rb'\{"jsonrpc":"2\.0","id":("(?:[^"\\]|\\.)*"|-?\d+),"(?:res
 def serve(arguments: list[str]) -> int:
     """Run `rolecall serve` with what follows it on the command line; returns the exit code."""
     config: Path | None = None
-    standalone = False
     words = iter(arguments)
     for word in words:
         name, _, value = word.partition("=")
         if name == "--config" and (value := value or next(words, "")):
             config = Path(value).expanduser().absolute()
-        elif word == "--standalone":
-            standalone = True
-        else:
+        elif word != "--standalone":
             asked = word in ("-h", "--help")
             sys.stderr.write(USAGE if asked else f"rolecall serve: cannot use {word!r}\n{USAGE}")
             return 0 if asked else 2
-    if standalone:
-        from rolecall.server.host.standalone import serve_alone
-
-        return serve_alone(Home.find(), config)
     try:
-        return Shim(Home.find(), config).run()
+        return Shim(Home.find(), config, alone="--standalone" in arguments).run()
     except KeyboardInterrupt:
         return 130
 
 
 class Shim:
-    """One client's lines, passed to whichever host is alive. `run()` returns soon after the client's input ends."""
+    """One client's lines, passed to whichever host is alive. `run()` returns soon after the client's input ends.
 
-    def __init__(self, home: Home, config: Path | None, command: Sequence[str] = HOST_COMMAND) -> None:
+    `alone`: the host serves this client only, and leaves with it.
+    """
+
+    def __init__(
+        self, home: Home, config: Path | None, command: Sequence[str] = HOST_COMMAND, *, alone: bool = False
+    ) -> None:
         self.home = home
         self.config = config
         self.command = command
-        self.steps: Connecting | None = None
-        self.wait = Wait(None, 0.0)
-        self.resume_at = 0.0
+        self.alone = alone
+        self.connecting = False
+        self.outcome: Connection | Exception | None = None  # of the connecting thread, which then writes to `wakes`
+        self.woken, self.wakes = os.pipe()
         self.host: socket.socket | None = None
         self.draining = False  # the host answers what it has and takes nothing new
         self.resting = False  # no host until the client says something
         self.answered = True
-        self.crashes: deque[float] = deque(maxlen=CRASH_LIMIT)
+        self.crashes: deque[float] = deque(maxlen=_CRASH_LIMIT)
         self.from_client = bytearray()
-        self.skipping = False
         self.waiting: deque[bytes] = deque()  # lines that no host has seen
         self.last_sent = b""
         self.to_host = memoryview(b"")
@@ -82,8 +85,7 @@ class Shim:
         self.to_client = bytearray()
         self.leave_at: float | None = None  # set at the end of the client's input
         self.open: dict[str, bytes] = {}  # requests without a reply, by their id as JSON
-        self.handshake: dict[str, Any] = {}
-        self.greeted = False
+        self.handshake = b""  # what the next host is told first, once a host has answered it
         self.initialized = b""
         self.subscriptions: dict[str, bytes] = {}
 
@@ -91,13 +93,18 @@ class Shim:
         """Pass lines until the client's input ends or its output is closed; returns the exit code."""
         while True:
             if self.leave_at is not None:
-                if (self.host is None and not self.to_client) or time.monotonic() >= self.leave_at:
+                done = self.host is None and not self.connecting and not self.to_client
+                if done or time.monotonic() >= self.leave_at:
                     return 0
-            elif self._needs_host():
+                if self.host is not None and not self.to_host and not self.waiting:
+                    with contextlib.suppress(OSError):
+                        self.host.shutdown(socket.SHUT_WR)
+            wanted = self.waiting or (self.subscriptions and not self.resting)
+            if wanted and self.host is None and not self.connecting and self.leave_at is None:
                 self._start_connecting()
             readable, writable = self._select()
-            if self.steps is not None and (self.wait.fd in readable or time.monotonic() >= self.resume_at):
-                self._advance()
+            if self.woken in readable:
+                self._finish_connecting()
             try:
                 if 1 in writable:
                     del self.to_client[: os.write(1, self.to_client[: select.PIPE_BUF])]
@@ -105,15 +112,19 @@ class Shim:
                     self._read_client()
             except OSError:
                 return 0
-            if self.host in writable:
-                self._write_host()
-            if self.host in readable:
-                self._read_host()
+            try:
+                if self.host in writable:
+                    self._write_host()
+                if self.host in readable:
+                    self._read_host()
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._lost(unread=True)
 
     def _select(self) -> tuple[list[Any], list[Any]]:
-        reads: list[Any] = []
+        reads: list[Any] = [self.woken]
         writes: list[Any] = [1] if self.to_client else []
-        wake_at = self.leave_at
         if self.leave_at is None and len(self.waiting) < _WAITING_LINES:
             reads.append(0)
         if self.host is not None:
@@ -121,36 +132,24 @@ class Shim:
                 reads.append(self.host)
             if self.to_host or (self.waiting and not self.draining):
                 writes.append(self.host)
-        elif self.steps is not None:
-            reads += [] if self.wait.fd is None else [self.wait.fd]
-            wake_at = self.resume_at
-        timeout_s = None if wake_at is None else max(0.0, wake_at - time.monotonic())
+        timeout_s = None if self.leave_at is None else max(0.0, self.leave_at - time.monotonic())
         readable, writable, _ = select.select(reads, writes, [], timeout_s)
         return readable, writable
 
     def _read_client(self) -> None:
         chunk = os.read(0, _CHUNK)
         if not chunk:
-            if self.from_client and not self.skipping:
+            if self.from_client:
                 self.waiting.append(bytes(self.from_client) + b"\n")
             self.leave_at = time.monotonic() + _FLUSH_S
-            self.steps = None
-            self._half_close()
             return
         self.resting = False
         self.from_client += chunk
         if b"\n" in chunk:
-            *lines, rest = self.from_client.split(b"\n")
-            self.waiting += (bytes(line) + b"\n" for line in lines[1 if self.skipping else 0 :])
-            self.from_client = rest
-            self.skipping = False
-        if self.skipping:
-            self.from_client.clear()
-        elif len(self.from_client) > MAX_FRAME_BYTES:
-            # The host's guard answers a line that is too long; one byte over the limit is enough to be that.
-            self.waiting.append(bytes(self.from_client[: MAX_FRAME_BYTES + 1]) + b"\n")
-            self.from_client.clear()
-            self.skipping = True
+            *lines, self.from_client = self.from_client.split(b"\n")
+            self.waiting += (bytes(line[: MAX_FRAME_BYTES + 1]) + b"\n" for line in lines)
+        # The host's guard answers a line that is too long; one byte over the limit is enough to be that.
+        del self.from_client[MAX_FRAME_BYTES + 1 :]
 
     def _write_host(self) -> None:
         assert self.host is not None
@@ -159,30 +158,11 @@ class Shim:
             self._note_sent(line)
             self.last_sent = line
             self.to_host = memoryview(line)
-        try:
-            self.to_host = self.to_host[self.host.send(self.to_host) :]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._lost(unread=True)
-            return
-        self._half_close()
-
-    def _half_close(self) -> None:
-        """At the end of the client's input, tell the host once everything has been sent."""
-        if self.leave_at is not None and self.host is not None and not self.to_host and not self.waiting:
-            with contextlib.suppress(OSError):
-                self.host.shutdown(socket.SHUT_WR)
+        self.to_host = self.to_host[self.host.send(self.to_host) :]
 
     def _read_host(self) -> None:
         assert self.host is not None
-        try:
-            chunk = self.host.recv(_CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._lost(unread=True)
-            return
+        chunk = self.host.recv(_CHUNK)
         if not chunk:
             self._lost(unread=bool(self.to_host))
             return
@@ -201,28 +181,23 @@ class Shim:
     # What must be known of a line -------------------------------------------------------------------------------
 
     def _note_sent(self, line: bytes) -> None:
-        message = _message(line)
-        method, params = message.get("method"), message.get("params")
-        params = params if isinstance(params, dict) else {}
-        key = json.dumps(message["id"]) if message.get("id") is not None else None
-        if method == "notifications/initialized":
-            self.initialized = line
-        elif method == "notifications/cancelled":
-            cancelled = json.dumps(params.get("requestId"))
-            self.open.pop(cancelled, None)
-            self.subscriptions.pop(cancelled, None)
-        elif key is None or method is None:
-            return
-        elif method == "subscriptions/listen":
-            self.subscriptions[key] = line
-        else:
-            self.open[key] = line if method == "initialize" else b""
-            if method == "initialize":
-                self.handshake, self.greeted = message, False
-            elif method == "resources/subscribe":
-                self.subscriptions[f"uri {params.get('uri')}"] = _replay(message)
-            elif method == "resources/unsubscribe":
-                self.subscriptions.pop(f"uri {params.get('uri')}", None)
+        match message := _message(line):
+            case {"method": "notifications/initialized"}:
+                self.initialized = line
+            case {"method": "notifications/cancelled", "params": {"requestId": cancelled}}:
+                self.open.pop(json.dumps(cancelled), None)
+                self.subscriptions.pop(json.dumps(cancelled), None)
+            case {"method": "subscriptions/listen", "id": int() | str() as request_id}:
+                self.subscriptions[json.dumps(request_id)] = line
+            case {"method": "initialize", "id": int() | str() as request_id}:
+                self.open[json.dumps(request_id)] = line
+            case {"method": method, "id": int() | str() as request_id}:
+                self.open[json.dumps(request_id)] = b""
+                match method, message.get("params"):
+                    case "resources/subscribe", {"uri": uri}:
+                        self.subscriptions[f"uri {uri}"] = _replay(message)
+                    case "resources/unsubscribe", {"uri": uri}:
+                        self.subscriptions.pop(f"uri {uri}", None)
 
     def _note_received(self, line: bytearray) -> bool:
         """Whether the client should see this line."""
@@ -233,66 +208,49 @@ class Shim:
         if key.startswith(f'"{_REPLAY_ID}'):
             return False
         self.answered = True
-        self.open.pop(key, None)
         self.subscriptions.pop(key, None)
-        self.greeted = self.greeted or key == json.dumps(self.handshake.get("id"))
+        if handshake := self.open.pop(key, b""):
+            self.handshake = _replay(_message(handshake))
         return True
 
     # Hosts come and go ------------------------------------------------------------------------------------------
 
-    def _needs_host(self) -> bool:
-        wanted = bool(self.waiting) or (bool(self.subscriptions) and not self.resting)
-        return wanted and self.host is None and self.steps is None
-
     def _start_connecting(self) -> None:
-        if len(self.crashes) == CRASH_LIMIT and time.monotonic() - self.crashes[0] < CRASH_WINDOW_S:
-            failed = f"{CRASH_LIMIT} hosts in {CRASH_WINDOW_S:.0f} s died before their first answer, so no more start."
-            log = self.home.logs / "host.log"
-            self._refuse(problem("host_unavailable", failed, advice=f"{log} says why. Try again in a minute."))
+        if len(self.crashes) == _CRASH_LIMIT and time.monotonic() - self.crashes[0] < _CRASH_WINDOW_S:
+            failed = f"{_CRASH_LIMIT} hosts in {_CRASH_WINDOW_S:.0f} s died before their first answer; no more start."
+            advice = f"{self.home.logs / 'host.log'} says why. Try again in a minute."
+            self._refuse(HostUnavailable(failed, advice=advice))
             return
-        self.steps = connecting(self.home, hello("mcp", self.config), command=self.command)
-        self.wait, self.resume_at = Wait(None, 0.0), 0.0
+        self.connecting = True
+        threading.Thread(target=self._connect, daemon=True).start()
 
-    def _advance(self) -> None:
-        assert self.steps is not None
+    def _connect(self) -> None:
+        """The one thing that waits for a host; in a thread, since the client may leave meanwhile."""
         try:
-            self.wait = next(self.steps)
-            self.resume_at = time.monotonic() + self.wait.timeout_s
-            return
-        except StopIteration as end:
-            self._connected(end.value.sock)
-        except PermissionError as error:
-            self._serve_alone(str(error))
-        except Refused as refused:
-            if refused.crashed:
-                self.crashes.append(time.monotonic())
-            elif refused.data["code"] == "socket_denied":
-                self._serve_alone(refused.data["found"])
-            else:
-                self._refuse(refused.data)
-        self.steps = None
+            find = connect_alone if self.alone else connect
+            self.outcome = find(self.home, hello("mcp", self.config), command=self.command)
+        except Exception as error:
+            self.outcome = error
+        os.write(self.wakes, b"\n")
 
-    def _connected(self, sock: socket.socket) -> None:
-        self.host = sock
-        self.answered = False
-        replay = [_replay(self.handshake), self.initialized] if self.greeted else []
-        self.to_host = memoryview(b"".join([*replay, *self.subscriptions.values()]))
-
-    def _serve_alone(self, why: str) -> None:
-        """Where no socket is to be had, the host runs as this process's child, for this client only."""
-        sys.stderr.write(f"rolecall: no socket can be used here ({why}); serving this client alone.\n")
-        arguments = [*self.command, "--standalone", "--home", str(self.home.root)]
-        arguments += ["--config", str(self.config)] if self.config else []
-        try:
-            ours, theirs = socket.socketpair()
-            stdio = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), fd) for fd in (0, 1)]
-            os.posix_spawn(arguments[0], arguments, os.environ, file_actions=stdio)
-        except OSError as error:
-            self._refuse(problem("host_unavailable", "No server can be started here.", found=str(error)))
-            return
-        theirs.close()
-        ours.setblocking(False)
-        self._connected(ours)
+    def _finish_connecting(self) -> None:
+        os.read(self.woken, 1)
+        self.connecting = False
+        if isinstance(self.outcome, tuple):
+            self.host = self.outcome[0]
+            self.host.setblocking(False)
+            self.answered = False
+            replay = [self.handshake, self.initialized] if self.handshake else []
+            self.to_host = memoryview(b"".join([*replay, *self.subscriptions.values()]))
+        elif isinstance(self.outcome, HostCrashed):
+            self.crashes.append(time.monotonic())
+        elif isinstance(self.outcome, RolecallError) and self.outcome.code == SocketDenied.code:
+            sys.stderr.write(f"rolecall: no socket can be used here ({self.outcome}); serving this client alone.\n")
+            self.alone = True
+        elif isinstance(self.outcome, RolecallError):
+            self._refuse(self.outcome)
+        else:
+            self._refuse(HostUnavailable("No host can be reached.", found=repr(self.outcome)))
 
     def _lost(self, *, unread: bool = False) -> None:
         """The host is gone, or is left: answer what it had not, and keep what no host has seen.
@@ -309,13 +267,12 @@ class Shim:
             self.crashes.append(time.monotonic())
         self.host, self.to_host, self.draining = None, memoryview(b""), False
         self.from_host.clear()
-        if unread and self.last_sent and self.leave_at is None:
+        if unread and self.last_sent:
             key = json.dumps(_message(self.last_sent).get("id"))
             if self.open.pop(key, None) is not None:
                 self.waiting.appendleft(self.last_sent)
         self.last_sent = b""
-        died = problem(
-            "host_died",
+        died = HostDied(
             "The host ended while this request was open; it was not repeated.",
             advice=f"Send it again: a new host starts with it. The old one's log is {self.home.logs / 'host.log'}.",
         )
@@ -326,18 +283,19 @@ class Shim:
                 self._answer(key, died)
         self.open.clear()
 
-    def _refuse(self, data: dict[str, str]) -> None:
+    def _refuse(self, error: RolecallError) -> None:
         """Answer every waiting request with why there is no host; the next one tries again."""
         for line in self.waiting:
-            message = _message(line)
-            if message.get("id") is not None and "method" in message:
-                self._answer(json.dumps(message["id"]), data)
+            match _message(line):
+                case {"method": _, "id": int() | str() as request_id}:
+                    self._answer(json.dumps(request_id), error)
         self.waiting.clear()
         self.resting = True
 
-    def _answer(self, key: str, data: dict[str, str]) -> None:
-        error = {"code": HOST_ERRORS.get(data["code"], HOST_ERRORS["host_unavailable"]), "message": sentence(data)}
-        reply = {"jsonrpc": "2.0", "id": json.loads(key), "error": {**error, "data": data}}
+    def _answer(self, key: str, error: RolecallError) -> None:
+        code = HOST_ERRORS.get(error.code, HOST_ERRORS["host_unavailable"])
+        failure = {"code": code, "message": str(error), "data": error.to_dict()}
+        reply = {"jsonrpc": "2.0", "id": json.loads(key), "error": failure}
         self.to_client += json.dumps(reply).encode() + b"\n"
 
 

@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rolecall.config.home import Home
-from rolecall.server.connect import Connected, connecting, finish, hello, lock_holder
+from rolecall.server.connect import Connection, connect, hello, lock_holder
+from rolecall.server.protocol import VERSION
 
 TOY = Path(__file__).parent / "server" / "toy"
 TOY_HOST = (sys.executable, "-P", str(TOY / "host.py"))
@@ -33,8 +35,22 @@ def anyio_backend() -> str:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     """A home of the test's own, also in `ROLECALL_HOME`. Its host is ended by its recorded id."""
-    made = Home(tmp_path / "home").create()
-    monkeypatch.setenv("ROLECALL_HOME", str(made.root))
+    monkeypatch.setenv("ROLECALL_HOME", str(tmp_path / "home"))
+    with _home(tmp_path / "home") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A home whose toy host runs already, for tests that leave it as they found it."""
+    with _home(tmp_path_factory.mktemp("shared") / "home") as made:
+        toy_connection(made, "control")[0].close()
+        yield made
+
+
+@contextmanager
+def _home(root: Path) -> Iterator[Home]:
+    made = Home(root).create()
     yield made
     pid = lock_holder(made)
     if pid:
@@ -126,11 +142,24 @@ StartClient = Callable[..., Stdio]
 @pytest.fixture
 def toy_client(home: Home, tmp_path: Path) -> Iterator[StartClient]:
     """Starts clients of the toy's shim: `toy_client("--option", env={...})`. Each has ended after the test."""
+    with _clients(home, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def shared_client(shared_home: Home, tmp_path: Path) -> Iterator[StartClient]:
+    """`toy_client` for the shared home."""
+    with _clients(shared_home, tmp_path) as start:
+        yield start
+
+
+@contextmanager
+def _clients(home: Home, cwd: Path) -> Iterator[StartClient]:
     started: list[Stdio] = []
 
     def start(*arguments: str, env: dict[str, str] | None = None) -> Stdio:
         command = [sys.executable, "-P", str(TOY / "serve.py"), *arguments]
-        started.append(Stdio(command, tmp_path, {**os.environ, **(env or {})}))
+        started.append(Stdio(command, cwd, {**os.environ, "ROLECALL_HOME": str(home.root), **(env or {})}))
         return started[-1]
 
     yield start
@@ -144,15 +173,13 @@ def toy_client(home: Home, tmp_path: Path) -> Iterator[StartClient]:
 @pytest.fixture
 def toy_host(home: Home) -> int:
     """The process of a running toy host."""
-    connected = connect(home, "control")
-    connected.sock.close()
-    return int(connected.reply["pid"])
+    sock, reply = toy_connection(home, "control")
+    sock.close()
+    return int(reply["pid"])
 
 
-def connect(home: Home, kind: str, version: str | None = None) -> Connected:
+def toy_connection(home: Home, kind: str, version: str = VERSION) -> Connection:
     """A connection to the toy host, started where there is none; the caller closes its socket."""
-    greeting = hello(kind, None, version) if version else hello(kind, None)
-    connected = finish(connecting(home, greeting, command=TOY_HOST))
-    connected.sock.setblocking(True)
-    connected.sock.settimeout(PATIENCE_S)
-    return connected
+    sock, reply = connect(home, hello(kind, None, version), command=TOY_HOST)
+    sock.settimeout(PATIENCE_S)
+    return sock, reply

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mlx_lm.generate import TextStateMachine
@@ -34,7 +34,7 @@ class TextStream:
         self.tokens += 1
         self.thinking_tokens += self._state[0] == _THINKING
         self._detokenizer.add_token(token)
-        return list(self._split(self._detokenizer.last_segment))
+        return self._split(self._detokenizer.last_segment)
 
     def finish(self) -> list[tuple[Channel, str]]:
         """What was held back, once no token follows; the bytes of a character that was cut short are left out."""
@@ -42,30 +42,26 @@ class TextStream:
             return []
         with contextlib.suppress(KeyError):  # mlx-lm's byte table lacks letters of added tokens
             self._detokenizer.finalize()
-        pieces = list(self._split(self._detokenizer.last_segment.rstrip("\ufffd")))
-        if not self.stopped:
-            state, _, _, held = self._state
-            pieces += self._keep(state, held)
-        return pieces
+        pieces = self._split(self._detokenizer.last_segment.rstrip("\ufffd"))
+        state, _, _, held = self._state
+        return pieces if self.stopped else [*pieces, *self._keep(state, held)]
 
     def text(self, channel: Channel) -> str:
         return "".join(self._pieces[channel]).strip("\n" if channel == "answer" else None).rstrip()
 
-    def _split(self, text: str) -> Iterator[tuple[Channel, str]]:
+    def _split(self, text: str) -> list[tuple[Channel, str]]:
         if self.stopped or not text:
-            return
+            return []
         self._state, segments = TextStateMachine.split(self._state, text)
-        for state, piece in segments:
-            if state is None:
-                self.stopped = True
-            yield from self._keep(state, piece)
+        self.stopped = self._state[0] is None
+        return [kept for state, piece in segments for kept in self._keep(state, piece)]
 
-    def _keep(self, state: str | None, piece: str) -> Iterator[tuple[Channel, str]]:
+    def _keep(self, state: str | None, piece: str) -> list[tuple[Channel, str]]:
         if state is None or not piece:
-            return
+            return []
         channel: Channel = "thinking" if state == _THINKING else "answer"
         self._pieces[channel].append(piece)
-        yield channel, piece
+        return [(channel, piece)]
 
 
 def _transitions(tokenizer: Any, stop: Sequence[str]) -> dict[str, list[tuple[str, str | None]]]:

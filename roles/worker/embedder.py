@@ -27,6 +27,7 @@ GPU_TEXTS_PER_STEP = 32
 class _Job:
     """`left` holds the positions of texts to do, by length, so that a batch has little padding."""
 
+    id: int
     message: wire.Embed
     left: list[int]
     vectors: Any
@@ -35,7 +36,7 @@ class _Job:
 class EmbedderEngine:
     """Embeds a few texts per step, in turns between requests, those that are `alone` (decisions) first."""
 
-    def __init__(self, send: Callable[[wire.FromWorker], None]) -> None:
+    def __init__(self, send: Callable[[int, wire.Body], None]) -> None:
         self._send = send
         self._jobs: deque[_Job] = deque()
         self._model: Any = None
@@ -59,20 +60,19 @@ class EmbedderEngine:
             measured_bytes=self.measured_bytes(),
             load_s=time.monotonic() - started,
             blas="metal" if device == "mps" else "torch",
-            dimensions=self._dimensions,
         )
 
-    def submit(self, message: wire.Generate | wire.Embed) -> None:
+    def submit(self, id: int, message: wire.Generate | wire.Embed) -> None:
         assert isinstance(message, wire.Embed) and self._model is not None
         by_length = sorted(range(len(message.texts)), key=lambda i: len(message.texts[i]))
-        job = _Job(message, by_length, np.zeros((len(by_length), self._dimensions), np.float32))
+        job = _Job(id, message, by_length, np.zeros((len(by_length), self._dimensions), np.float32))
         if message.alone:
             self._jobs.appendleft(job)
         else:
             self._jobs.append(job)
 
     def cancel(self, id: int) -> None:
-        self._jobs = deque(job for job in self._jobs if job.message.id != id)
+        self._jobs = deque(job for job in self._jobs if job.id != id)
 
     @property
     def idle(self) -> bool:
@@ -85,13 +85,13 @@ class EmbedderEngine:
             if now:
                 job.vectors[now] = self._encode([job.message.texts[i] for i in now], job.message.alone)
         except Exception as error:
-            self._send(wire.failed(job.message.id, error))
+            self._send(job.id, wire.failure(error))
             return
         if job.left:
             self._jobs.append(job)
             return
         data = base64.b64encode(job.vectors.tobytes()).decode()
-        self._send(wire.Done(id=job.message.id, result=Embedded(*job.vectors.shape, data)))
+        self._send(job.id, Embedded(len(job.vectors), self._dimensions, data))
 
     def _encode(self, texts: list[str], alone: bool) -> Any:
         """Shape (n, dimensions). `alone`: one text per pass on one thread, since both a batch and a thread count
@@ -109,4 +109,4 @@ class EmbedderEngine:
         return int(psutil.Process().memory_info().rss)
 
     def close(self) -> None:
-        self._jobs.clear()
+        """There is nothing to give back."""

@@ -15,11 +15,11 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model, load_tokenizer
 
 from rolecall.roles.contract import Generated, GenerationRequest, Prefilling
-from rolecall.roles.errors import PromptTooLong, RoleError, WorkerTimeout
+from rolecall.roles.errors import PromptTooLong, WorkerTimeout
 
 from . import wire
 from .channels import TextStream
-from .steering import Grammars, Steering, check_answer, sampler
+from .steering import Grammars, Steering, sampler
 from .wire import Channel, Finish, Loaded, WorkerResult, WorkerSpec
 
 MAX_PREFILL_STEP = 2048  # Source: mlx-lm's default; larger chunks gain nothing on the devices it was tuned for
@@ -44,14 +44,14 @@ class _Job:
     prompt_tokens: int
     steering: Steering
     stream: TextStream
-    began: float | None = None
-    prefilled: float | None = None
+    began: float = 0.0
+    prefilled: float = 0.0
 
 
 class TextEngine:
     """Batches up to the spec's concurrency; every method on the thread that made it, as MLX's streams require."""
 
-    def __init__(self, send: Callable[[wire.FromWorker], None], blas: str) -> None:
+    def __init__(self, send: Callable[[int, wire.Body], None], blas: str) -> None:
         self._send = send
         self._blas = blas
         self._before_load_bytes = psutil.Process().memory_info().rss
@@ -85,7 +85,7 @@ class TextEngine:
             blas=self._blas,
         )
 
-    def submit(self, message: wire.Generate | wire.Embed) -> None:
+    def submit(self, id: int, message: wire.Generate | wire.Embed) -> None:
         """Queue one request.
 
         Raises:
@@ -95,13 +95,9 @@ class TextEngine:
         request = message.request
         prompt = self._prompt(request, message.thinks and message.thinking_budget != 0)
         thinking, budget = self._thinking(prompt, message)
+        matcher = self._grammars.matcher(request.json_schema)
         steering = Steering(
-            self._tokenizer,
-            thinking=thinking,
-            may_think=message.thinks,
-            budget=budget,
-            matcher=self._grammars.matcher(request.json_schema) if request.json_schema is not None else None,
-            penalty=request.repetition_penalty,
+            self._tokenizer, matcher, request.repetition_penalty, thinking, may_think=message.thinks, budget=budget
         )
         [uid] = self._generator.insert(
             [prompt],
@@ -110,7 +106,7 @@ class TextEngine:
             logits_processors=[[steering] if steering.needed else []],
         )
         stream = TextStream(self._tokenizer, thinking=thinking, stop=request.stop)
-        self._jobs[uid] = _Job(message.id, request, len(prompt), steering, stream)
+        self._jobs[uid] = _Job(id, request, len(prompt), steering, stream)
 
     def cancel(self, id: int) -> None:
         for uid in [uid for uid, job in self._jobs.items() if job.id == id]:
@@ -143,7 +139,7 @@ class TextEngine:
         for uid, job in list(self._jobs.items()):
             if job.steering.failure is not None:
                 self._fail(uid, job.steering.failure)
-            elif job.began is not None and job.request.timeout_s and now - job.began > job.request.timeout_s:
+            elif job.request.timeout_s and job.began and now - job.began > job.request.timeout_s:
                 self._time_out(uid, now - job.began)
 
     def measured_bytes(self) -> int:
@@ -152,16 +148,13 @@ class TextEngine:
         return int(max(psutil.Process().memory_info().rss, held))
 
     def close(self) -> None:
-        for uid in list(self._jobs):
-            self._drop(uid)
         mx.synchronize()
         mx.clear_cache()
 
     def _prompt(self, request: GenerationRequest, think: bool) -> list[int]:
-        characters = sum(len(message.content) for message in request.messages)
         room = self._spec.context_length
-        count = f"at least {characters // _CHARACTERS_PER_TOKEN}"
-        if characters // _CHARACTERS_PER_TOKEN <= room:
+        count = sum(len(message.content) for message in request.messages) // _CHARACTERS_PER_TOKEN
+        if count <= room:
             if self._tokenizer.has_chat_template:
                 messages = [message.model_dump() for message in request.messages]
                 tokens = self._tokenizer.apply_chat_template(
@@ -169,12 +162,11 @@ class TextEngine:
                 )
             else:
                 tokens = self._tokenizer.encode("\n\n".join(message.content for message in request.messages))
-            if len(tokens) + request.max_tokens <= room:
+            if (count := len(tokens)) + request.max_tokens <= room:
                 return list(tokens)
-            count = str(len(tokens))
         raise PromptTooLong(
             f"The prompt is too long for model {self._spec.model!r}.",
-            found=f"{count} prompt tokens and {request.max_tokens} for the answer",
+            found=f"at least {count} prompt tokens and {request.max_tokens} for the answer",
             allowed=f"{room} tokens together",
             advice="Send less text, summarize it first, or use a role with a larger context.",
         )
@@ -185,66 +177,58 @@ class TextEngine:
             return False, None
         opened = self._tokenizer.rfind_think_start(prompt) > self._tokenizer.rfind_think_end(prompt)
         most = message.request.max_tokens - message.request.max_tokens // _ANSWER_SHARE
-        if not message.thinks:
-            return opened, 0
-        return opened, most if message.thinking_budget is None else min(most, message.thinking_budget)
+        wanted = most if message.thinking_budget is None else message.thinking_budget
+        return opened, min(most, wanted) if message.thinks else 0
 
     def _on_prefill(self, response: Any, began: float, now: float) -> None:
         job = self._jobs[response.uid]
-        job.began = began if job.began is None else job.began
+        job.began = job.began or began
         if response.end_of_prompt:
             job.prefilled = now
-        self._send(wire.News(id=job.id, event=Prefilling(*response.progress)))
+        self._send(job.id, Prefilling(*response.progress))
 
     def _on_token(self, response: Any) -> None:
         job = self._jobs[response.uid]
         if response.finish_reason != "stop":  # then the token is the model's own end mark
             self._say(job, job.stream.add(response.token))
-        if job.stream.stopped:
-            self._finish(response.uid, "stop")
-        elif response.finish_reason is not None:
-            self._finish(response.uid, response.finish_reason)
+        if job.stream.stopped or response.finish_reason:
+            self._finish(response.uid, "stop" if job.stream.stopped else response.finish_reason)
 
     def _say(self, job: _Job, pieces: list[tuple[Channel, str]]) -> None:
         for channel, text in pieces:
-            self._send(wire.News(id=job.id, event=Generated(text, channel, job.stream.tokens)))
+            self._send(job.id, Generated(text, channel, job.stream.tokens))
 
     def _finish(self, uid: int, finish: Finish) -> None:
         job = self._jobs[uid]
         now = time.monotonic()
         self._say(job, job.stream.finish())
-        text = job.stream.text("answer")
-        if job.request.json_schema is not None and finish == "stop":
-            check_answer(job.request.json_schema, text)
         self._drop(uid)
-        prefilled = job.prefilled or now
         result = WorkerResult(
-            text=text,
+            text=job.stream.text("answer"),
             thinking=job.stream.text("thinking"),
             finish=finish,
             prompt_tokens=job.prompt_tokens,
             completion_tokens=job.stream.tokens,
             thinking_tokens=job.stream.thinking_tokens,
-            prefill_s=prefilled - (job.began or prefilled),
-            decode_s=now - prefilled,
+            prefill_s=job.prefilled - job.began,
+            decode_s=now - job.prefilled,
         )
-        self._send(wire.Done(id=job.id, result=result))
+        self._send(job.id, result)
 
     def _time_out(self, uid: int, elapsed_s: float) -> None:
         job = self._jobs[uid]
         if job.stream.tokens:
-            self._finish(uid, "timeout")
-            return
+            return self._finish(uid, "timeout")
         error = WorkerTimeout(
             f"Model {self._spec.model!r} made no token in time.",
             found=f"{elapsed_s:.1f} s in a prompt of {job.prompt_tokens} tokens",
             allowed=f"{job.request.timeout_s:.1f} s from the first prefill step",
             advice="Send less text, or raise the role's timeout_s.",
         )
-        self._fail(uid, error)
+        return self._fail(uid, error)
 
     def _fail(self, uid: int, error: Exception) -> None:
-        self._send(wire.failed(self._jobs[uid].id, error))
+        self._send(self._jobs[uid].id, wire.failure(error))
         self._drop(uid)
 
     def _drop(self, uid: int) -> None:

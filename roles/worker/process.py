@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import anyio
@@ -22,7 +21,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from rolecall.config.errors import RolecallError
 from rolecall.roles import errors
-from rolecall.roles.contract import GenerationRequest, Loading, OnEvent, Vectors
+from rolecall.roles.contract import Generated, GenerationRequest, Loading, OnEvent, Prefilling, Vectors
 
 from . import wire
 from .wire import Loaded, WorkerResult, WorkerSpec
@@ -31,28 +30,16 @@ __all__ = ["Loaded", "Worker", "WorkerResult", "WorkerSpec"]
 
 START_TIMEOUT_S = 120.0  # imports take 2 to 5 s; a cold disk or a busy machine takes much longer
 EXIT_GRACE_S = 4.0
-TERMINATE_GRACE_S = 2.0
+PIPE_GRACE_S = 2.0  # between the end of its output and its own
 CANCEL_GRACE_S = 2.0
 HUNG_AFTER_S = 60.0  # one step is measured to take under a second, so this is a worker that will not come back
 LINE_LIMIT_BYTES = 1 << 30
 
 T = TypeVar("T", Loaded, WorkerResult, wire.Embedded)
+OnBody = Callable[[Any], None]
 _log = structlog.get_logger(__name__)
+Outcome = wire.Result | RolecallError
 _ERRORS = {kind.code: kind for kind in errors.RoleError.__subclasses__()}
-
-
-@dataclass(slots=True)
-class _Call:
-    """One request under way: `done` is set once `outcome` is there."""
-
-    on_event: Callable[[Any], None] | None
-    done: anyio.Event = field(default_factory=anyio.Event)
-    outcome: Loaded | WorkerResult | wire.Embedded | RolecallError | None = None
-
-    def finish(self, outcome: Loaded | WorkerResult | wire.Embedded | RolecallError) -> None:
-        if self.outcome is None:
-            self.outcome = outcome
-            self.done.set()
 
 
 class Worker:
@@ -65,10 +52,10 @@ class Worker:
     def __init__(self, process: anyio.abc.Process) -> None:
         self._process = process
         self._ids = itertools.count(1)
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, tuple[asyncio.Future[Outcome], OnBody | None]] = {}
         self._ready = anyio.Event()
         self._heard_at = 0.0
-        self._hung = False
+        self._silent_s = 0.0  # for how long, where it was killed for that
         self.spec: WorkerSpec | None = None
         self.measured_bytes = 0
         self.exited = anyio.Event()
@@ -80,7 +67,7 @@ class Worker:
 
     @classmethod
     async def start(cls, spec: WorkerSpec | None = None) -> Worker:
-        """A process with its imports done. `spec` only says which imports (None: text); `load` brings the model.
+        """A process with its imports done. `spec` only says of which kind (None: text); `load` brings the model.
 
         Raises:
             WorkerDied: it ended, or was not ready in 120 s.
@@ -94,19 +81,14 @@ class Worker:
             )
         )
         try:
-            with anyio.move_on_after(START_TIMEOUT_S):
+            with anyio.move_on_after(START_TIMEOUT_S) as patience:
                 await worker._ready.wait()
-            if worker.exited.is_set():
-                raise worker._death()
-            if not worker._ready.is_set():
-                raise errors.WorkerDied(
-                    "A model process did not start.",
-                    found=f"not ready after {START_TIMEOUT_S:.0f} s",
-                    advice="The machine may be out of memory or very busy: see `rolecall doctor` and `rolecall logs`.",
-                )
-        except BaseException:
-            await worker.stop()
-            raise
+        finally:
+            if not worker.measured_bytes:
+                await worker.stop()
+        if not worker.measured_bytes:
+            worker._silent_s = START_TIMEOUT_S if patience.cancelled_caught else 0.0
+            raise worker._death()
         return worker
 
     async def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None] | None = None) -> Loaded:
@@ -123,7 +105,7 @@ class Worker:
             if on_loading:
                 on_loading(event.done_bytes, event.total_bytes)
 
-        loaded = await self._call(Loaded, lambda id: wire.Load(id=id, spec=spec), forward)
+        loaded = await self._call(Loaded, spec, forward)
         self.measured_bytes = loaded.measured_bytes
         return loaded
 
@@ -141,11 +123,7 @@ class Worker:
         Raises:
             PromptTooLong, SchemaRefused, WorkerTimeout (no token within `request.timeout_s`), WorkerDied.
         """
-        return await self._call(
-            WorkerResult,
-            lambda id: wire.Generate(id=id, request=request, thinks=thinks, thinking_budget=thinking_budget),
-            on_event,
-        )
+        return await self._call(WorkerResult, wire.Generate(request, thinks, thinking_budget), on_event)
 
     async def embed(self, texts: Sequence[str], alone: bool = False) -> Vectors:
         """Unit-length vectors, shape (len(texts), dimensions), float32, in order; see `RoleModels.embed`.
@@ -153,61 +131,60 @@ class Worker:
         Raises:
             WorkerDied.
         """
-        done = await self._call(wire.Embedded, lambda id: wire.Embed(id=id, texts=tuple(texts), alone=alone))
+        done = await self._call(wire.Embedded, wire.Embed(tuple(texts), alone))
         return np.frombuffer(base64.b64decode(done.base64), np.float32).reshape(done.rows, done.dimensions)
 
     async def stop(self) -> str:
-        """End the process; pending calls raise `WorkerDied`. Returns `exited` (by itself), `terminated` or `killed`."""
-        outcome = "exited"
+        """End the process; pending calls raise `WorkerDied`. Returns `exited` (by itself) or `killed`."""
+        assert self._process.stdin is not None
         with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(EXIT_GRACE_S), contextlib.suppress(errors.WorkerDied):
-                await self._send(wire.Stop())
-                await self._process.wait()
-            for next_outcome, number in (("terminated", signal.SIGTERM), ("killed", signal.SIGKILL)):
-                if self._process.returncode is None:
-                    outcome = next_outcome
-                    self._signal(number)
-                    with anyio.move_on_after(TERMINATE_GRACE_S):
-                        await self._process.wait()
+            await self._process.stdin.aclose()
+            with anyio.move_on_after(EXIT_GRACE_S):
+                await self.exited.wait()
+            outcome = "exited" if self.exited.is_set() else "killed"
+            self._kill()
             await self.exited.wait()
         return outcome
 
     async def _call(
-        self, kind: type[T], make: Callable[[int], wire.ToWorker], on_event: Callable[[Any], None] | None = None
+        self, kind: type[T], body: WorkerSpec | wire.Generate | wire.Embed, on_event: OnBody | None = None
     ) -> T:
-        id, call, asked_at = next(self._ids), _Call(on_event), anyio.current_time()
         if self.exited.is_set():
             raise self._death()
-        self._calls[id] = call
+        id, done, asked_at = next(self._ids), asyncio.get_running_loop().create_future(), anyio.current_time()
+        self._calls[id] = done, on_event
         try:
-            await self._send(make(id))
-            while not call.done.is_set():
-                with anyio.move_on_after(HUNG_AFTER_S):
-                    await call.done.wait()
+            await self._send(wire.ToWorker(id, body))
+            while not done.done():
+                await asyncio.wait([done], timeout=HUNG_AFTER_S)
                 # a worker at work reports its memory every second, save in a load, where a slow disk may be silent
                 silent_s = anyio.current_time() - max(asked_at, self._heard_at)
-                if kind is not Loaded and silent_s >= HUNG_AFTER_S and not call.done.is_set():
+                if kind is not Loaded and silent_s >= HUNG_AFTER_S and not done.done():
                     _log.warning("worker_hung", pid=self.pid, silent_s=round(silent_s))
-                    self._hung = True
-                    self._signal(signal.SIGKILL)
-        except anyio.get_cancelled_exc_class():
+                    self._silent_s = silent_s
+                    self._kill()
+        except asyncio.CancelledError:
             if kind is not Loaded:
                 with anyio.move_on_after(CANCEL_GRACE_S, shield=True), contextlib.suppress(RolecallError):
-                    await self._send(wire.Cancel(id=id))
-                    await call.done.wait()
+                    await self._send(wire.ToWorker(id, None))
+                    await asyncio.wait([done])
             raise
         finally:
             del self._calls[id]
-        if isinstance(call.outcome, RolecallError):
-            raise call.outcome
-        assert isinstance(call.outcome, kind)
-        return call.outcome
+        outcome = done.result()
+        if isinstance(outcome, RolecallError):
+            raise outcome
+        assert isinstance(outcome, kind)
+        return outcome
 
     async def _send(self, message: wire.ToWorker) -> None:
-        line = wire.request_line(message)
+        assert self._process.stdin is not None
         try:
-            assert self._process.stdin is not None
-            await self._process.stdin.send(line)
+            await self._process.stdin.send(wire.to_worker.dump_json(message) + b"\n")
+        except ValueError:
+            raise errors.RoleError(
+                "The request holds text that is not Unicode.", found="a lone surrogate", advice="Send it without."
+            ) from None
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             await self.exited.wait()
             raise self._death() from None
@@ -225,46 +202,51 @@ class Worker:
         except (ValueError, anyio.DelimiterNotFound) as error:
             _log.error("worker_protocol", pid=self.pid, error=type(error).__name__)
         finally:
-            with anyio.move_on_after(TERMINATE_GRACE_S):
+            with anyio.move_on_after(PIPE_GRACE_S):
                 await self._process.wait()
-            if self._process.returncode is None:
-                self._signal(signal.SIGKILL)
+            self._kill()
             await self._process.wait()
             self.exited.set()
             self._ready.set()
-            for call in self._calls.values():
-                call.finish(self._death())
+            for id in self._calls:
+                self._finish(id, self._death())
             await self._process.aclose()
 
     def _deliver(self, message: wire.FromWorker) -> None:
         self._heard_at = anyio.current_time()
-        if isinstance(message, wire.Memory):
-            self.measured_bytes = message.measured_bytes
-            self._ready.set()
-        elif call := self._calls.get(message.id):  # else it was cancelled and given up on
-            match message:
-                case wire.Done():
-                    call.finish(message.result)
-                case wire.Failed():
-                    fields = dict(message.error)
-                    call.finish(_ERRORS.get(fields.pop("code"), errors.RoleError)(**fields))
-                case wire.News() if call.on_event:
-                    try:
-                        call.on_event(message.event)
-                    except Exception:
-                        _log.exception("event_callback_failed", pid=self.pid)
+        match message.body:
+            case int(measured_bytes):
+                self.measured_bytes = measured_bytes
+                self._ready.set()
+            case wire.Failure(error):
+                fields = dict(error)
+                self._finish(message.id, _ERRORS.get(fields.pop("code"), errors.RoleError)(**fields))
+            case Loading() | Prefilling() | Generated() as event:
+                _, on_event = self._calls.get(message.id, (None, None))
+                try:
+                    if on_event:
+                        on_event(event)
+                except Exception:
+                    _log.exception("event_callback_failed", pid=self.pid)
+            case result:
+                self._finish(message.id, result)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _finish(self, id: int, outcome: Outcome) -> None:
+        done, _ = self._calls.get(id, (None, None))
+        if done and not done.done():  # else it was cancelled and given up on
+            done.set_result(outcome)
+
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+            self._process.kill()
 
     def _death(self) -> errors.WorkerDied:
         code = self._process.returncode
         found = f"exit status {code}"
         if code is not None and code < 0:
             found = f"signal {-code} ({signal.strsignal(-code)})"
-        if self._hung:
-            found = f"no sign of life for {HUNG_AFTER_S:.0f} s"
+        if self._silent_s:
+            found = f"no sign of life for {self._silent_s:.0f} s"
         name = f"of model {self.spec.model!r} " if self.spec else ""
         return errors.WorkerDied(
             f"The process {name}ended (pid {self.pid}).",

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from llguidance.numpy import fill_next_token_bitmask
 from mlx_lm.sample_utils import apply_top_p, greedy_sampler, make_repetition_penalty
 
 from rolecall.roles.contract import GenerationRequest
@@ -44,52 +44,25 @@ class Grammars:
         self._tokenizer = tokenizer
         self._table: LLTokenizer | None = None
 
-    def matcher(self, schema: dict[str, Any]) -> LLMatcher:
-        """A matcher at its start.
+    def matcher(self, schema: dict[str, Any] | None) -> LLMatcher | None:
+        """A matcher at its start; None without a schema.
 
         Raises:
             SchemaRefused: not a JSON Schema, or with a part that cannot be enforced.
         """
-        validator(schema)
+        if schema is None:
+            return None
         if self._table is None:
             eos = sorted(self._tokenizer.eos_token_ids)
             self._table = from_tokenizer(self._tokenizer._tokenizer, eos_token=eos)
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_STYLE)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_STYLE)
+        except (ValueError, RecursionError):
+            raise _refused("nested too deeply") from None
         failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._table)
         if failed:
             raise _refused(messages[0])
         return LLMatcher(self._table, grammar, log_level=0)
-
-
-def validator(schema: dict[str, Any]) -> Any:
-    """A jsonschema validator that fetches nothing.
-
-    Raises:
-        SchemaRefused: not a JSON Schema.
-    """
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-    from referencing import Registry
-
-    try:
-        Draft202012Validator.check_schema(schema)
-    except (SchemaError, RecursionError) as error:
-        raise _refused(getattr(error, "message", "nested too deeply")) from None
-    return Draft202012Validator(schema, registry=Registry())
-
-
-def check_answer(schema: dict[str, Any], text: str) -> None:
-    """See that a finished answer is valid.
-
-    Raises:
-        SchemaRefused: it is not, so the schema says something that the grammar could not.
-    """
-    try:
-        error = next(validator(schema).iter_errors(json.loads(text)), None)
-    except ValueError:
-        raise _refused("the answer is not JSON") from None
-    if error is not None:
-        raise _refused(f"the answer broke {error.validator!r} at {error.json_path}")
 
 
 def _refused(reason: str) -> SchemaRefused:
@@ -108,12 +81,11 @@ class Steering:
     def __init__(
         self,
         tokenizer: Any,
-        *,
+        matcher: LLMatcher | None,
+        penalty: float | None,
         thinking: bool,
         may_think: bool,
         budget: int | None,
-        matcher: LLMatcher | None,
-        penalty: float | None,
     ) -> None:
         self._penalise = make_repetition_penalty(penalty, 64) if penalty and penalty != 1.0 else None
         self._matcher = matcher
@@ -126,17 +98,10 @@ class Steering:
         self._was_forced = False
         self._thought: list[int] = []
         self._called = False
-        self._bits: Any = None
         self.failure: Exception | None = None
-
-    @property
-    def needed(self) -> bool:
-        return self._penalise is not None or self._watches
-
-    @property
-    def _watches(self) -> bool:
-        """Whether it has to see each token, which costs the overlap of one step with the next."""
-        return self._matcher is not None or bool(self._closing)
+        # whether it has to see each token, which costs the overlap of one step with the next
+        self._watches = matcher is not None or bool(self._closing)
+        self.needed = self._penalise is not None or self._watches
 
     def __call__(self, context: mx.array, logits: mx.array) -> mx.array:
         if self.failure is not None:
@@ -160,12 +125,13 @@ class Steering:
             self._forced.extend(self._closing)
         if self._forced:
             self._was_forced = True
-            return _only(logits, self._forced.popleft())
+            only = mx.arange(logits.shape[-1])[None] == self._forced.popleft()
+            return mx.where(only, mx.zeros_like(logits), -mx.inf)
         if self._thinking:  # it may not end before there is an answer
             return logits.at[:, mx.array(sorted(self._eos))].add(-mx.inf)
         if self._matcher is None:
             return logits
-        return self._masked(logits, also=self._start if first and self._may_open else ())
+        return self._masked(self._matcher, logits, also=self._start if first and self._may_open else ())
 
     def _observe(self, token: int) -> None:
         if self._was_forced:
@@ -180,27 +146,20 @@ class Steering:
             raise RuntimeError(self._matcher.get_error())
         self._may_open = False
 
-    def _masked(self, logits: mx.array, also: tuple[int, ...]) -> mx.array:
+    def _masked(self, matcher: LLMatcher, logits: mx.array, also: tuple[int, ...]) -> mx.array:
         size = logits.shape[-1]
-        if self._bits is None:
-            self._bits = allocate_token_bitmask(1, size)
-        self._bits[:] = 0
-        fill_next_token_bitmask(self._matcher, self._bits)
-        if self._matcher is not None and self._matcher.is_error():
-            raise RuntimeError(self._matcher.get_error())
-        allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[:size].astype(bool)
+        bits = np.zeros((1, -(-size // 32)), np.int32)
+        fill_next_token_bitmask(matcher, bits)
+        if matcher.is_error():
+            raise RuntimeError(matcher.get_error())
+        allowed = np.unpackbits(bits.view(np.uint8), bitorder="little")[:size].astype(bool)
         allowed[list(also)] = True
         return mx.where(mx.array(allowed)[None], logits, -mx.inf)
 
 
-def _only(logits: mx.array, token: int) -> mx.array:
-    return mx.where(mx.arange(logits.shape[-1])[None] == token, mx.zeros_like(logits), -mx.inf)
-
-
 def _closing(tokenizer: Any) -> list[int]:
     """The tokens that end a thinking section, each side on its own line as the models were trained."""
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False))
-
-    return [*encode("\n"), *tokenizer.think_end_tokens, *encode("\n\n")] if tokenizer.has_thinking else []
+    if not tokenizer.has_thinking:
+        return []
+    before, after = (list(tokenizer.encode(text, add_special_tokens=False)) for text in ("\n", "\n\n"))
+    return [*before, *tokenizer.think_end_tokens, *after]

@@ -1,13 +1,16 @@
-"""What a worker process and its parent say to each other: one line of JSON per message."""
+"""What a worker process and its parent say to each other: one line of JSON per message.
+
+A worker ends when its input does, whether its parent closed the pipe or died.
+"""
 
 from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from rolecall.config.errors import RolecallError
 from rolecall.roles.contract import Generated, GenerationRequest, Loading, Prefilling
@@ -50,7 +53,6 @@ class Loaded:
     decode_tokens_per_s: float = 0.0
     load_s: float = 0.0
     blas: str = ""
-    dimensions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,105 +78,63 @@ class Embedded:
     base64: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    op: Literal["load"] = "load"
-    id: int
-    spec: WorkerSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Generate:
-    op: Literal["generate"] = "generate"
-    id: int
     request: GenerationRequest
     thinks: bool
     thinking_budget: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Embed:
-    op: Literal["embed"] = "embed"
-    id: int
     texts: tuple[str, ...]
     alone: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancel:
-    """Answered with `Failed` once the worker has let go of the request."""
-
-    op: Literal["cancel"] = "cancel"
-    id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    op: Literal["stop"] = "stop"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """Said once a second while there is work, and first of all when the imports are done."""
-
-    op: Literal["memory"] = "memory"
-    measured_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class News:
-    op: Literal["news"] = "news"
-    id: int
-    event: Loading | Prefilling | Generated
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    op: Literal["done"] = "done"
-    id: int
-    result: Loaded | WorkerResult | Embedded
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+@dataclass(frozen=True, slots=True)
+class Failure:
     """`error` is a `RolecallError.to_dict()`; its code names the class in `roles.errors`."""
 
-    op: Literal["failed"] = "failed"
-    id: int
     error: dict[str, str]
 
 
-ToWorker = Load | Generate | Embed | Cancel | Stop
-FromWorker = Memory | News | Done | Failed
-
-_LATER = ConfigDict(defer_build=True)  # at the first message, not while the host starts
-to_worker: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="op")], config=_LATER)
-from_worker: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="op")], config=_LATER)
+Result = Loaded | WorkerResult | Embedded
+Body = Loading | Prefilling | Generated | Result | Failure | int
+"""What a worker says: how far it is, the result or failure that ends a request, or (to request 0) its bytes of memory:
+once a second while it works, and first of all when its imports are done."""
 
 
-def request_line(message: ToWorker) -> bytes:
-    """What is written to a worker.
-
-    Raises:
-        RoleError: a text holds half of a surrogate pair.
-    """
-    try:
-        return to_worker.dump_json(message) + b"\n"
-    except ValueError:
-        raise RoleError(
-            "The request holds text that is not Unicode.", found="a lone surrogate", advice="Send it without."
-        ) from None
+_LATER = ConfigDict(defer_build=True)  # validators are made at the first message, not while the host starts
 
 
-def failed(id: int, error: Exception) -> Failed:
+@dataclass(frozen=True, slots=True)
+class ToWorker:
+    """A model to load, a request, or None: let go of request `id`, which is answered with a failure."""
+
+    __pydantic_config__ = _LATER
+    id: int
+    body: WorkerSpec | Generate | Embed | None
+
+
+@dataclass(frozen=True, slots=True)
+class FromWorker:
+    __pydantic_config__ = _LATER
+    id: int
+    body: Body
+
+
+to_worker = TypeAdapter(ToWorker)
+from_worker = TypeAdapter(FromWorker)
+
+
+def failure(error: Exception) -> Failure:
     """The error as the parent gets it; of an unforeseen one type and place only: its text may hold a document's."""
     if not isinstance(error, RolecallError):
-        places = [
-            f" at {Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
-        ]
+        frames = traceback.extract_tb(error.__traceback__)[-1:]
+        place = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in frames)
         error = RoleError(
             "The model process failed on this request.",
-            found=type(error).__name__ + "".join(places[-1:]),
+            found=f"{type(error).__name__}{place}",
             advice="Ask again; if it happens again, report it with the output of `rolecall doctor --json`.",
         )
-    return Failed(id=id, error=error.to_dict())
+    return Failure(error.to_dict())

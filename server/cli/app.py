@@ -36,7 +36,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Show the ver
 
 @app.command("serve", help="Serve MCP over stdio (what a client's configuration runs).")
 def _serve(
-    standalone: bool = typer.Option(False, "--standalone", help="One process, no shared host."),
+    standalone: bool = typer.Option(False, "--standalone", help="A host of its own, for containers and debugging."),
     config: str = typer.Option("", "--config", help="Settings file laid over the user's own."),
 ) -> None:
     # Reached only through --help: the entry point hands `serve` to the shim before this module is imported.

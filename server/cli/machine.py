@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import typer
 from rich.table import Table
 
@@ -16,7 +16,7 @@ from rolecall.config.models import models_table
 from rolecall.config.profile import Profile
 from rolecall.config.settings import AUTO_PROFILES, load_profile, load_settings
 
-from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_host, console, emit, gb, note, run
+from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_host, console, emit, gb, note
 
 
 def register(app: typer.Typer) -> None:
@@ -75,7 +75,7 @@ def _fetch_first(home: Home, profile: Profile, starter_only: bool) -> list[str]:
         if (home.models / model / "config.json").is_file():
             continue
         with Bar(model) as bar:
-            run(partial(pull, model, home, settings, bar.bytes))
+            anyio.run(pull, model, home, settings, bar.bytes)
         fetched.append(model)
     return fetched
 
@@ -190,7 +190,7 @@ def logs(
 def stop(as_json: bool = JSON_OPTION) -> None:
     from ..host.control import stop_host
 
-    pid = run(partial(stop_host, Home.find()))
+    pid = anyio.run(stop_host, Home.find())
     if as_json:
         emit({"stopped": pid is not None, "pid": pid})
     else:

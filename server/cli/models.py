@@ -6,13 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import anyio
 import typer
 from rich.table import Table
 
 from rolecall.config.home import Home
 from rolecall.config.settings import load_settings
 
-from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, gb, note, run
+from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, gb, note
 
 models_app = typer.Typer(no_args_is_help=True, help="Get, plan, load and unload models.")
 
@@ -32,7 +33,7 @@ def pull(
     home = Home.find().create()
     settings = load_settings(home, config)
     with Bar(name) as bar:
-        manifest = run(lambda: sources.pull(name, home, settings, bar.bytes))
+        manifest = anyio.run(sources.pull, name, home, settings, bar.bytes)
     if as_json:
         emit({"model": manifest.model, "source": manifest.source, "weights_sha256": manifest.weights_sha256})
     else:

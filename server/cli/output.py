@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,37 +54,21 @@ def fail(error: RolecallError, as_json: bool) -> None:
     if as_json:
         sys.stderr.write(json.dumps({"error": error.to_dict()}, ensure_ascii=False) + "\n")
     else:
-        errors().print(f"[bold red]error[/] [{error.code}]".replace(f"[{error.code}]", f"({error.code})"), end=" ")
-        errors().print(str(error), markup=False)
+        errors().print("error", style="bold red", end=" ")
+        errors().print(f"({error.code}) {error}", markup=False)
 
 
 def ask_host(
     op: str, params: dict[str, Any], config: Path | None = None, on_update: OnUpdate | None = None, start: bool = True
 ) -> Any:
     """One control request to the host (started where there is none); its result as JSON."""
-    return run(lambda: _call(op, params, config, on_update, start))
-
-
-async def _call(op: str, params: dict[str, Any], config: Path | None, on_update: OnUpdate | None, start: bool) -> Any:
     from ..host.control import ControlClient
 
-    async with ControlClient.open(Home.find(), config_path=config, start=start) as client:
-        return await client.call(op, params, on_update)
+    async def call() -> Any:
+        async with ControlClient.open(Home.find(), config_path=config, start=start) as client:
+            return await client.call(op, params, on_update)
 
-
-def run(work: Callable[[], Awaitable[Any]]) -> Any:
-    """`anyio.run`, with the one error of a task group unwrapped."""
-
-    async def inner() -> Any:
-        return await work()
-
-    try:
-        return anyio.run(inner)
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        raise error from None
+    return anyio.run(call)
 
 
 class Bar:

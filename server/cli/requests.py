@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import typer
 from rich.markdown import Markdown
 from rich.table import Table
@@ -147,7 +148,6 @@ def _in_chunks(op: str, rows: list[Any], config: Path | None) -> list[Any]:
     from rolecall.config.home import Home
 
     from ..host.control import ControlClient
-    from .output import run
 
     async def work() -> list[Any]:
         lines: list[Any] = []
@@ -158,8 +158,7 @@ def _in_chunks(op: str, rows: list[Any], config: Path | None) -> list[Any]:
         return lines
 
     with Bar(op.removesuffix("_batch")) as bar:
-        lines: list[Any] = run(work)
-    return lines
+        return anyio.run(work)
 
 
 def _chunks(rows: list[Any]) -> Iterator[list[Any]]:

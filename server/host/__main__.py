@@ -5,12 +5,14 @@ Nothing heavy is imported before the lock is held, so that a second host leaves 
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
 import secrets
+import socket
 import sys
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,27 +23,9 @@ from ..errors import HostUnavailable
 from ..protocol import VERSION
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from .services import OpenServices, Services
-
-
-def main(arguments: list[str], open_services: OpenServices | None = None, version: str = VERSION) -> int:
-    """Run what a client starts: `--home DIR [--config FILE] (--ready-fd N | --standalone)`."""
-    words = [word for word in arguments if word != "--standalone"]
-    given = dict(zip(words[::2], words[1::2], strict=True))
-    home = Home(Path(given["--home"]))
-    config = Path(given["--config"]) if "--config" in given else None
-    if words != arguments:
-        from .standalone import serve_alone
-
-        return serve_alone(home, config, open_services or product_services)
-    return serve_host(home, config, Starter(int(given["--ready-fd"])), open_services or product_services, version)
-
-
-def product_services(home: Home, config: Path | None) -> AbstractAsyncContextManager[Services]:
-    """The product's composition root, imported when it is opened."""
-    from .compose import open_services
-
-    return open_services(home, config)
 
 
 class Starter:
@@ -51,67 +35,82 @@ class Starter:
         self._fd: int | None = fd
 
     def say(self, word: dict[str, Any]) -> None:
-        if self._fd is not None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
             with suppress(OSError):  # whoever started this may be gone
-                os.write(self._fd, json.dumps(word).encode() + b"\n")
-            os.close(self._fd)
-        self._fd = None
+                os.write(fd, json.dumps(word).encode() + b"\n")
 
 
-def serve_host(home: Home, config: Path | None, starter: Starter, open_services: OpenServices, version: str) -> int:
-    """Serve a home until nobody needs it; returns the exit code."""
-    from .lock import HomeLock, bind_socket, load_environment
+def main(arguments: list[str], open_services: OpenServices | None = None, version: str = VERSION) -> int:
+    """Serve a home until nobody needs it; returns the exit code.
 
+    `--starter-fd` is a socket of the process that started this. With `--alone` that is the one client that is served.
+    """
+    parser = argparse.ArgumentParser("rolecall.server.host")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--starter-fd", type=int, required=True)
+    parser.add_argument("--alone", action="store_true")
+    given = parser.parse_args(arguments)
+    os.set_inheritable(given.starter_fd, False)
     with suppress(OSError):
         os.setsid()
+    from .lock import HomeLock, bind_socket, load_environment
+
+    home, starter, boot = Home(given.home), Starter(given.starter_fd), secrets.token_hex(6)
     lock = HomeLock(home)
-    boot = secrets.token_hex(6)
+    path = None
     try:
         if (holder := lock.take()) is not None:
             starter.say({"held": holder})
             return 0
         os.chdir(home.root)
         load_environment(home)
-        listener, path = bind_socket(home)
-        lock.note(boot=boot, config=config, socket_path=path)
+        if given.alone:
+            sock = socket.socket(fileno=given.starter_fd)
+        else:
+            sock, path = bind_socket(home)
+        lock.note(path)
     except (RolecallError, OSError) as error:
         named = error if isinstance(error, RolecallError) else HostUnavailable("No host starts.", found=str(error))
         starter.say({"error": named.to_dict()})
         return 1
     # Nothing that start makes becomes garbage: not looking for it saves a tenth of the time.
     gc.disable()
+    import anyio
+    import structlog
+
+    from .host import Host
+    from .log import configure_logging, rotate
+
+    if open_services is None:
+        from .compose import open_services as product_services
+
+        open_services = product_services
+    rotate(home.logs / "host.log")
+    configure_logging()
+
+    async def run(opening: AbstractAsyncContextManager[Services]) -> None:
+        async with opening as services:
+            gc.freeze()
+            gc.enable()
+            starter.say({"ready": os.getpid()})
+            await Host(home, lock, services, path, given.config, boot, version).serve(sock)
+
     try:
-        import anyio
-
-        from .host import Host
-        from .log import configure_logging, rotate
-
-        rotate(home.logs / "host.log")
-        configure_logging()
-
-        async def run() -> None:
-            async with open_services(home, config) as services:
-                gc.freeze()
-                gc.enable()
-                starter.say({"ready": os.getpid()})
-                await Host(home, lock, services, path, config, boot, version).serve(listener)
-
-        anyio.run(run)
+        anyio.run(run, open_services(home, given.config))
     except Exception as error:
-        if (typed := typed_error(error)) is None:
-            raise
-        starter.say({"error": typed.to_dict()})
+        structlog.get_logger().error("host_failed", exc_info=True)
+        if typed := _typed(error):
+            starter.say({"error": typed.to_dict()})
         return 1
-    finally:
-        if lock.still_ours():
-            path.unlink(missing_ok=True)
     return 0
 
 
-def typed_error(error: BaseException) -> RolecallError | None:
+def _typed(error: BaseException) -> RolecallError | None:
     """The error a user can act on, also where a task group wrapped it."""
     if isinstance(error, BaseExceptionGroup):
-        return next((typed for inner in error.exceptions if (typed := typed_error(inner))), None)
+        return next((typed for inner in error.exceptions if (typed := _typed(inner))), None)
     return error if isinstance(error, RolecallError) else None
 
 

@@ -6,14 +6,19 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
 
+from ..connect import SocketDenied, lock_note
 from ..errors import HostUnavailable
 from ..protocol import VERSION
 
@@ -22,11 +27,7 @@ _PATH_BYTES = 100
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "fuse.sshfs", "afs", "ceph"})
 """File systems on which neither a lock nor SQLite's write-ahead log can be relied on."""
 
-
-class SocketDenied(HostUnavailable):
-    """This process may not make a socket (a sandbox)."""
-
-    code = "socket_denied"
+_ENTRY = re.compile(r"""(?:export\s+)?([^\W\d]\w*)\s*=\s*(["']?)(.*)\2""")
 
 
 class HomeLock:
@@ -40,38 +41,28 @@ class HomeLock:
         """Take the lock; returns None, or the process that holds it (0 where it has not said yet).
 
         Raises:
-            ConfigError: the home is on a network disk, or cannot be written.
+            ConfigError: the home is on a network disk.
+            OSError: it cannot be written.
         """
-        try:
-            self.home.create()
-            _refuse_network_disk(self.home.root)
-            self._fd = os.open(self.home.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
+        self.home.create()
+        self._fd = os.open(self.home.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if found := network_disk(self.home.root.resolve()):
             raise ConfigError(
-                f"The folder {self.home.root} cannot be written.",
-                found=str(error),
-                advice="Set ROLECALL_HOME to a folder that this program may write.",
-            ) from error
+                f"The home {self.home.root} is on a network disk, where locks and stores cannot be relied on.",
+                found=found,
+                allowed="a local disk",
+                advice="Set ROLECALL_HOME to a local folder.",
+            )
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            try:
-                return int(json.loads(self.home.lock_file.read_bytes())["pid"])
-            except (OSError, ValueError, KeyError, TypeError):
-                return 0
+            return int(lock_note(self.home).get("pid", 0))
         os.ftruncate(self._fd, 0)  # an earlier holder's note must not be taken for ours
         return None
 
-    def note(self, *, boot: str, config: Path | None, socket_path: Path | None) -> None:
+    def note(self, socket_path: Path | None) -> None:
         """Write into the lock file who holds it and where its socket is (None: a standalone server without one)."""
-        note = {
-            "pid": os.getpid(),
-            "boot": boot,
-            "version": VERSION,
-            "config": str(config) if config else None,
-            "socket": str(socket_path) if socket_path else None,
-            "standalone": socket_path is None,
-        }
+        note = {"pid": os.getpid(), "version": VERSION, "socket": str(socket_path) if socket_path else None}
         os.pwrite(self._fd, json.dumps(note).encode() + b"\n", 0)
 
     def still_ours(self) -> bool:
@@ -90,32 +81,27 @@ def bind_socket(home: Home) -> tuple[socket.socket, Path]:
         HostUnavailable: no folder for it can be trusted.
     """
     name = hashlib.sha256(str(home.root.resolve()).encode()).hexdigest()[:16] + ".sock"
-    path = _runtime_folder(name) / name
-    path.unlink(missing_ok=True)
     try:
+        path = _runtime_folder(name) / name
+        path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(path))
         listener.listen(128)
     except PermissionError as error:
         raise SocketDenied(
-            f"The socket {path} cannot be made.", found=str(error), advice="A sandbox forbids it; serve standalone."
+            "The host's socket cannot be made.", found=str(error), advice="A sandbox forbids it; serve standalone."
         ) from error
     listener.setblocking(False)
     return listener, path
 
 
 def _runtime_folder(name: str) -> Path:
-    given = os.environ.get("XDG_RUNTIME_DIR", "")
-    if given and len(os.fsencode(f"{given}/rolecall/{name}")) <= _PATH_BYTES and _private(Path(given)):
-        folder = Path(given) / "rolecall"
-    else:
+    given = Path(os.environ.get("XDG_RUNTIME_DIR") or "/")
+    folder = given / "rolecall"
+    if not _private(given) or len(os.fsencode(folder / name)) > _PATH_BYTES:
         folder = Path(f"/tmp/rolecall-{os.getuid()}")  # short, and checked below
-    try:
+    with suppress(FileExistsError):  # a link or a file: refused below
         folder.mkdir(mode=0o700, exist_ok=True)
-    except FileExistsError:
-        pass  # a link or a file: refused below
-    except PermissionError as error:
-        raise SocketDenied(f"The folder {folder} cannot be made.", found=str(error)) from error
     if not _private(folder):
         raise HostUnavailable(
             f"The folder {folder} cannot be trusted with the host's socket.",
@@ -134,23 +120,14 @@ def _private(folder: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
 
 
-def _refuse_network_disk(root: Path) -> None:
-    import psutil
-
-    mounts = {disk.mountpoint: disk.fstype for disk in psutil.disk_partitions(all=True)}
-    if found := network_disk(root.resolve(), mounts):
-        raise ConfigError(
-            f"The home {root} is on a network disk, where locks and the receipts' store cannot be relied on.",
-            found=found,
-            allowed="a local disk",
-            advice="Set ROLECALL_HOME to a local folder.",
-        )
-
-
-def network_disk(path: Path, mounts: Mapping[str, str]) -> str | None:
+def network_disk(path: Path, mounts: Mapping[str, str] | None = None) -> str | None:
     """The network disk that an absolute path lies on, in words; `mounts` holds file systems by mount point."""
-    above = [point for point in mounts if path.is_relative_to(point)]
-    mount = max(above, key=len, default="")
+    if mounts is None:
+        try:
+            mounts = {disk.mountpoint: disk.fstype for disk in psutil.disk_partitions(all=True)}
+        except OSError:  # a sandbox
+            return None
+    mount = max((point for point in mounts if path.is_relative_to(point)), key=len, default="")
     kind = mounts.get(mount, "").lower()
     return f"{kind} at {mount}" if kind in _REMOTE else None
 
@@ -162,21 +139,13 @@ def load_environment(home: Home) -> None:
         ConfigError: a line is neither; the error names the line's number and keeps its text to itself.
     """
     try:
-        text = home.env_file.read_text(encoding="utf-8")
+        text = home.env_file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{home.env_file} cannot be read.", found=str(error)) from error
     for number, line in enumerate(text.splitlines(), 1):
-        entry = line.strip().removeprefix("export ").strip()
-        if not entry or entry.startswith("#"):
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
-        key, equals, value = entry.partition("=")
-        if not equals or not key.strip().isidentifier():
-            raise ConfigError(
-                f"Line {number} of {home.env_file} cannot be used.",
-                allowed="KEY=value, an empty line or a # comment",
-                advice="Mend the line and try again.",
-            )
-        value = value.strip()
-        os.environ[key.strip()] = value[1:-1] if len(value) > 1 and value[0] == value[-1] in "\"'" else value
+        if (entry := _ENTRY.fullmatch(line.strip())) is None:
+            allowed = "KEY=value, an empty line or a # comment"
+            raise ConfigError(f"Line {number} of {home.env_file} cannot be used.", allowed=allowed)
+        os.environ[entry[1]] = entry[3]

@@ -8,12 +8,10 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
 
 import structlog
 
 _ROTATE_BYTES = 10 * 1024 * 1024
-_KEPT = 3
 
 _ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 
@@ -48,16 +46,11 @@ def configure_logging() -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=_StandardError(),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    handler: logging.StreamHandler[TextIO] = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-
-
-class _StandardError:
-    def __call__(self, *_: object) -> structlog.PrintLogger:
-        return structlog.PrintLogger(sys.stderr)
 
 
 def rotate(log: Path) -> None:
@@ -66,10 +59,10 @@ def rotate(log: Path) -> None:
     Done on the descriptors, so that C libraries and child processes that start later follow.
     """
     if log.exists() and log.stat().st_size > _ROTATE_BYTES:
-        for number in range(_KEPT - 1, 0, -1):
-            older = log if number == 1 else log.with_suffix(f".log.{number - 1}")
-            if older.exists():
-                older.replace(log.with_suffix(f".log.{number}"))
+        older = log.with_suffix(".log.1")
+        if older.exists():
+            older.replace(log.with_suffix(".log.2"))
+        log.replace(older)
     elif log.exists() and log.stat().st_ino == os.fstat(2).st_ino == os.fstat(1).st_ino:
         return
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rolecall.config.home import Home
 from rolecall.config.settings import Settings
 from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import Filters, Retriever
 from rolecall.roles.contract import RoleModels
 
 from ..errors import BadRequest
-from ..orchestration.run import Orchestrator
-from ..routing.router import Router, batch_line
 from ..surface.results import result_of
 from ..surface.server import parse_call
 from ..telemetry.store import ReceiptStore
 from .downloads import Downloads
 from .services import Operation, OperationContext
+
+if TYPE_CHECKING:
+    from ..orchestration.run import Orchestrator
+    from ..routing.router import Router
 
 
 class _Params(BaseModel):
@@ -77,18 +78,24 @@ class _Count(_Params):
 
 
 @dataclass(frozen=True, slots=True)
-class Operations:
-    """The host's objects, as the command line may use them."""
+class Desk:
+    """What answers requests."""
 
-    home: Home
+    retriever: Retriever
+    router: Router
+    orchestrator: Orchestrator
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """The host's objects, as the command line may use them; `desk` builds its own at the first call."""
+
     settings: Settings
     access: AllowedFolders
     models: RoleModels
-    retriever: Retriever
-    router: Router
     store: ReceiptStore
-    orchestrator: Orchestrator
     downloads: Downloads
+    desk: Callable[[], Desk]
 
     def table(self) -> Mapping[str, Operation]:
         """Every operation by the name it has on the wire."""
@@ -129,13 +136,16 @@ class Operations:
         def tell(words: str, fraction: float | None) -> None:
             context.progress({"words": words, "done": fraction, "total": None if fraction is None else 1.0})
 
-        outcome = await self.orchestrator.run(call, tell)
+        outcome = await self.desk().orchestrator.run(call, tell)
         return result_of(given.name, outcome).model_dump(mode="json")
 
     async def route_batch(self, context: OperationContext, params: dict[str, Any]) -> Any:
+        from ..routing.router import batch_line
+
+        router = self.desk().router
         lines = []
         for item in _parse(_Items, params).items:
-            _, _, decision = await self.router.decide(item["text"])
+            _, _, decision = await router.decide(item["text"])
             lines.append(batch_line(item["id"], decision))
         return lines
 
@@ -162,15 +172,15 @@ class Operations:
         def tell(done: int, total: int, path: str) -> None:
             context.progress({"done": done, "total": total, "words": path})
 
-        report = await self.retriever.add(Path(given.folder), given.collection, tell)
+        report = await self.desk().retriever.add(Path(given.folder), given.collection, tell)
         return report.model_dump(mode="json")
 
     async def index_list(self, context: OperationContext, params: dict[str, Any]) -> Any:
-        return [item.model_dump(mode="json") for item in await self.retriever.collections()]
+        return [item.model_dump(mode="json") for item in await self.desk().retriever.collections()]
 
     async def index_remove(self, context: OperationContext, params: dict[str, Any]) -> Any:
         collection = _parse(_Collection, params).collection
-        return {"collection": collection, "files": await self.retriever.remove(collection)}
+        return {"collection": collection, "files": await self.desk().retriever.remove(collection)}
 
     async def search(self, context: OperationContext, params: dict[str, Any]) -> Any:
         given = _parse(_Search, params)
@@ -179,7 +189,7 @@ class Operations:
         except ValidationError as error:
             allowed = "glob, kind, language, since"
             raise BadRequest("Unknown filter.", found=str(given.filters), allowed=allowed) from error
-        found = await self.retriever.search(given.query, given.collection, given.max_results, filters)
+        found = await self.desk().retriever.search(given.query, given.collection, given.max_results, filters)
         return found.model_dump(mode="json")
 
     async def models_ps(self, context: OperationContext, params: dict[str, Any]) -> Any:

@@ -30,9 +30,8 @@ Operation = Callable[[OperationContext, dict[str, Any]], Awaitable[Any]]
 class Services:
     """One host's services.
 
-    `mcp` is the SDK's low-level server (an `MCPServer` holds one as `_lowlevel_server`). `busy` tells whether work goes
-    on without a session (a download, a job), which keeps the host from its idle exit after `idle_exit_s` seconds.
-    `settings_fingerprint` tells the settings in use from others; `ping` reports it.
+    `mcp` is the SDK's low-level server. `busy` tells whether work goes on without a session (a download, a job), which
+    keeps the host from its idle exit after `idle_exit_s` seconds. `ping` reports `settings_fingerprint`.
     """
 
     mcp: Server[Any]

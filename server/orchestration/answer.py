@@ -1,25 +1,77 @@
-"""Answers and code from one role model: what `reason`, `code` and `route` have in common."""
+"""The tools that give one answer: `route`, `reason`, `code`, and `validate`, which asks no model."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+
+import anyio.to_thread
 
 from rolecall.retrieval.contract import SourceText
+from rolecall.retrieval.errors import IndexEmpty
 from rolecall.roles.contract import Role
 from rolecall.roles.errors import SchemaRefused
 
-from ..errors import AnswerRefused
-from ..routing.contract import TaskType
+from ..errors import AnswerRefused, BadRequest
+from ..routing.contract import Agent, TaskType
 from ..validation.blocks import CodeBlock, code_blocks
-from ..validation.contract import Verdict
+from ..validation.contract import Subject, Verdict
 from ..validation.json_answer import against_schema, parse_json
+from ..validation.verdict import validate as check_subject
 from .ask import SMALL_BYTES, Ask, ask, checker, info_of, settle
-from .contract import CodeCall, Depth, Outcome, ReasonCall
+from .contract import CodeCall, Outcome, ReasonCall, RetrieveCall, RouteCall, ValidateCall
 from .record import Run
+from .retrieve import in_words, search
 from .staff import Staff, agent_answer, as_data, choose, claimed, estimated_tokens
+from .states import Event
+from .summarize import Summarizer
+
+SUMMARY_WORDS = 200
+"""The bound of a summary that comes through `route`: `summarize`'s own default."""
+
+_PRELOADED = {"system_health": Role.REASONING, "code": Role.CODING}
+
+
+async def route(run: Run, staff: Staff, call: RouteCall) -> Outcome:
+    """The tool: the decision and, unless `execute` is off, the answer."""
+    if call.channel in _PRELOADED and call.execute:
+        staff.models.preload(_PRELOADED[call.channel])
+    sources = await staff.read(call.paths, call.cwd)
+    extra, state = estimated_tokens(sources, call.context), staff.state(budget_s=call.budget_s)
+    features, _, decision = await staff.router.decide(
+        call.request, state, extra_tokens=extra, has_paths=bool(sources or call.context)
+    )
+    run.decided(features, state, decision)
+    if not call.execute:
+        run.advance(Event.DECISION_WANTED)
+        who = f"{decision.role} ({decision.model})" if decision.role else decision.agent
+        why = "; ".join(decision.reasons)
+        return run.outcome(f"{decision.task_type}: {who}, confidence {decision.confidence:.2f}. {why}.")
+    if decision.agent is Agent.RETRIEVAL and (found := await _passages(run, staff, call)):
+        return found
+    if decision.agent and features.claim and (value := await agent_answer(run, staff, features.claim)):
+        return run.outcome(value)
+    if decision.role is None:
+        role = choose(run, staff, call.request, TaskType.REASONING, extra=extra)
+    else:
+        role = decision.role
+        run.advance(Event.MODEL_CHOSEN)
+    match decision.task_type:
+        case TaskType.CODING:
+            coding = CodeCall(task=call.request, context=call.context, cwd=call.cwd, session=call.session)
+            text, blocks = await _write(run, staff, role, coding, sources)
+            return run.outcome(text, blocks=blocks)
+        case TaskType.SUMMARIZATION:
+            given = [(str(source.path), source.text) for source in sources]
+            given += [("context", call.context)] if call.context else []
+            work = Summarizer(run, staff, role, SUMMARY_WORDS, f", as asked: {call.request}" if given else "")
+            summary = await work.condense(given or [("", call.request)])
+            run.advance(Event.GAVE_UP if run.status == "unverified" else Event.PASSED)
+            return run.outcome(summary)
+        case kind:
+            asked = ReasonCall(question=call.request, context=call.context, cwd=call.cwd, session=call.session)
+            return await _answer(run, staff, role, asked, sources, kind)
 
 
 async def reason(run: Run, staff: Staff, call: ReasonCall) -> Outcome:
@@ -28,66 +80,15 @@ async def reason(run: Run, staff: Staff, call: ReasonCall) -> Outcome:
     With a schema no agent is asked, since its value has no form.
     """
     sources = await staff.read(call.paths, call.cwd)
-    extra = estimated_tokens(sources, call.context)
     if call.schema is not None:
-        _must_be_schema(call.schema)
+        verdict, problem = against_schema(None, call.schema)
+        if verdict is Verdict.ABSTAIN:
+            raise SchemaRefused("The schema cannot be used.", found=problem, advice="Give a valid JSON Schema object.")
     elif (parsed := await claimed(run, staff, call.question)) and (value := await agent_answer(run, staff, parsed)):
         return run.outcome(value)
+    extra = estimated_tokens(sources, call.context)
     role = choose(run, staff, call.question, TaskType.REASONING, call.depth, extra)
-    return await answer(run, staff, role, call.question, sources, call.context, schema=call.schema, depth=call.depth)
-
-
-async def answer(
-    run: Run,
-    staff: Staff,
-    role: Role,
-    question: str,
-    sources: Sequence[SourceText],
-    context: str | None,
-    *,
-    task_type: TaskType = TaskType.REASONING,
-    schema: dict[str, Any] | None = None,
-    depth: Depth = "normal",
-) -> Outcome:
-    """A model's checked answer over files and context. Starts in MODEL_SELECTION.
-
-    Raises:
-        AnswerRefused: with a schema, no answer validates against it.
-    """
-    evidence = (*(source.text for source in sources), *([context] if context else []))
-    max_tokens, thinking_budget = _effort(staff, role, depth)
-    if schema is not None:
-        name = "data"
-    elif task_type is TaskType.VALIDATION:
-        name = "check"
-    else:
-        name = "read" if evidence else "answer"
-    wanted = Ask(
-        role=role,
-        name=name,
-        values={
-            "documents": as_data(sources, context),
-            "length": ", in one or two sentences" if info_of(staff.models, role).size_bytes < SMALL_BYTES else "",
-            "question": question,
-            "schema": json.dumps(schema, ensure_ascii=False),
-        },
-        check=checker(task_type, question, evidence=evidence, schema=schema),
-        max_tokens=max_tokens,
-        thinking_budget=thinking_budget,
-        schema=schema,
-    )
-    said = await ask(run, staff.models, wanted)
-    settle(run, said)
-    if schema is None:
-        return run.outcome(said.text)
-    value, problem = parse_json(said.text, schema)
-    if problem:
-        raise AnswerRefused(
-            "No answer of the model validates against the schema.",
-            found=problem,
-            advice="Simplify the schema, give a fuller context, or answer this yourself.",
-        )
-    return run.outcome(json.dumps(value, ensure_ascii=False), data=value)
+    return await _answer(run, staff, role, call, sources, TaskType.REASONING)
 
 
 async def code(run: Run, staff: Staff, call: CodeCall) -> Outcome:
@@ -95,7 +96,7 @@ async def code(run: Run, staff: Staff, call: CodeCall) -> Outcome:
     target = await staff.target(call.save_to, call.cwd)
     sources = await staff.read(call.paths, call.cwd)
     role = choose(run, staff, call.task, TaskType.CODING, extra=estimated_tokens(sources, call.context))
-    text, blocks = await write(run, staff, role, call.task, as_data(sources, call.context), call.language)
+    text, blocks = await _write(run, staff, role, call, sources)
     main = _main_language(blocks)
     if target is None:
         return run.outcome(text, blocks=blocks)
@@ -108,42 +109,91 @@ async def code(run: Run, staff: Staff, call: CodeCall) -> Outcome:
     return run.outcome(f"Wrote {len(source.splitlines())} lines of code to {saved} ({parses}).", saved_path=saved)
 
 
-async def write(
-    run: Run, staff: Staff, role: Role, task: str, documents: str, language: str | None = None
-) -> tuple[str, tuple[CodeBlock, ...]]:
-    """A model's checked answer to a coding task, and its blocks. Starts in MODEL_SELECTION, ends in SYNTHESIS."""
+async def validate(run: Run, staff: Staff, call: ValidateCall) -> Outcome:
+    """The tool: deterministic checks, no model. Files are evidence where `output` is given, else the output."""
+    texts = tuple(source.text for source in await staff.read(call.paths, call.cwd))
+    output, evidence = call.output, (*call.evidence, *texts)
+    if output is None:
+        output, evidence = "\n\n".join(texts), call.evidence
+    if not output.strip() and not texts:
+        raise BadRequest("There is nothing to validate.", allowed="output or paths", advice="Give one of them.")
+    run.advance(Event.CHECKS_CHOSEN)
+    run.tell("checking", None)
+    subject = Subject(
+        output=output, evidence=evidence, question=call.question, schema_=call.schema, language=call.language
+    )
+    found = await anyio.to_thread.run_sync(partial(check_subject, subject), abandon_on_cancel=True)
+    run.checks.extend(found.checks)
+    run.advance(Event.PASSED)
+    deciding = [f"{check.name}: {check.detail}" for check in found.checks if check.decisive]
+    words = f"{found.verdict.value} (confidence {found.confidence:.2f})"
+    return run.outcome("\n".join([words, *deciding]), verdict=found.verdict)
+
+
+async def _answer(
+    run: Run, staff: Staff, role: Role, call: ReasonCall, sources: Sequence[SourceText], kind: TaskType
+) -> Outcome:
+    """A model's checked answer over files and context. Starts in MODEL_SELECTION."""
+    evidence = (*(source.text for source in sources), *([call.context] if call.context else []))
+    name = "check" if kind is TaskType.VALIDATION else "read" if evidence else "answer"
     values = {
-        "documents": documents,
-        "task": task,
-        "language": f" {language}" if language else "",
-        "fence": (language or "LANGUAGE").lower(),
+        "documents": as_data(sources, call.context),
+        "length": ", in one or two sentences" if info_of(staff.models, role).size_bytes < SMALL_BYTES else "",
+        "question": call.question,
+        "schema": json.dumps(call.schema, ensure_ascii=False),
     }
-    check = checker(TaskType.CODING, task, language=language)
+    max_tokens, thinking_budget = None, 0 if call.depth == "quick" else None
+    spec = staff.settings.profile.roles.get(role.value)
+    if call.depth == "deep" and spec is not None and spec.thinks and spec.thinking_budget:
+        max_tokens, thinking_budget = spec.max_tokens + spec.thinking_budget, 2 * spec.thinking_budget
+    wanted = Ask(
+        role=role, name=name if call.schema is None else "data", values=values, schema=call.schema,
+        check=checker(kind, call.question, evidence=evidence, schema=call.schema), max_tokens=max_tokens,
+        thinking_budget=thinking_budget,
+    )  # fmt: skip
+    said = await ask(run, staff.models, wanted)
+    settle(run, said)
+    if call.schema is None:
+        return run.outcome(said.text)
+    value, problem = parse_json(said.text, call.schema)
+    if problem:
+        raise AnswerRefused(
+            "No answer of the model validates against the schema.",
+            found=problem,
+            advice="Simplify the schema, give a fuller context, or answer this yourself.",
+        )
+    return run.outcome(json.dumps(value, ensure_ascii=False), data=value)
+
+
+async def _passages(run: Run, staff: Staff, call: RouteCall) -> Outcome | None:
+    """What the index holds, quoted; None (and MODEL_SELECTION) where it holds nothing."""
+    run.advance(Event.RETRIEVAL_CHOSEN)
+    try:
+        found = await search(run, staff, RetrieveCall(query=call.request, cwd=call.cwd, session=call.session))
+    except IndexEmpty:
+        found = None
+    if found is None or not found.passages:
+        run.advance(Event.NOTHING_FOUND)
+        advice = "`rolecall index add FOLDER` indexes a folder."
+        run.mark("unverified", f"The index holds nothing on this, so a model answers from its own memory. {advice}")
+        return None
+    run.advance(Event.PASSAGES_FOUND)
+    return run.outcome(in_words(found.passages), passages=found.passages, index=found.index)
+
+
+async def _write(
+    run: Run, staff: Staff, role: Role, call: CodeCall, sources: Sequence[SourceText]
+) -> tuple[str, tuple[CodeBlock, ...]]:
+    """A model's checked answer to a coding task, and its blocks. Starts in MODEL_SELECTION."""
+    named = {"language": f" {call.language}" if call.language else "", "fence": (call.language or "LANGUAGE").lower()}
+    values = {"documents": as_data(sources, call.context), "task": call.task, **named}
+    check = checker(TaskType.CODING, call.task, language=call.language)
     said = await ask(run, staff.models, Ask(role=role, name="code", values=values, check=check))
     settle(run, said)
-    return said.text, code_blocks(said.text, language)
-
-
-def _effort(staff: Staff, role: Role, depth: Depth) -> tuple[int | None, int | None]:
-    """(max_tokens, thinking_budget) of a depth: quick thinks not at all, deep twice as long as the role's default."""
-    spec = staff.settings.profile.roles.get(role.value)
-    if depth == "quick":
-        return None, 0
-    if depth == "deep" and spec is not None and spec.thinks and spec.thinking_budget:
-        return spec.max_tokens + spec.thinking_budget, 2 * spec.thinking_budget
-    return None, None
+    return said.text, code_blocks(said.text, call.language)
 
 
 def _main_language(blocks: Sequence[CodeBlock]) -> list[CodeBlock]:
     """The blocks in the language that most of the code is in: the others show usage or output."""
-    sizes = Counter[str]()
-    for block in blocks:
-        sizes[block.language] += len(block.code)
-    main = max(sizes, key=sizes.__getitem__, default="")
-    return [block for block in blocks if block.language == main]
-
-
-def _must_be_schema(schema: dict[str, Any]) -> None:
-    verdict, problem = against_schema(None, schema)
-    if verdict is Verdict.ABSTAIN:
-        raise SchemaRefused("The schema cannot be used.", found=problem, advice="Give a valid JSON Schema object.")
+    by_language = [[block for block in blocks if block.language == each.language] for each in blocks]
+    return max(by_language, key=lambda same: sum(len(block.code) for block in same), default=[])

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
-import structlog
 
 from rolecall.config.prompts import plain, prompt
 from rolecall.roles import contract as roles
 from rolecall.roles.contract import GenerationRequest, GenerationResult, Message, Role, RoleInfo, RoleModels
-from rolecall.roles.errors import ModelMissing, PromptTooLong, RoleError, WorkerTimeout
+from rolecall.roles.errors import PromptTooLong, RoleError, WorkerTimeout
 
 from ..routing.contract import TaskType
 from ..validation.answer import check_answer, failed
@@ -22,16 +21,6 @@ from .states import Event
 
 Checker = Callable[[str, str], tuple[Check, ...]]
 """(answer, finish) to the checks that apply to it."""
-
-_HEAVIER: Mapping[Role, tuple[Role, ...]] = {
-    Role.ROUTER: (Role.REASONING, Role.REASONING_HEAVY),
-    Role.REASONING: (Role.REASONING_HEAVY,),
-    Role.REASONING_HEAVY: (),
-    Role.CODING: (Role.CODING_LARGE_CONTEXT, Role.REASONING_HEAVY),
-    Role.CODING_LARGE_CONTEXT: (Role.REASONING_HEAVY,),
-    Role.SUMMARIZATION: (Role.REASONING, Role.REASONING_HEAVY),
-    Role.VALIDATION: (Role.REASONING, Role.REASONING_HEAVY),
-}
 
 MARGIN_TOKENS = 64
 """Kept free for the chat template's own tokens and what a template adds around a thinking model's turn."""
@@ -43,16 +32,13 @@ text's thread."""
 HAND_BACK_S = 0.5
 """Time of a call's budget that is kept for checks and the receipt."""
 
-log = structlog.get_logger()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What to ask whom. `values` fill the packaged prompt `name`; `max_tokens` None takes the role's own.
+    """What to ask whom. `values` fill the prompt `name`; all but `documents`, delimited already, are made plain.
 
-    Every value but `documents`, which is delimited already, is made plain. Attempts: the role, the role again with the
-    finding, a heavier role. `mends` names the checks whose failure the caller mends itself, so that no heavier role is
-    asked for them.
+    Attempts: the role, the role again with the finding, a heavier role. `mends` names the checks whose failure the
+    caller mends itself, so that no heavier role is asked for them. `max_tokens` None takes the role's own.
     """
 
     role: Role
@@ -89,10 +75,9 @@ async def ask(run: Run, models: RoleModels, wanted: Ask) -> Said:
         try:
             with anyio.fail_after(left_s - HAND_BACK_S if said and left_s else None):
                 result = await _generate(run, models, wanted, role, said.failing if said else None)
-        except (RoleError, TimeoutError) as error:
+        except (RoleError, TimeoutError):
             if said is None:
                 raise
-            log.warning("second_attempt_failed", role=role.value, error=type(error).__name__)
             run.advance(Event.FELL_BACK)
             return said
         run.advance(Event.GENERATED)
@@ -104,16 +89,12 @@ async def ask(run: Run, models: RoleModels, wanted: Ask) -> Said:
         run.rounds = max(run.rounds, attempt)
         if failing is None or result.finish == "timeout" or attempt == wanted.attempts:
             break
-        if attempt == 1:
-            run.tell(f"checking: {failing.name} failed, asking again", None)
-            run.advance(Event.RETRY)
-            continue
-        heavier = _heavier(models, role, result.model)
-        if heavier is None or failing.name in wanted.mends:
+        heavier = role if attempt == 1 else _heavier(models, role, result.model)
+        if heavier is None or (attempt > 1 and failing.name in wanted.mends):
             break
-        run.tell(f"checking: {failing.name} failed, asking {heavier.value}", None)
-        run.advance(Event.ESCALATE)
-        run.advance(Event.ROLE_SELECTED)
+        run.tell(f"checking: {failing.name} failed, asking {heavier}", None)
+        for event in (Event.RETRY,) if attempt == 1 else (Event.ESCALATE, Event.ROLE_SELECTED):
+            run.advance(event)
         role = heavier
     assert said is not None
     return said
@@ -152,15 +133,8 @@ def checker(
 
 
 def info_of(models: RoleModels, role: Role) -> RoleInfo:
-    """What is known of a role.
-
-    Raises:
-        ModelMissing: the profile has no such role.
-    """
-    for info in models.roles():
-        if info.role is role:
-            return info
-    raise ModelMissing(f"The profile has no role {role.value!r}.", advice="Choose a profile that has it.")
+    """What is known of a role of the profile."""
+    return next(info for info in models.roles() if info.role is role)
 
 
 async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, finding: Check | None) -> GenerationResult:
@@ -172,15 +146,12 @@ async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, findi
         _, user = prompt("retry").render(user=user, finding=plain(finding.detail.strip().rstrip(".")) + ".")
     max_tokens = min(wanted.max_tokens or info.max_tokens, info.context_length // 2)
     _must_fit(models, info, system + user, max_tokens)
-    timeout_s = _timeout_s(run, info)
+    left_s = run.left_s()
+    timeout_s = None if left_s is None or left_s >= info.timeout_s else max(0.1, left_s - HAND_BACK_S)
     request = GenerationRequest(
-        messages=(Message(role="system", content=system), Message(role="user", content=user)),
-        max_tokens=max_tokens,
-        json_schema=wanted.schema,
-        thinking_budget=wanted.thinking_budget,
-        timeout_s=timeout_s,
-        client=run.call.session,
-    )
+        messages=(Message(role="system", content=system), Message(role="user", content=user)), max_tokens=max_tokens,
+        json_schema=wanted.schema, thinking_budget=wanted.thinking_budget, timeout_s=timeout_s, client=run.call.session,
+    )  # fmt: skip
     result = await models.generate(role, request, lambda event: run.tell(*_in_words(role, event)))
     run.called(used, result)
     if result.finish == "timeout":
@@ -196,12 +167,6 @@ async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, findi
     return result
 
 
-def _timeout_s(run: Run, info: RoleInfo) -> float | None:
-    """The role's own time-out, or what is left of the call's budget, early enough to hand back what was written."""
-    left_s = run.left_s()
-    return None if left_s is None or left_s >= info.timeout_s else max(0.1, left_s - HAND_BACK_S)
-
-
 def _must_fit(models: RoleModels, info: RoleInfo, text: str, max_tokens: int) -> None:
     room = info.context_length - max_tokens - MARGIN_TOKENS
     # Nothing is tokenised that cannot fit: no tokenizer of text averages over 16 characters a token.
@@ -211,26 +176,27 @@ def _must_fit(models: RoleModels, info: RoleInfo, text: str, max_tokens: int) ->
             f"The request with its documents is too long for the role {info.role.value!r}.",
             found=f"about {tokens:,} tokens",
             allowed=f"{room:,} tokens (context {info.context_length:,}, less {max_tokens:,} for the answer)",
-            advice="Use summarize, which takes any length, or index the folder and use retrieve, or name fewer files.",
+            advice="Shorten it; summarize takes documents of any length, and retrieve searches an indexed folder.",
         )
 
 
 def _heavier(models: RoleModels, role: Role, used_model: str) -> Role | None:
-    """The next role up whose model is on disk, larger, and not the one that just failed."""
-    present = {info.role: info for info in models.roles() if info.present and info.model != used_model}
+    """The next role up whose model is on disk, no smaller, and not the one that just failed."""
+    coding = role in (Role.CODING, Role.CODING_LARGE_CONTEXT)
+    order = (Role.CODING_LARGE_CONTEXT if coding else Role.REASONING, Role.REASONING_HEAVY)
     size = max((info.size_bytes for info in models.roles() if info.model == used_model), default=0)
-    return next((other for other in _HEAVIER[role] if other in present and present[other].size_bytes >= size), None)
+    others = {info.role for info in models.roles() if info.present and info.size_bytes >= size}
+    others -= {role, *(info.role for info in models.roles() if info.model == used_model)}
+    return next((other for other in order if other in others), None)
 
 
 def _in_words(role: Role, event: roles.Event) -> tuple[str, float | None]:
     match event:
-        case roles.Queued():
-            return f"{role.value}: waiting, position {event.position}", None
-        case roles.Loading():
-            done = event.done_bytes / event.total_bytes if event.total_bytes else None
-            return f"{role.value}: loading {event.model}", done
-        case roles.Prefilling():
-            return f"{role.value}: reading {event.done_tokens} of {event.total_tokens} tokens", None
-        case roles.Generated():
-            doing = "thinking" if event.channel == "thinking" else "writing"
-            return f"{role.value}: {doing}, {event.tokens} tokens", None
+        case roles.Queued(position):
+            return f"{role}: waiting, position {position}", None
+        case roles.Loading(model, done, total):
+            return f"{role}: loading {model}", done / total if total else None
+        case roles.Prefilling(done, total):
+            return f"{role}: reading {done} of {total} tokens", None
+        case roles.Generated(_, channel, tokens):
+            return f"{role}: {'thinking' if channel == 'thinking' else 'writing'}, {tokens} tokens", None

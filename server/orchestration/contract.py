@@ -1,7 +1,6 @@
 """What the orchestrator is asked, one frozen call per tool, and what every tool gives back.
 
 `paths` are the user's own strings (files or globs); relative ones count from `cwd`, the folder the client runs in.
-`session` is the id of the client's session, for fairness between clients and for the receipt.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ OnProgress = Callable[[str, float | None], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
+    """`session` is the id of the client's session, for fairness between clients and for the receipt."""
+
     cwd: Path
     session: str
 
@@ -89,8 +90,7 @@ class RetrieveCall(_Call):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateCall(_Call):
-    """Check an output. Where `output` is given, the files in `paths` are evidence beside `evidence`; where it is
-    not, they are the output itself."""
+    """Check an output. The files in `paths` are evidence beside `evidence`, or the output where none is given."""
 
     output: str | None = None
     paths: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meta:
-    """What the answer cost, summed over model calls. Times in seconds on the host's awake clock."""
+    """What the answer cost, summed over model calls. Times on a clock that stands still while the machine sleeps."""
 
     total_s: float = 0.0
     model_calls: int = 0
@@ -135,8 +135,8 @@ class Meta:
 class Outcome:
     """A finished call. `answer` is always the readable result; the rest is set where the tool has it.
 
-    `status`: `ok`; `degraded`, another role's model answered (a warning says which command gets the right one);
-    `partial`, some of the input could not be used; `unverified`, a decisive check failed and a warning names it.
+    `status`: `ok`; `degraded`, another role's model answered (a warning has the command that gets the right one);
+    `partial`, some input was not used or time ran out; `unverified`, a decisive check failed and a warning names it.
     """
 
     answer: str

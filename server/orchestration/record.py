@@ -13,7 +13,7 @@ from rolecall.config.settings import TelemetrySettings
 from rolecall.roles.contract import GenerationResult
 
 from ..routing.contract import Decision, Features, State
-from ..telemetry.receipt import Content, Receipt, receipt_id
+from ..telemetry.store import Content, Receipt, receipt_id
 from ..validation.contract import Check
 from .contract import Call, Meta, OnProgress, Outcome, RouteCall, Status
 from .states import Event, Machine
@@ -74,7 +74,8 @@ class Run:
 
     def unverified(self, failing: Check) -> None:
         """A decisive check still fails: name it, and advise the client to do the work itself."""
-        self.mark("unverified", f"The check {failing.name!r} failed: {failing.detail} Do this yourself, or check it.")
+        found = failing.detail.rstrip(". ")
+        self.mark("unverified", f"The check {failing.name!r} failed: {found}. Do this yourself, or check it.")
 
     def outcome(self, answer: str, **parts: Any) -> Outcome:
         """Finish: the machine goes to COMPLETED."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 
 from rolecall.config.prompts import document
 from rolecall.retrieval.contract import Found, Passage
-from rolecall.roles.contract import Role
 
 from ..routing.contract import TaskType
 from ..validation.contract import Check, Verdict
@@ -63,7 +63,10 @@ def in_words(passages: Sequence[Passage]) -> str:
 
 async def _cited(run: Run, staff: Staff, query: str, passages: Sequence[Passage]) -> str:
     role = choose(run, staff, query, TaskType.RETRIEVAL)
-    shown = _that_fit(staff, role, passages)
+    room = info_of(staff.models, role).context_length // 2
+    used = accumulate(staff.models.count_tokens(role, passage.text) for passage in passages)
+    # The first one is shown in any case: if it is too long, `ask` says so.
+    shown = [passage for passage, tokens in zip(passages, used, strict=True) if tokens <= room] or passages[:1]
     if len(shown) < len(passages):
         run.mark("ok", f"The answer rests on the best {len(shown)} of {len(passages)} passages; more do not fit.")
     texts = tuple(passage.text for passage in shown)
@@ -77,18 +80,6 @@ async def _cited(run: Run, staff: Staff, query: str, passages: Sequence[Passage]
     said = await ask(run, staff.models, Ask(role=role, name="cited", values=values, check=check, thinking_budget=0))
     settle(run, said)
     return attributed(said.text, texts)
-
-
-def _that_fit(staff: Staff, role: Role, passages: Sequence[Passage]) -> list[Passage]:
-    """The best passages that half of the role's context holds; one at least, which the length check then judges."""
-    room = info_of(staff.models, role).context_length // 2
-    shown: list[Passage] = []
-    for passage in passages:
-        room -= staff.models.count_tokens(role, passage.text)
-        if room < 0 and shown:
-            break
-        shown.append(passage)
-    return shown
 
 
 def attributed(answer: str, texts: Sequence[str]) -> str:
@@ -114,13 +105,10 @@ def _citations(answer: str, count: int) -> Check:
     if _NOTHING in answer.lower():
         detail = "the sources were judged not to hold the answer"
         return Check(name="citations", verdict=Verdict.ABSTAIN, decisive=False, detail=detail)
-    named = {int(number) for number in _CITED.findall(answer)}
-    wrong = sorted(number for number in named if not 1 <= number <= count)
-    if wrong:
-        detail = f"the answer cites [{wrong[0]}], but the sources are [1] to [{count}]"
-    elif not named:
-        detail = "no source is cited, and none supports a sentence of the answer"
-    else:
-        detail = f"cites {', '.join(f'[{number}]' for number in sorted(named))}"
-    verdict = Verdict.SUPPORTED if named and not wrong else Verdict.UNSUPPORTED
-    return Check(name="citations", verdict=verdict, decisive=True, detail=detail)
+    named = sorted({int(number) for number in _CITED.findall(answer)})
+    cites = "".join(f"[{number}]" for number in named) or "nothing"
+    right = bool(named) and named[0] >= 1 and named[-1] <= count
+    return Check(
+        name="citations", verdict=Verdict.SUPPORTED if right else Verdict.UNSUPPORTED, decisive=True,
+        detail=f"the answer cites {cites}; the sources are [1] to [{count}]",
+    )  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import anyio
 import structlog
@@ -16,20 +18,21 @@ from rolecall.roles.contract import RoleModels
 
 from ..errors import DeadlineExceeded
 from ..routing.router import Router
-from ..telemetry.receipt import Receipt
-from ..telemetry.store import ReceiptStore
-from .answer import code, reason
-from .contract import Call, CodeCall, OnProgress, Outcome, ReasonCall
-from .contract import RetrieveCall, RouteCall, SummarizeCall, ValidateCall
+from ..telemetry.store import Receipt, ReceiptStore
+from .answer import code, reason, route, validate
+from .contract import Call, OnProgress, Outcome
 from .record import Run
 from .retrieve import retrieve
-from .route import route, validate
 from .staff import Staff
 from .states import Event
 from .summarize import summarize
 
 RECEIPT_GRACE_S = 2.0
 """How long a cancelled request may still take to write its receipt."""
+
+STEPS: dict[str, Callable[[Run, Staff, Any], Awaitable[Outcome]]] = {
+    "route": route, "reason": reason, "code": code, "summarize": summarize, "retrieve": retrieve, "validate": validate,
+}  # fmt: skip
 
 log = structlog.get_logger()
 
@@ -38,14 +41,9 @@ class Orchestrator:
     """Runs calls; several at once. Holds no state of its own between them."""
 
     def __init__(
-        self,
-        models: RoleModels,
-        retriever: Retriever,
-        router: Router,
-        access: AllowedFolders,
-        store: ReceiptStore,
+        self, models: RoleModels, retriever: Retriever, router: Router, access: AllowedFolders, store: ReceiptStore,
         settings: Settings,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._staff = Staff(models, retriever, router, access, settings)
         self._store = store
         self._telemetry = settings.telemetry
@@ -83,28 +81,13 @@ class Orchestrator:
     async def _within_budget(self, run: Run, call: Call) -> Outcome:
         run.advance(Event.ACCEPTED)
         with anyio.move_on_after(run.budget_s):
-            return await self._dispatch(run, call)
+            return await STEPS[run.tool](run, self._staff, call)
         raise DeadlineExceeded(
             "The call took longer than its budget.",
             found=f"{run.elapsed_s():.1f} s in state {run.machine.state}",
             allowed=f"{run.budget_s:g} s",
             advice="Raise budget_s, or ask for less.",
         )
-
-    async def _dispatch(self, run: Run, call: Call) -> Outcome:
-        match call:
-            case RouteCall():
-                return await route(run, self._staff, call)
-            case ReasonCall():
-                return await reason(run, self._staff, call)
-            case CodeCall():
-                return await code(run, self._staff, call)
-            case SummarizeCall():
-                return await summarize(run, self._staff, call)
-            case RetrieveCall():
-                return await retrieve(run, self._staff, call)
-            case ValidateCall():
-                return await validate(run, self._staff, call)
 
     async def _fail(self, run: Run, event: Event, error: RolecallError) -> None:
         run.advance(event)

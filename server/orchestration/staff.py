@@ -18,7 +18,6 @@ from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import IndexState, Retriever, SourceText
 from rolecall.retrieval.errors import RetrievalError
 from rolecall.roles.contract import Role, RoleModels
-from rolecall.roles.errors import ModelMissing
 
 from ..routing.agents.claims import claim
 from ..routing.agents.contract import AgentContext
@@ -77,10 +76,7 @@ def estimated_tokens(sources: Sequence[SourceText], context: str | None) -> int:
 def fix(
     run: Run, staff: Staff, text: str, kind: TaskType, depth: Depth = "normal", extra: int = 0, by_model: bool = True
 ) -> Role | None:
-    """Decide for a tool that fixes the task type: only the role is open, so nothing is embedded or parsed.
-
-    `extra` counts the tokens of files. The role is None where an agent answers: retrieval, with `by_model` off.
-    """
+    """Decide for a tool that fixes the task type: only the role is open (None: the retrieval agent, `by_model` off)."""
     features = Features(
         text_sha256=text_sha256(text), claim=None, type_scores={kind: 1.0}, reasons=(),
         prompt_tokens=len(text) // 4 + extra, has_paths=by_model,
@@ -91,14 +87,9 @@ def fix(
 
 
 def choose(run: Run, staff: Staff, text: str, kind: TaskType, depth: Depth = "normal", extra: int = 0) -> Role:
-    """The role for a task of this kind. To MODEL_SELECTION, unless an agent that found nothing led there already.
-
-    Raises:
-        ModelMissing: the profile has none for this.
-    """
+    """The role for a task of this kind, with `extra` tokens of files. To MODEL_SELECTION, where no agent led there."""
     role = fix(run, staff, text, kind, depth, extra)
-    if role is None:
-        raise ModelMissing("The profile has no role for this request.", advice="Choose a profile that has one.")
+    assert role is not None  # a profile with any role has one for every kind
     if run.machine.state is RunState.ROUTING_DECISION:
         run.advance(Event.MODEL_CHOSEN)
     return role
@@ -118,12 +109,9 @@ async def agent_answer(run: Run, staff: Staff, parsed: Claim) -> str | None:
     run.advance(Event.AGENT_CHOSEN)
     run.tell(f"{parsed.agent.value}: computing", None)
     context = AgentContext(
-        now=datetime.now(UTC),
-        timezone=_local_zone(),
-        resident=tuple(staff.models.resident()),
-        index=await _index_state(staff) if parsed.agent is Agent.SYSTEM else None,
-        allowed_folders=staff.access.list(),
-    )
+        now=datetime.now(UTC), timezone=_local_zone(), resident=staff.models.resident(),
+        index=await _index_state(staff) if parsed.agent is Agent.SYSTEM else None, allowed_folders=staff.access.list(),
+    )  # fmt: skip
     found = await staff.router.compute(parsed, context)
     run.advance(Event.VALUE_FOUND if found else Event.NOTHING_FOUND)
     if found is None:

@@ -1,15 +1,11 @@
-"""The states of a request and the only way from one to another.
-
-A request moves by events along `TABLE`; `Machine.advance` is the only writer, and an event that the table does not
-know for the present state raises and changes nothing.
-"""
+"""The states of a request and the only way from one to another: by events, along `TABLE`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
 
-from ..telemetry.receipt import Transition
+from ..telemetry.store import Transition
 
 
 class RunState(StrEnum):
@@ -26,31 +22,13 @@ class RunState(StrEnum):
     FAILED = "FAILED"
 
 
-class Event(StrEnum):
-    ACCEPTED = "accepted"
-    AGENT_CHOSEN = "agent_chosen"
-    RETRIEVAL_CHOSEN = "retrieval_chosen"
-    MODEL_CHOSEN = "model_chosen"
-    CHECKS_CHOSEN = "checks_chosen"
-    DECISION_WANTED = "decision_wanted"
-    VALUE_FOUND = "value_found"
-    NOTHING_FOUND = "nothing_found"
-    PASSAGES_FOUND = "passages_found"
-    ANSWER_WANTED = "answer_wanted"
-    ROLE_SELECTED = "role_selected"
-    TOOL_ASKED = "tool_asked"
-    TOOL_ANSWERED = "tool_answered"
-    GENERATED = "generated"
-    RETRY = "retry"
-    ESCALATE = "escalate"
-    NEXT_PART = "next_part"
-    PASSED = "passed"
-    GAVE_UP = "gave_up"
-    FELL_BACK = "fell_back"
-    SYNTHESISED = "synthesised"
-    FAIL = "fail"
-    CANCEL = "cancel"
-
+Event = StrEnum(
+    "Event",
+    "ACCEPTED AGENT_CHOSEN RETRIEVAL_CHOSEN MODEL_CHOSEN CHECKS_CHOSEN DECISION_WANTED VALUE_FOUND NOTHING_FOUND "
+    "PASSAGES_FOUND ANSWER_WANTED ROLE_SELECTED TOOL_ASKED TOOL_ANSWERED GENERATED RETRY ESCALATE NEXT_PART PASSED "
+    "GAVE_UP FELL_BACK SYNTHESISED FAIL CANCEL",
+)
+"""What happened; the value is the name in small letters."""
 
 FINAL = frozenset({RunState.COMPLETED, RunState.FAILED})
 
@@ -86,7 +64,10 @@ class IllegalTransition(RuntimeError):
 
 
 class Machine:
-    """One request's state and the steps it took; `clock` gives seconds since the request began."""
+    """One request's state and the steps it took; `clock` gives seconds since the request began.
+
+    `advance` is the only writer: an event that the table does not know for the state raises and changes nothing.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

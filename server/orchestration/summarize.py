@@ -5,23 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 
 import anyio.lowlevel
-import anyio.to_thread
 
-from rolecall.config.prompts import document, plain, prompt
+from rolecall.config.errors import RolecallError
+from rolecall.config.prompts import document, prompt
 from rolecall.retrieval.errors import RetrievalError
 from rolecall.roles.contract import Role
+from rolecall.roles.errors import WorkerDied, WorkerTimeout
 
 from ..errors import BadRequest
 from ..routing.contract import TaskType
-from ..validation.answer import check_answer
-from ..validation.contract import Check
-from .ask import MARGIN_TOKENS, SMALL_BYTES, Ask, ask, info_of
+from ..validation.answer import failed
+from .ask import MARGIN_TOKENS, SMALL_BYTES, Ask, ask, checker, info_of
 from .contract import Item, Outcome, SummarizeCall
 from .record import Run
-from .staff import Staff, fix, must
+from .staff import Staff, choose
 from .states import Event
 
 PART_TOKENS = 3_000
@@ -49,15 +49,9 @@ class Summarizer:
     max_words: int
     focus: str
 
-    async def whole(self, texts: Sequence[tuple[str, str]]) -> str:
-        """`condense` of all there is to condense: ends in SYNTHESIS."""
-        summary = await self.condense(texts)
-        self.run.advance(Event.GAVE_UP if self.run.status == "unverified" else Event.PASSED)
-        return summary
-
     async def condense(self, texts: Sequence[tuple[str, str]]) -> str:
         """One summary of titled texts, within `max_words`. Goes from MODEL_SELECTION to VALIDATION."""
-        name, limit = "summarize", self._limit()
+        limit = self._limit()
         # Two summaries fit into one part, so that every round leaves at most half as many parts.
         words = min(PART_WORDS, int((limit / 2 - MARGIN_TOKENS) / WORD_TOKENS))
         parts = await self._parts(texts, limit)
@@ -65,59 +59,44 @@ class Summarizer:
             summaries = []
             for number, part in enumerate(parts, 1):
                 self.run.tell(f"summarizing part {number} of {len(parts)}", (number - 1) / len(parts))
-                summaries.append(await self._one(name, part, words, final=False))
+                summaries.append(await self._one(part, words, final=False))
                 self.run.advance(Event.NEXT_PART)
-            name, before = "merge", len(parts)
-            parts = (await self._parts([("", "\n\n".join(summaries))], limit))[: before - 1]
-        return await self._one(name, parts[0], self.max_words, final=True)
+            before, parts = len(parts), await self._parts([("summaries of the parts", "\n\n".join(summaries))], limit)
+            if len(parts) >= before:
+                self.run.mark("partial", "The text did not get shorter when it was condensed: its end was left out.")
+                parts = parts[: before - 1]
+        return await self._one(parts[0], self.max_words, final=True)
 
-    async def _one(self, name: str, part: str, words: int, *, final: bool) -> str:
-        said = await ask(
-            self.run,
-            self.staff.models,
-            Ask(
-                role=self.role,
-                name=name,
-                values={"documents": part, "words": str(words), "focus": self.focus},
-                check=partial(self._check, part, words if final else None),
-                max_tokens=int(words * WORD_TOKENS) + 48,
-                attempts=3 if final else 1,
-                mends=_CUT,
-            ),
-        )
-        text, failing = said.text, said.failing
+    async def _one(self, part: str, words: int, *, final: bool) -> str:
+        values = {"documents": part, "words": str(words), "focus": self.focus}
+        check = checker(TaskType.SUMMARIZATION, "", evidence=(part,), max_words=words if final else None)
+        wanted = Ask(
+            role=self.role, name="summarize", values=values, check=check, max_tokens=_tokens(words),
+            attempts=3 if final else 1, mends=_CUT,
+        )  # fmt: skip
+        said = await ask(self.run, self.staff.models, wanted)
+        text, checks, failing = said.text, said.checks, said.failing
         if failing is not None and failing.name in _CUT:
-            text, failing = trim(text, words, whole=True), None
+            text = trim(text, words, whole=True)
+            checks = tuple(each for each in check(text, "stop") if each.name not in _CUT)
+            failing = failed(checks)
             if final:
                 self.run.mark("ok", f"The summary was cut at a sentence's end to keep within {words} words.")
         if failing is not None:
             self.run.unverified(failing)
-        self.run.checks.extend(said.checks if final or failing else ())
+        self.run.checks.extend(checks if final or failing else ())
         return trim(text, words)
-
-    def _check(self, part: str, words: int | None, answer: str, finish: str) -> tuple[Check, ...]:
-        return check_answer(
-            answer, task_type=TaskType.SUMMARIZATION, question="", evidence=(part,), schema=None, language=None,
-            finish=finish, max_words=words,
-        )  # fmt: skip
 
     def _limit(self) -> int:
         """Tokens of text that one call may read."""
         info, models = info_of(self.staff.models, self.role), self.staff.models
-        answer = min(int(self.max_words * WORD_TOKENS) + 48, info.context_length // 2)
-        frame = models.count_tokens(self.role, prompt("merge").text + self.focus)
+        frame = models.count_tokens(self.role, prompt("summarize").text + self.focus)
         most = SMALL_PART_TOKENS if info.size_bytes < SMALL_BYTES else PART_TOKENS
         room = info.context_length - 2 * MARGIN_TOKENS - frame
         # A part's own summary takes up to half as many tokens as the part.
-        limit = min(most, room - answer, room * 2 // 3)
-        if limit < 4 * MARGIN_TOKENS:
-            raise BadRequest(
-                "The focus or the context leaves no room for the text.",
-                found=f"a focus of {len(self.focus):,} characters in a context of {info.context_length:,} tokens",
-                allowed=f"{4 * MARGIN_TOKENS} tokens for text at least",
-                advice="Shorten the focus or raise the role's context_length.",
-            )
-        return limit
+        limit = min(most, room - min(_tokens(self.max_words), info.context_length // 2), room * 2 // 3)
+        # Where a long focus leaves less than this, `ask` refuses the first part with the figures.
+        return max(limit, 4 * MARGIN_TOKENS)
 
     async def _parts(self, texts: Sequence[tuple[str, str]], limit: int) -> list[str]:
         """Delimited documents, each within what one call can read; small texts share one."""
@@ -134,7 +113,7 @@ class Summarizer:
         return [*parts, "\n\n".join(held)]
 
     def _fitting(self, piece: str, title: str, limit: int) -> list[tuple[str, int]]:
-        shown = document(piece, title)
+        shown = document(piece, Path(title).name)
         tokens = self.staff.models.count_tokens(self.role, shown)
         if tokens <= limit or len(piece) < 2:
             return [(shown, tokens)]
@@ -143,63 +122,69 @@ class Summarizer:
 
 async def summarize(run: Run, staff: Staff, call: SummarizeCall) -> Outcome:
     """The tool: one summary, or with `each` one per file."""
-    target = None
-    if call.save_to is not None:
-        target = await anyio.to_thread.run_sync(staff.access.writable, call.save_to, call.cwd)
+    target = await staff.target(call.save_to, call.cwd)
+    focus = (call.focus or "").strip()
     if not (call.text or "").strip() and not call.paths:
         raise BadRequest("There is nothing to summarize.", allowed="text, paths or both", advice="Give one of them.")
     # The length is no matter: parts are made to fit the role.
-    role = must(fix(run, staff, call.focus or "", TaskType.SUMMARIZATION))
-    run.advance(Event.MODEL_CHOSEN)
-    focus = f", with attention to: {plain(call.focus.strip())}" if call.focus and call.focus.strip() else ""
-    work = Summarizer(run, staff, role, call.max_words, focus)
+    role = choose(run, staff, focus, TaskType.SUMMARIZATION)
+    work = Summarizer(run, staff, role, call.max_words, f", with attention to: {focus}" if focus else "")
     texts, items = await _texts(run, staff, call)
-    if call.each:
-        answer = await _each(work, texts, items)
-    else:
-        answer = await work.condense(texts)
+    answer = await (_each(work, texts, items) if call.each else work.condense(texts))
     run.advance(Event.GAVE_UP if run.status == "unverified" else Event.PASSED)
     if target is None:
         return run.outcome(answer, items=tuple(items))
-    saved = await anyio.to_thread.run_sync(staff.access.write_new, target, answer + "\n", call.cwd)
-    return run.outcome(f"Wrote {len(answer.split())} words to {saved}.", saved_path=str(saved))
+    saved = await staff.save(target, answer + "\n", call.cwd)
+    return run.outcome(f"Wrote {len(answer.split())} words to {saved}.", saved_path=saved)
 
 
 async def _texts(run: Run, staff: Staff, call: SummarizeCall) -> tuple[list[tuple[str, str]], list[Item]]:
     """Titled texts that can be read, and an item for each file that cannot."""
     texts = [("text", call.text)] if call.text and call.text.strip() else []
-    unread: list[Item] = []
-    error: RetrievalError | None = None
-    files = await anyio.to_thread.run_sync(staff.access.resolve, call.paths, call.cwd) if call.paths else ()
-    for file in files:
+    unread = list[Item]()
+    error: RolecallError = BadRequest("The files are empty.", advice="Name files that hold text.")
+    for file in await staff.files(call.paths, call.cwd):
         try:
-            source = await staff.read_file(file)
+            text = (await staff.read_file(file)).text
         except RetrievalError as caught:
             error = caught
             unread.append(Item(str(file), str(caught), "partial"))
             run.mark("partial", f"{file} was left out: {caught.message}")
             continue
-        if source.text.strip():
-            texts.append((str(file), source.text))
+        if text.strip():
+            texts.append((str(file), text))
         else:
             unread.append(Item(str(file), "The file is empty.", "ok"))
     if not texts:
-        raise error or BadRequest("The files are empty.", found=", ".join(item.path for item in unread)[:300])
+        raise error
     return texts, unread
 
 
 async def _each(work: Summarizer, texts: Sequence[tuple[str, str]], items: list[Item]) -> str:
-    run = work.run
+    """One item per text; where the model fails on one, that item says so and the others are answered."""
+    run, failures = work.run, 0
     for number, (path, text) in enumerate(texts):
         run.tell(f"summarizing {path} ({number + 1} of {len(texts)})", number / len(texts))
         if number:
             run.advance(Event.NEXT_PART)
         before, run.status = run.status, "ok"
-        answer = await work.condense([(path, text)])
+        try:
+            answer = await work.condense([(path, text)])
+        except (WorkerDied, WorkerTimeout) as error:
+            failures += 1
+            if failures == len(texts):
+                raise
+            answer = str(error)
+            run.mark("partial", f"{path} has no summary: {error.message}")
+            run.advance(Event.FELL_BACK)
         items.append(Item(path, answer, run.status))
         run.mark(before, "")
     items.sort(key=lambda item: item.path)
     return "\n\n".join(f"{item.path}: {item.answer}" for item in items)
+
+
+def _tokens(words: int) -> int:
+    return int(words * WORD_TOKENS) + 48
 
 
 def pieces(text: str, size: int) -> list[str]:
@@ -210,7 +195,7 @@ def pieces(text: str, size: int) -> list[str]:
         cut = next((at + len(sign) for sign in _BREAKS if (at := window.rfind(sign, size // 2)) >= 0), size)
         found.append(text[start : start + cut])
         start += cut
-    return [piece for piece in (*found, text[start:]) if piece.strip()] or [text]
+    return [piece for piece in (*found, text[start:]) if piece.strip()] or [""]
 
 
 def trim(text: str, max_words: int, *, whole: bool = False) -> str:
@@ -225,4 +210,4 @@ def trim(text: str, max_words: int, *, whole: bool = False) -> str:
     ends = [match.end() for match in _SENTENCE_END.finditer(kept) if match.end() > len(kept) // 3]
     if ends:
         return kept[: ends[-1]].strip()
-    return kept.strip() if len(words) <= max_words else kept.strip().rstrip(",;:-") + " \u2026"
+    return kept.strip() if len(words) <= max_words else kept.strip().rstrip(",;:-") + "\u2026"

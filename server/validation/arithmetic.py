@@ -45,7 +45,8 @@ _DOUBT = re.compile(
     r"claims?|remainder)\b",
     re.IGNORECASE,
 )
-_APPLIED = frozenset("half third thirds quarters fourths fifths root sqrt log ln exp sin cos tan average".split())
+_ARGUMENT_OF = "half third thirds quarters fourths fifths root sqrt log ln exp sin cos tan average"
+_APPLIED = frozenset(_ARGUMENT_OF.split())
 """Words that make what follows the argument of a function: "log 100 * 2 = 4", "half of 10 + 2 = 7"."""
 _ASKED = re.compile(r"(?:what is|what's|calculate|compute|how much is)\s(.{1,200}?)\s?[?.=]{0,3}", re.IGNORECASE)
 _BARE = re.compile(rf"\s{{0,20}}(?:(?:it|the answer) is )?(-?{_NUMBER})\s{{0,20}}\.?\s{{0,20}}", re.IGNORECASE)
@@ -102,7 +103,7 @@ def arithmetic_check(output: str, question: str | None = None) -> Check:
 
 
 def equations(text: str) -> list[Equation]:
-    """The equations of a text, in order and in symbols. Those denied, in another base or with an unknown are left out."""
+    """The equations of a text, in order and in symbols. Those denied, with an unknown or in another base are not."""
     text = _in_symbols(text)
     tokens = [_Token(m.lastgroup or "other", m.group().lower(), *m.span()) for m in _TOKEN.finditer(text)]
     signs = [at for at, token in enumerate(tokens) if token.kind == "equal" or token.text in _EQUALS]
@@ -150,7 +151,7 @@ def _equation(text: str, tokens: list[_Token], at: int) -> Equation | None:
 
 
 def _unknown(tokens: list[_Token], left_from: int, after: _Token, end: int) -> bool:
-    """Whether a side goes on beyond what was read ("2x - 6 = 0", "f(3) = 9", "= 3 \\pi", "= 2 thousand") or is asked."""
+    """Whether a side goes on beyond what was read ("2x - 6 = 0", "f(3) = 9", "= 3 \\pi", "= 2 thousand")."""
     if after.text in ("{", "}", "[", "!", "_", "?", "dozen", *SCALES) or after.text.startswith("\\") or _letter(after):
         return True
     if after.kind in ("number", "op", "word") and after.start == end:

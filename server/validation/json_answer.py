@@ -13,6 +13,8 @@ from .contract import Check, Verdict
 from .said import said
 
 MAX_JSON_CHARS = 1_000_000
+MAX_REFS = 20_000
+"""References followed before a schema is given up on: one that refers to itself twice a level would never end."""
 MAX_STARTS = 100
 """How many opening brackets are tried as the start of a value before the answer counts as having none."""
 _REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{(?!\d\}))")
@@ -55,18 +57,32 @@ def against_schema(value: Any, schema: dict[str, Any]) -> tuple[Verdict, str]:
         if slow := next((pattern for pattern in _patterns(schema) if _REPEATED_GROUP.search(pattern)), None):
             return Verdict.ABSTAIN, f"the schema's pattern {slow[:100]!r} repeats a group and may never end"
         # The empty registry has no retriever: a remote $ref is unresolvable, never fetched.
-        error = next(kind(schema, registry=Registry()).iter_errors(value), None)
+        error = next(_bounded(kind)(schema, registry=Registry()).iter_errors(value), None)
     except jsonschema.exceptions.SchemaError as fault:
         return Verdict.ABSTAIN, f"the schema is not a valid JSON Schema: {fault.message[:300]}"
     except Unresolvable as fault:
         return Verdict.ABSTAIN, f"the schema has a $ref that cannot be resolved here: {str(fault)[:300]}"
     except RecursionError:
-        return Verdict.ABSTAIN, "the schema or the value is too deep to be checked"
+        return Verdict.ABSTAIN, "the schema or the value is too deep or too large to be checked"
     except Exception as fault:  # a schema is input: an odd one (a bad pattern, a huge multipleOf) is no crash
         return Verdict.ABSTAIN, f"the schema cannot be applied: {type(fault).__name__}: {str(fault)[:200]}"
     if error is None:
         return Verdict.SUPPORTED, "the output validates against the schema"
     return Verdict.UNSUPPORTED, f"at {error.json_path[:200]}: {error.message[:300]}"
+
+
+def _bounded(kind: Any) -> Any:
+    """The validator class with references counted; past the bound a RecursionError."""
+    import jsonschema
+
+    left = iter(range(MAX_REFS))
+
+    def ref(*args: Any) -> Iterator[Any]:
+        if next(left, None) is None:
+            raise RecursionError
+        yield from kind.VALIDATORS["$ref"](*args) or ()
+
+    return jsonschema.validators.extend(kind, {"$ref": ref})  # type: ignore[no-untyped-call]
 
 
 def _patterns(schema: Any) -> Iterator[str]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.config.errors import ConfigError
 from rolecall.config.prompts import Prompt, document, plain, prompt
 
 
@@ -30,11 +28,10 @@ def test_an_empty_value_leaves_no_gap() -> None:
     assert user.startswith("Is it so?\n\nSay first")
 
 
-def test_a_missing_value_and_an_unknown_prompt_are_typed_errors() -> None:
-    with pytest.raises(ConfigError, match="question"):
-        prompt("answer").render(documents="")
-    with pytest.raises(ConfigError, match="nowhere"):
-        prompt("nowhere")
+def test_a_document_keeps_its_blank_lines_where_another_value_is_empty() -> None:
+    _, user = prompt("read").render(documents="one\n\n\ntwo", question="So?", length="")
+
+    assert user == "one\n\n\ntwo\n\nAnswer from the document above: So?"
 
 
 HOSTILE = st.lists(

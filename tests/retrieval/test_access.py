@@ -11,9 +11,8 @@ import pytest
 
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
-from rolecall.retrieval.access import AllowedFolders
+from rolecall.retrieval.access import AllowedFolders, glob_matches, is_secret
 from rolecall.retrieval.errors import FileUnreadable, MacosPrivacy, PathAmbiguous, PathMissing, PathNotAllowed, os_error
-from rolecall.retrieval.names import is_secret
 
 
 @pytest.fixture
@@ -46,6 +45,30 @@ def test_files_folders_and_globs_name_each_file_once_in_order(access: AllowedFol
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(access: AllowedFolders, docs: Path) -> None:
     (docs / "odd[1].md").write_text("x")
     assert access.resolve(["odd[1].md"], docs) == (docs / "odd[1].md",)
+    (docs / "[id]").mkdir()
+    (docs / "[id]" / "page.md").write_text("x")
+    assert access.resolve(["*.md"], docs / "[id]") == (docs / "[id]" / "page.md",)
+
+
+def test_a_hidden_folder_is_entered_only_where_the_pattern_names_it(access: AllowedFolders, docs: Path) -> None:
+    (docs / "deep" / ".github").mkdir()
+    (docs / "deep" / ".github" / "x.md").write_text("x")
+    assert access.resolve(["*/.github/*.md"], docs) == (docs / "deep/.github/x.md",)
+    assert docs / "deep/.github/x.md" not in access.resolve(["**/*.md"], docs)
+
+
+def test_a_glob_of_many_stars_is_matched_at_once() -> None:
+    assert glob_matches(("src", "a" * 200), ("**", "*a" * 30))
+    assert not glob_matches(("a",) * 60, ("**", "a") * 30 + ("b",))
+    assert not glob_matches(("a" * 200,), ("*a" * 30 + "b",))
+
+
+@pytest.mark.parametrize("path", ["\ud800.md", "a\0.md", "\ud800*"])
+def test_what_is_no_path_is_a_typed_error(access: AllowedFolders, docs: Path, path: str) -> None:
+    with pytest.raises(PathMissing):
+        access.resolve([path], docs)
+    with pytest.raises(PathMissing):
+        access.write_new(path, "x", docs)
 
 
 @pytest.mark.parametrize("where", ["/", "home"])
@@ -149,8 +172,10 @@ def test_what_is_no_text_file_is_refused_without_waiting(access: AllowedFolders,
     (docs / "nul.md").write_bytes(b"a\0b")
     (docs / "large.md").write_text("x" * 101)
     for name in ("pipe.md", "latin.md", "nul.md", "large.md", "deep"):
+        opened = len(list(Path("/dev/fd").iterdir()))
         with pytest.raises(FileUnreadable):
             access.read(docs / name, max_bytes=100)
+        assert len(list(Path("/dev/fd").iterdir())) == opened
 
 
 def test_a_new_file_is_written_once_and_nothing_is_overwritten(access: AllowedFolders, docs: Path) -> None:
@@ -187,22 +212,26 @@ def test_the_disk_the_home_folder_and_places_of_secrets_cannot_be_allowed(
     access: AllowedFolders, tmp_path: Path
 ) -> None:
     (tmp_path / ".ssh").mkdir()
-    (tmp_path / "home" / "models").mkdir(parents=True)
-    for folder in (Path("/"), tmp_path, tmp_path.parent, tmp_path / ".ssh", tmp_path / "home" / "models"):
+    for folder in (Path("/"), tmp_path, tmp_path.parent, tmp_path / ".ssh", tmp_path / "home"):
         with pytest.raises(PathNotAllowed):
             access.add(folder)
-    with pytest.raises(PathMissing):
-        access.add(tmp_path / "nowhere")
+    for missing in (tmp_path / "nowhere", Path("~nobody-of-this-name/x")):
+        with pytest.raises(PathMissing):
+            access.add(missing)
 
 
-def test_rolecalls_own_state_is_not_readable_from_an_allowed_folder(access: AllowedFolders, tmp_path: Path) -> None:
-    (tmp_path / "home" / "env").write_text("TOKEN=1")
-    access.add(tmp_path / "home")
-    with pytest.raises(PathNotAllowed):
-        access.read(tmp_path / "home" / "env")
+def test_rolecalls_own_state_is_not_readable_from_an_allowed_folder(docs: Path, tmp_path: Path) -> None:
+    nested = AllowedFolders(Home(docs / "home"), user_home=tmp_path)
+    nested.add(docs)
+    for name in ("env", "ENV", "receipts.sqlite3-wal"):
+        (docs / "home" / name).write_text("TOKEN=1")
+        with pytest.raises(PathNotAllowed):
+            nested.read(docs / "home" / name)
+    assert docs / "a.md" in nested.resolve(["**/*"], docs)
+    assert not [path for path in nested.resolve(["**/*"], docs) if "home" in path.relative_to(docs).parts]
 
 
-@pytest.mark.parametrize("text", ["{", json.dumps({"folders": None}), "[]"])
+@pytest.mark.parametrize("text", ["{", json.dumps({"folders": None}), "[]", json.dumps({"folders": "/etc"})])
 def test_a_damaged_list_is_a_typed_error_and_allows_nothing(access: AllowedFolders, tmp_path: Path, text: str) -> None:
     (tmp_path / "home" / "allowed.json").write_text(text)
     with pytest.raises(ConfigError, match="Remove the file"):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 
-from rolecall.retrieval.chunks import cut, estimate_tokens, split_identifiers
+from rolecall.retrieval.chunks import cut, estimate_tokens, split_identifiers, token_counter
 
 PIECES = st.sampled_from(
     [
@@ -70,6 +74,27 @@ def test_a_long_line_is_cut_after_a_sentence() -> None:
 def test_a_little_over_the_limit_stays_whole_and_blank_text_gives_nothing() -> None:
     assert len(cut("word " * 12, "text", "x", 10)) == 1
     assert cut("\ufeff \n\t\r\n", "text", "x", 10) == cut("", "code", "x", 10) == ()
+
+
+def test_an_underlined_title_of_restructured_text_is_a_heading() -> None:
+    body = "Some words about this very subject. " * 5
+    chunks = cut(f"Guide\n=====\n\n{body}\n\nSetup\n~~~~~\n\n{body}\n", "text", "guide.rst", 40)
+    assert [chunk.header for chunk in chunks] == ["guide.rst > Guide", "guide.rst > Guide > Setup"]
+
+
+def test_tokens_are_counted_by_the_embedders_tokenizer_and_an_endless_word_is_not_one(tmp_path: Path) -> None:
+    words = WordPiece(
+        {"[UNK]": 0, "ver": 1, "##tei": 2, "##digung": 3}, unk_token="[UNK]", max_input_chars_per_word=100
+    )
+    tokenizer = Tokenizer(words)
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    count = token_counter(tmp_path / "tokenizer.json")
+    assert (count("verteidigung"), count("x" * 2_000)) == (3, 200)
+    (tmp_path / "tokenizer.json").write_text("{")
+    for missing in (tmp_path / "tokenizer.json", tmp_path / "none.json", None):
+        assert token_counter(missing) is estimate_tokens
 
 
 def test_camel_case_words_are_split_for_full_text() -> None:

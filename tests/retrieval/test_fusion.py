@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolecall.retrieval.chunks import Chunk
-from rolecall.retrieval.fusion import fuse
-from rolecall.retrieval.store import Hit
+from rolecall.retrieval.store import Hit, fuse
 
 QUERY = np.array([1.0, 0.0], dtype=np.float32)
 

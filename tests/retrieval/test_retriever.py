@@ -200,7 +200,7 @@ async def test_cancelling_keeps_what_was_reported_and_the_next_add_goes_on(
     assert embedder.passages == embedded + 303 - len(acknowledged)
 
 
-async def test_another_embedder_indexes_anew_and_until_then_full_text_answers(
+async def test_another_embedder_indexes_anew_what_is_added_and_until_then_full_text_answers(
     tmp_path: Path, docs: Path, embedder: HashEmbedder
 ) -> None:
     async with opened(tmp_path, embedder) as retriever:
@@ -216,8 +216,9 @@ async def test_another_embedder_indexes_anew_and_until_then_full_text_answers(
         assert embedder.passages == embedded + 3
         assert names(await retriever.search("valve"))[0] == "pump.md"
         assert (await retriever.search("valve")).index.pending == 1
-        assert names(await retriever.search("behind", "other")) == ["left.md"]
+        assert names(await retriever.search("behind", "other")) == []
         assert (await retriever.add(other)).indexed == 1
+        assert names(await retriever.search("behind", "other")) == ["left.md"]
         assert [info.collection for info in await retriever.collections()] == ["docs", "other"]
     assert len(list((tmp_path / "home" / "index").glob("*.lance"))) == 1
 
@@ -236,8 +237,9 @@ async def test_filters_narrow_by_path_kind_language_and_time(
         assert await narrowed(glob=f"{docs}/*.md") == await narrowed(kind="markdown") == {"pump.md"}
         assert await narrowed(since="2000-01-01") == {"main.py", "pump.md"}
         assert await narrowed(glob="*.none") == set()
-        with pytest.raises(RetrievalError, match="not a date"):
-            await narrowed(since="yesterday")
+        for odd in ("yesterday", "0001-01-01"):
+            with pytest.raises(RetrievalError, match="not a date"):
+                await narrowed(since=odd)
 
 
 async def test_two_folders_share_a_collection_and_a_repeated_passage_comes_once(
@@ -275,6 +277,9 @@ async def test_an_empty_index_an_unknown_collection_and_a_missing_folder_are_typ
             await retriever.search("x")
         with pytest.raises(PathMissing):
             await retriever.add(tmp_path / "nowhere")
+        (tmp_path / "empty").mkdir()
+        await retriever.add(tmp_path / "empty")
+        assert (await retriever.search("x", "empty")).passages == ()
         await retriever.add(docs)
         assert (await retriever.search(" \n")).passages == ()
         for call in (retriever.search("x", "other"), retriever.remove("other")):
@@ -285,15 +290,14 @@ async def test_an_empty_index_an_unknown_collection_and_a_missing_folder_are_typ
 async def test_any_query_is_text_and_never_syntax(tmp_path: Path, docs: Path, embedder: HashEmbedder) -> None:
     async with opened(tmp_path, embedder) as retriever:
         await retriever.add(docs)
-        for query in ('"valve', "valve AND (", "'; DROP", "valve\0", "🙂", "the " * 5_000):
+        for query in ('"valve', "valve AND (", "'; DROP", "valve\0", "🙂", "valve \ud800", "the " * 5_000):
             assert (await retriever.search(query, max_results=1)).index.indexed == 3
 
 
 async def test_a_table_that_a_kill_left_without_its_text_index_is_completed(
     tmp_path: Path, docs: Path, embedder: HashEmbedder
 ) -> None:
-    connection = await Store.connect(tmp_path / "home" / "index")
-    table = (await Store.create(connection, "hash-1", DIMENSIONS))._table
+    table = (await Store.create(tmp_path / "home" / "index", "hash-1", DIMENSIONS))._table
     await table.drop_index("search_text_idx")
     async with opened(tmp_path, embedder) as retriever:
         await retriever.add(docs)

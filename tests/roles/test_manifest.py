@@ -11,7 +11,6 @@ from rolecall.roles.errors import ModelCorrupt, ModelRefused
 from rolecall.roles.manifest import (
     MANIFEST,
     read_manifest,
-    safetensors_header,
     verify,
     weights_bytes,
     write_manifest,
@@ -74,8 +73,8 @@ def test_missing_added_and_truncated_weights_are_corrupt(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ModelCorrupt):
         verify(folder, full=False)
-    with pytest.raises(ModelCorrupt, match="bytes where its header asks for"):
-        safetensors_header(weights)
+    with pytest.raises(ModelCorrupt, match=r"model org/name|'org/name'.*not fully covered"):
+        weights_bytes(folder)
     weights.unlink()
     with pytest.raises(ModelCorrupt, match=r"model\.safetensors"):
         verify(folder, full=False)
@@ -88,13 +87,18 @@ def test_a_missing_shard_is_corrupt(folder: Path) -> None:
         write_manifest(folder, "org/name", "test")
 
 
-def test_a_folder_without_manifest_and_a_damaged_manifest_are_corrupt(folder: Path) -> None:
+def test_a_folder_without_manifest_and_a_damaged_file_are_corrupt_and_the_error_says_what_to_fetch(
+    folder: Path,
+) -> None:
     assert read_manifest(folder) is None
-    with pytest.raises(ModelCorrupt, match=f"no {MANIFEST}"):
+    with pytest.raises(ModelCorrupt, match=f"no {MANIFEST}.*rolecall models pull org/name"):
         verify(folder, full=False)
     (folder / MANIFEST).write_text("{")
-    with pytest.raises(ModelCorrupt):
+    with pytest.raises(ModelCorrupt, match="rolecall models pull org/name"):
         read_manifest(folder)
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(ModelCorrupt, match=r"config\.json: not a JSON dict"):
+        write_manifest(folder, "org/name", "test")
 
 
 @pytest.mark.parametrize(

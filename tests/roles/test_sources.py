@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -22,21 +23,10 @@ from rolecall.roles.errors import DownloadFailed, ModelCorrupt, ModelRefused, Mo
 from rolecall.roles.manifest import Manifest, verify
 from rolecall.roles.sources import list_models, pull, resolve
 
-REPOSITORY = "tester/tiny-llama"
+REPOSITORY = "tester/tiny"
 REVISION = "a" * 40
 WRITTEN = 10_000_000  # the hub's client writes in pieces of 10 MB
 PART = 11_000_000
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "num_hidden_layers": 1,
-    "intermediate_size": 64,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 50_000,
-    "tie_word_embeddings": True,
-}
 
 
 @dataclass
@@ -121,23 +111,13 @@ class Handler(BaseHTTPRequestHandler):
         return
 
 
-def tiny_llama(folder: Path) -> dict[str, bytes]:
-    """The files of a real (random) Llama of 13 MB that mlx-lm can load."""
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlx_lm.models.llama import Model, ModelArgs
-
-    folder.mkdir(parents=True)
-    weights = dict(tree_flatten(Model(ModelArgs.from_dict(LLAMA)).parameters()))
-    mx.save_safetensors(str(folder / "model.safetensors"), weights)
-    (folder / "config.json").write_text(json.dumps(LLAMA))
-    (folder / "README.md").write_text("not wanted")
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return tiny_llama(tmp_path_factory.mktemp("llama") / "m")
+    """The files of a model of 13 MB, an embedder by its `modules.json`, so that a pull ends without a dry run."""
+    folder = write_model(tmp_path_factory.mktemp("model") / "m", random.Random(1).randbytes(13_000_000))
+    (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Transformer"}]')
+    (folder / "README.md").write_text("not wanted")
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
 @pytest.fixture
@@ -200,7 +180,7 @@ def test_a_pull_shows_the_size_first_verifies_and_leaves_only_the_model(
     manifest = pulled(REPOSITORY, home, settings, seen)
     wanted = sum(len(data) for name, data in hub.files.items() if name != "README.md")
     assert seen[0] == (f"fetching {REPOSITORY}", 0, wanted) and seen[-1][1:] == (wanted, wanted)
-    assert set(manifest.files) == {"config.json", "model.safetensors"}
+    assert set(manifest.files) == {"config.json", "model.safetensors", "modules.json"}
     assert manifest.source == f"hub:{REPOSITORY}@{REVISION}"
     assert verify(home.models / REPOSITORY, full=True) == manifest
     assert "Bearer hf_secret" in hub.tokens
@@ -289,13 +269,20 @@ def test_without_a_network_the_error_says_what_to_check_and_a_cached_copy_is_use
 def test_a_folder_of_the_users_becomes_a_local_model(
     files: dict[str, bytes], home: Home, settings: Settings, tmp_path: Path
 ) -> None:
-    mine = tmp_path / "my-model"
+    mine = tmp_path / "my model"
     mine.mkdir()
     for name, data in files.items():
         (mine / name).write_bytes(data)
     manifest = pulled(str(mine), home, settings)
     assert manifest.model == "local/my-model" and "README.md" not in manifest.files
     assert (home.models / "local" / "my-model" / "config.json").is_file()
+    left_over = home.models / ".pulling" / "local" / "my-model"
+    left_over.mkdir()
+    (left_over / "of-an-earlier-attempt.safetensors").write_bytes(b"x")
+    (mine / "modules.json").unlink()
+    with pytest.raises(ModelCorrupt, match=r"mlx-lm cannot read it.*rolecall models pull with the path of its folder"):
+        pulled(str(mine), home, settings)
+    assert set(verify(home.models / "local" / "my-model", full=False).files) == {"config.json", "model.safetensors"}
     (mine / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ModelRefused):
         pulled(str(mine), home, settings)

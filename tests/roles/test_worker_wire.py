@@ -1,16 +1,16 @@
-"""Frames between a worker and its parent."""
+"""What a worker and its parent say to each other."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.roles.contract import GenerationRequest, Message
-from rolecall.roles.errors import RoleError
+from rolecall.roles.contract import Generated, GenerationRequest, Loading, Message, Prefilling
+from rolecall.roles.errors import PromptTooLong
 from rolecall.roles.worker import wire
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
@@ -26,20 +26,41 @@ requests = st.builds(
 
 
 @given(request=requests, id=st.integers(1, 2**40), thinks=st.booleans(), budget=st.none() | st.integers(0, 9))
-def test_a_request_arrives_as_it_was_sent(request: GenerationRequest, id: int, thinks: bool, budget: int) -> None:
-    sent = wire.Generate(id=id, request=request, thinks=thinks, thinking_budget=budget)
-    body = wire.receive_blocking(io.BytesIO(wire.encode(sent)).read)
-    assert body is not None and wire.to_worker.validate_json(body) == sent
+def test_a_request_arrives_as_it_was_sent_in_one_line(
+    request: GenerationRequest, id: int, thinks: bool, budget: int
+) -> None:
+    sent = wire.ToWorker(id, wire.Generate(request, thinks, budget))
+    line = wire.to_worker.dump_json(sent)
+    assert wire.to_worker.validate_json(line) == sent and b"\n" not in line
 
 
-@given(cut=st.integers(0, 200))
-def test_a_pipe_that_ends_within_a_frame_is_the_end(cut: int) -> None:
-    spec = wire.WorkerSpec("text", Path("/models/x"), "x", 4096, 1, 0)
-    frame = wire.encode(wire.Load(id=1, spec=spec))
-    assert wire.receive_blocking(io.BytesIO(frame[: min(cut, len(frame) - 1)]).read) is None
+@pytest.mark.parametrize("body", [wire.WorkerSpec("text", Path("/m"), "m", 1, 2, 3), wire.Embed(("a",), True), None])
+def test_a_load_an_embedding_and_a_cancel_are_told_apart(body: Any) -> None:
+    sent = wire.ToWorker(1, body)
+    assert wire.to_worker.validate_json(wire.to_worker.dump_json(sent)) == sent
 
 
-def test_text_that_is_not_unicode_is_a_typed_error() -> None:
-    request = GenerationRequest(messages=(Message(role="user", content="\ud800"),))
-    with pytest.raises(RoleError, match="surrogate"):
-        wire.encode(wire.Generate(id=1, request=request, thinks=False, thinking_budget=None))
+@pytest.mark.parametrize(
+    "body",
+    [
+        7,
+        Loading("m", 1, 2),
+        Prefilling(1, 2),
+        Generated("t", "answer", 1),
+        wire.Loaded(1, 2),
+        wire.WorkerResult("a", "b", "stop", 1, 2, 3, 0.1, 0.2),
+        wire.Embedded(0, 384, ""),
+        wire.failure(PromptTooLong("m", found="f")),
+    ],
+)
+def test_whatever_a_worker_says_is_told_apart(body: Any) -> None:
+    said = wire.FromWorker(1, body)
+    assert wire.from_worker.validate_json(wire.from_worker.dump_json(said)) == said
+
+
+def test_an_unforeseen_failure_names_its_type_and_place_and_none_of_its_text() -> None:
+    try:
+        {}["a secret of the document"]
+    except KeyError as error:
+        told = wire.failure(error).error
+    assert told["found"].startswith("KeyError at test_worker_wire.py:") and "secret" not in str(told)

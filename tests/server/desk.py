@@ -16,12 +16,12 @@ from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import AddReport, CollectionInfo, Filters, Found, IndexState, OnIndexed, Passage
 from rolecall.retrieval.errors import IndexEmpty
 from rolecall.roles.contract import RoleInfo
-from rolecall.roles.scripted import Answer, Script, ScriptedModels
 from rolecall.server.orchestration.contract import Call, Outcome
 from rolecall.server.orchestration.run import Orchestrator
 from rolecall.server.routing.router import Router
-from rolecall.server.telemetry.receipt import Receipt
-from rolecall.server.telemetry.store import ReceiptStore
+from rolecall.server.telemetry.store import Receipt, ReceiptStore
+
+from .scripted import Answer, Script, ScriptedModels
 
 
 @dataclass
@@ -107,7 +107,7 @@ def desk(tmp_path: Path) -> Iterator[MakeDesk]:
         folder.mkdir(exist_ok=True)
         access = AllowedFolders(home)
         access.add(folder)
-        models, store = models or ScriptedModels(script, roles, embeds=False), ReceiptStore(home.receipts_db)
+        models, store = models or ScriptedModels(script, roles), ReceiptStore(home.receipts_db)
         settings = change(load_settings(home, profile="starter"))
         orchestrator = Orchestrator(
             models, ListRetriever(passages, pending), Router(models, "starter"), access, store, settings

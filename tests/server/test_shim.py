@@ -13,7 +13,7 @@ import pytest
 from rolecall.config.home import Home
 from rolecall.server.connect import lock_holder
 from rolecall.server.protocol import HOST_ERRORS, MAX_FRAME_BYTES, VERSION
-from tests.conftest import StartClient, Stdio, connect, eventually
+from tests.conftest import StartClient, Stdio, eventually, toy_connection
 
 _META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -23,9 +23,9 @@ _META = {
 
 
 def test_two_clients_share_one_host_and_each_is_known_by_its_name_and_folder(
-    toy_client: StartClient, tmp_path: Path
+    shared_client: StartClient, tmp_path: Path
 ) -> None:
-    first, second = toy_client(), toy_client()
+    first, second = shared_client(), shared_client()
     first.initialize()
     second.initialize()
     assert first.tool("whoami") == second.tool("whoami")
@@ -54,57 +54,39 @@ def test_a_host_killed_in_mid_request_leaves_a_typed_error_and_the_next_call_suc
     assert after.split()[1] == "test"
 
 
-def test_a_stateless_client_goes_on_with_the_next_host(toy_client: StartClient) -> None:
-    client = toy_client()
-    before = client.tool("whoami", _META)
-    os.kill(int(before.split()[0]), signal.SIGKILL)
-    after = client.tool("whoami", _META)
-    assert before.split()[1] == after.split()[1] == "stateless"
-    assert before.split()[0] != after.split()[0]
-
-
-def test_subscriptions_are_made_again_with_the_next_host_without_being_asked(
+def test_subscriptions_and_streams_are_made_again_with_the_next_host_without_being_asked(
     toy_client: StartClient, tmp_path: Path
 ) -> None:
-    client = toy_client()
+    client, stateless = toy_client(), toy_client()
     client.initialize()
-    before = client.tool("whoami").split()[0]
     seen = tmp_path / "seen"
     client.request("resources/subscribe", {"uri": f"file://{seen}"})
-    os.kill(int(before), signal.SIGKILL)
-    eventually(lambda: len(seen.read_text().split()) == 2, "the next host knows the subscription")
-    assert seen.read_text().split() == [before, client.tool("whoami").split()[0]]
-
-
-def test_a_stream_of_a_stateless_client_is_opened_again_with_the_next_host(toy_client: StartClient) -> None:
-    client = toy_client()
-    asked = client.send("subscriptions/listen", {"notifications": {"toolsListChanged": True}, "_meta": _META})
-    opened = client.receive()
+    asked = stateless.send("subscriptions/listen", {"notifications": {"toolsListChanged": True}, "_meta": _META})
+    opened = stateless.receive()
     assert opened["method"] == "notifications/subscriptions/acknowledged"
-    os.kill(int(client.tool("whoami", _META).split()[0]), signal.SIGKILL)
-    assert client.receive() == opened
-    client.write(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":%d}}' % asked)
-    assert client.tool("whoami", _META)
+    before, name, _ = stateless.tool("whoami", _META).split()
+    assert name == "stateless"
+    os.kill(int(before), signal.SIGKILL)
+    assert stateless.receive() == opened
+    eventually(lambda: len(seen.read_text().split()) == 2, "the next host knows the subscription")
+    after, name, _ = stateless.tool("whoami", _META).split()
+    assert (seen.read_text().split(), name) == ([before, after], "stateless")
+    stateless.write(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":%d}}' % asked)
+    assert stateless.tool("whoami", _META)
 
 
-def test_hosts_started_at_once_leave_one(toy_client: StartClient) -> None:
+def test_hosts_started_at_once_over_a_lock_file_of_rubbish_leave_one(toy_client: StartClient, home: Home) -> None:
+    home.lock_file.write_bytes(b"\xff{not json")
     clients = [toy_client() for _ in range(3)]
     requests = [client.send("initialize", _handshake()) for client in clients]
     assert [client.receive()["id"] for client in clients] == requests
     assert len({client.tool("whoami").split()[0] for client in clients}) == 1
 
 
-def test_a_lock_file_full_of_rubbish_is_no_host(toy_client: StartClient, home: Home) -> None:
-    home.lock_file.write_bytes(b"\xff{not json")
-    client = toy_client()
-    client.initialize()
-    assert client.tool("whoami")
-
-
 def test_the_end_of_input_cancels_requests_flushes_replies_and_ends_the_shim_within_a_second(
-    toy_client: StartClient, tmp_path: Path
+    shared_client: StartClient, tmp_path: Path
 ) -> None:
-    client = toy_client()
+    client = shared_client()
     client.initialize()
     client.send("tools/call", {"name": "wait", "arguments": {"mark": str(tmp_path / "mark")}})
     eventually((tmp_path / "mark").exists, "the tool runs")
@@ -143,23 +125,23 @@ def test_an_older_client_is_served_and_a_newer_one_replaces_the_host_when_it_has
     toy_client: StartClient, home: Home, tmp_path: Path
 ) -> None:
     (home.root / "version").write_text("0.0.2")
-    older = connect(home, "mcp", "0.0.1")
+    older, reply = toy_connection(home, "mcp", "0.0.1")
     (home.root / "version").unlink()
-    assert older.reply["rolecall"] == "0.0.2"
-    older.sock.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": _handshake()}).encode())
-    older.sock.sendall(b"\n")
-    lines = older.sock.makefile("rb")
+    assert reply["rolecall"] == "0.0.2"
+    older.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": _handshake()}).encode())
+    older.sendall(b"\n")
+    lines = older.makefile("rb")
     assert json.loads(lines.readline())["id"] == 1
     newer = toy_client()
     asked = newer.send("initialize", _handshake())
     assert json.loads(lines.readline()) == {"rolecall": "drain"}
-    older.sock.sendall(b'{"jsonrpc":"2.0","id":2,"method":"ping"}\n')
+    older.sendall(b'{"jsonrpc":"2.0","id":2,"method":"ping"}\n')
     assert json.loads(lines.readline())["id"] == 2
     lines.close()
-    older.sock.close()
+    older.close()
     assert newer.receive()["id"] == asked
     assert json.loads(home.lock_file.read_text())["version"] == VERSION
-    assert newer.tool("whoami").split()[0] != str(older.reply["pid"])
+    assert newer.tool("whoami").split()[0] != str(reply["pid"])
 
 
 def test_three_hosts_that_die_before_an_answer_are_the_last(toy_client: StartClient, home: Home) -> None:
@@ -214,17 +196,30 @@ def test_where_no_socket_can_be_made_the_client_is_served_alone_with_a_warning(
     (home.root / "no_socket").touch()
     client = toy_client()
     client.initialize()
-    pid = int(client.tool("whoami").split()[0])
-    assert lock_holder(home) == pid
-    other = toy_client().request("initialize", _handshake())["error"]
-    assert "standalone" in other["message"] and str(pid) in other["message"]
+    assert int(client.tool("whoami").split()[0]) == lock_holder(home)
     _, _, warning = client.close()
     assert "serving this client alone" in warning
     eventually(lambda: lock_holder(home) is None, "the server has left with its client")
 
 
-def test_odd_lines_are_answered_by_the_host_and_the_next_request_works(toy_client: StartClient) -> None:
-    client = toy_client()
+def test_a_standalone_server_keeps_others_out_is_replaced_when_it_dies_and_leaves_with_its_client(
+    toy_client: StartClient, home: Home
+) -> None:
+    client = toy_client("--standalone")
+    client.initialize()
+    pid = int(client.tool("whoami").split()[0])
+    assert lock_holder(home) == pid
+    for other in (toy_client(), toy_client("--standalone")):
+        error = other.request("initialize", _handshake())["error"]
+        assert error["data"]["code"] == "host_unavailable" and str(pid) in error["message"]
+    os.kill(pid, signal.SIGKILL)
+    assert client.tool("whoami").split()[0] != str(pid)
+    assert client.close()[0] == 0
+    eventually(lambda: lock_holder(home) is None, "the server has left with its client")
+
+
+def test_odd_lines_are_answered_by_the_host_and_the_next_request_works(shared_client: StartClient) -> None:
+    client = shared_client()
     client.initialize()
     client.write(b'{"id": 7, "jsonrpc": "2.0", "method": "tools/list", "params": {"x": ' + b"[" * 50_000)
     assert (deep := client.receive())["error"]["code"] == -32700
@@ -235,8 +230,8 @@ def test_odd_lines_are_answered_by_the_host_and_the_next_request_works(toy_clien
     assert "result" in client.request("tools/list")
 
 
-def test_a_client_that_does_not_read_keeps_nobody_waiting(toy_client: StartClient) -> None:
-    deaf, other = toy_client(), toy_client()
+def test_a_client_that_does_not_read_keeps_nobody_waiting(shared_client: StartClient) -> None:
+    deaf, other = shared_client(), shared_client()
     deaf.initialize()
     other.initialize()
     asked = [deaf.send("tools/call", {"name": "big", "arguments": {"size": 4_000_000}}) for _ in range(4)]
@@ -244,8 +239,8 @@ def test_a_client_that_does_not_read_keeps_nobody_waiting(toy_client: StartClien
     assert sorted(deaf.receive()["id"] for _ in asked) == asked
 
 
-def test_a_reply_for_an_earlier_host_is_dropped(toy_client: StartClient) -> None:
-    client = toy_client()
+def test_a_reply_for_an_earlier_host_is_dropped(shared_client: StartClient) -> None:
+    client = shared_client()
     client.request("initialize", {**_handshake(), "capabilities": {"roots": {}}})
     client.write(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
     asked = client.send("tools/call", {"name": "ask", "arguments": {}})
@@ -266,9 +261,11 @@ def test_the_shim_imports_the_standard_library_and_constants_of_ours() -> None:
     assert {name for name in out if name.startswith("rolecall")} == {
         "rolecall",
         "rolecall.config",
+        "rolecall.config.errors",
         "rolecall.config.home",
         "rolecall.server",
         "rolecall.server.connect",
+        "rolecall.server.errors",
         "rolecall.server.protocol",
         "rolecall.server.shim",
     }

@@ -5,73 +5,81 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from decimal import Decimal, localcontext
+from decimal import Context, Decimal
 from fractions import Fraction
 
 from .contract import Parse, Value
-from .numbers import integer_of, pretty, to_base, to_fraction
 
 MAX_BITS = 4096
 """No operand or result is larger: 9**9**9 is refused before it is computed."""
-_DIGITS = 40
+_SHOWN_DIGITS = 12
+_MAX_SHOWN = 400
 _MAX_FACTORIAL = 400
-_ATOMS = {"number", "constant", "percent", "list", "based", "digits"}
+_PRECISE = Context(prec=40)
+PI = Fraction("3.141592653589793238462643383279502884197")
+_ATOMS = {"number", "constant", "percent", "list", "digits"}
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "mod", "pow": "^", "percent_of": "of"}
+_PERCENTAGES = {"what_percent", "as_percent", "change"}
 
 
-class NoValue(Exception):
+class NoValue(ValueError):
     """The expression has no value here: a division by zero, a root of a negative number, a number too large."""
 
 
 def is_computation(parse: Parse) -> bool:
     """Whether the parse holds an operation: a bare number or constant asks for nothing."""
-    return parse[0] not in _ATOMS and not (parse[0] == "neg" and not is_computation(_sub(parse, 1)))
+    if parse[0] == "rebase":
+        return compute(parse) is not None
+    if parse[0] == "neg":
+        return isinstance(parse[1], list) and is_computation(parse[1])
+    return parse[0] not in _ATOMS
 
 
 def compute(parse: Parse) -> Value | None:
     """The value with its working, or None where there is none."""
     try:
-        special = _SPECIAL.get(str(parse[0]))
-        if special is not None:
-            return special(parse)
-        value = evaluate(parse)
-    except (NoValue, ZeroDivisionError, ArithmeticError, ValueError, statistics.StatisticsError):
+        if parse[0] == "rebase":
+            return _rebased(parse)
+        value = evaluate(parse[1] if parse[0] == "factors" else parse)
+        text = _factors(value) if parse[0] == "factors" else pretty(value)
+    except (ArithmeticError, ValueError):
         return None
-    text = pretty(value)
-    return Value(text, f"{render(parse)} = {text}")
+    text += "%" if parse[0] in _PERCENTAGES else ""
+    return Value(text, f"{_render(parse)} = {text}")
 
 
-def evaluate(parse: Parse) -> Fraction:
-    """The parse's value.
+def evaluate(parse: Parse | str) -> Fraction:
+    """The parse's value; a bare word is an ordinal, a part of a whole or a step to round to.
 
     Raises:
-        NoValue, ZeroDivisionError: there is none.
+        ValueError, ArithmeticError: there is none.
     """
-    kind = str(parse[0])
-    if kind in ("number", "percent"):
-        return _bounded(to_fraction(str(parse[1])))
+    if isinstance(parse, str):
+        return _WORDS[parse] if parse in _WORDS else _numeral(parse.rstrip("stndrh"))
+    kind, parts = str(parse[0]), parse[1:]
     if kind == "constant":
-        return _rounded(_pi())
-    if kind in _OVER_LISTS:
-        return _bounded(_OVER_LISTS[kind](_items(parse)))
-    if kind == "root":
-        return _root(evaluate(_sub(parse, 2)), _ordinal(str(parse[1])))
-    if kind == "fraction":
-        return _part(parse)
-    if kind == "pow" and isinstance(parse[2], str):
-        return _power(evaluate(_sub(parse, 1)), Fraction(_ordinal(parse[2])))
-    operands = [evaluate(_sub(parse, position)) for position in range(1, len(parse))]
-    return _bounded(_OPERATIONS[kind](operands))
+        return PI
+    if kind in ("number", "percent"):
+        return _numeral(str(parts[0]))
+    if isinstance(parts[0], list) and parts[0][0] == "list":
+        parts = parts[0][1:]
+    return _bounded(_OPERATIONS[kind]([evaluate(part) for part in parts]))
 
 
-def _items(parse: Parse) -> list[Fraction]:
-    return [evaluate(item) for item in _sub(parse, 1)[1:] if isinstance(item, list)]
+_PARTS = ("thirds", "quarters", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths")
+_WORDS = {name: Fraction(value) for value, name in enumerate(_PARTS, start=3)} | {
+    "fourths": Fraction(4), "ten": Fraction(10), "hundred": Fraction(100), "thousand": Fraction(1000),
+    "million": Fraction(10**6), "tenth": Fraction(1, 10), "10th": Fraction(1, 10), "hundredth": Fraction(1, 100),
+    "thousandth": Fraction(1, 1000), "cent": Fraction(1, 100), "integer": Fraction(1), "number": Fraction(1),
+    "one": Fraction(1), "whole": Fraction(1), "dollar": Fraction(1),
+}  # fmt: skip
 
 
-def _sub(parse: Parse, position: int) -> Parse:
-    part = parse[position]
-    if isinstance(part, str):
-        raise NoValue(part)
-    return part
+def _numeral(text: str) -> Fraction:
+    exponent = text.partition("e")[2]
+    if exponent and abs(int(exponent)) > 300:
+        raise NoValue("exponent out of reach")
+    return _bounded(Fraction(text))
 
 
 def _bounded(value: Fraction) -> Fraction:
@@ -80,111 +88,59 @@ def _bounded(value: Fraction) -> Fraction:
     return value
 
 
-def _rounded(value: Decimal) -> Fraction:
-    with localcontext() as context:
-        context.prec = _DIGITS
-        return Fraction(+value)
-
-
 def _decimal(value: Fraction) -> Decimal:
-    with localcontext() as context:
-        context.prec = _DIGITS
-        return Decimal(value.numerator) / Decimal(value.denominator)
-
-
-def _pi() -> Decimal:
-    return Decimal("3.141592653589793238462643383279502884197")
+    return _PRECISE.divide(Decimal(value.numerator), Decimal(value.denominator))
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator != 1:
-        return _root(_power(base, Fraction(exponent.numerator)), exponent.denominator)
+        return root(_power(base, Fraction(exponent.numerator)), exponent.denominator)
     size = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if abs(exponent) > MAX_BITS or size * abs(int(exponent)) > MAX_BITS:
+    if size * abs(int(exponent)) > MAX_BITS:
         raise NoValue("too large")
     return base ** int(exponent)
 
 
-def _root(value: Fraction, degree: int) -> Fraction:
+def root(value: Fraction, degree: int = 2) -> Fraction:
     """The real root: exact where numerator and denominator are perfect powers."""
     if not 1 <= degree <= 64 or (value < 0 and degree % 2 == 0):
         raise NoValue("no real root")
-    sign = -1 if value < 0 else 1
-    top, bottom = (_integer_root(part, degree) for part in (abs(value.numerator), value.denominator))
-    if top**degree == abs(value.numerator) and bottom**degree == value.denominator:
-        return sign * Fraction(top, bottom)
-    with localcontext() as context:
-        context.prec = _DIGITS
-        return sign * Fraction((_decimal(abs(value)).ln() / degree).exp())
-
-
-def _integer_root(value: int, degree: int) -> int:
-    low, high = 0, 1 << (value.bit_length() // degree + 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if middle**degree <= value else (low, middle - 1)
-    return low
+    if value == 0:
+        return value
+    sign, size = (-1 if value < 0 else 1), abs(value)
+    found = Fraction(_PRECISE.exp(_PRECISE.divide(_PRECISE.ln(_decimal(size)), degree)))
+    exact = found.limit_denominator(10**15)
+    return sign * (exact if exact**degree == size else found)
 
 
 def _factorial(value: Fraction) -> Fraction:
-    number = integer_of(value)
-    if number is None or not 0 <= number <= _MAX_FACTORIAL:
-        raise NoValue("no factorial")
-    return Fraction(math.factorial(number))
+    if value > _MAX_FACTORIAL:
+        raise NoValue("too large")
+    return Fraction(math.factorial(_whole(value)))
 
 
-def _log(value: Fraction, base: Fraction | None) -> Fraction:
-    if value <= 0 or (base is not None and (base <= 0 or base == 1)):
+def _log(value: Fraction, base: Fraction) -> Fraction:
+    if value <= 0 or base <= 0 or base == 1:
         raise NoValue("no logarithm")
-    with localcontext() as context:
-        context.prec = _DIGITS
-        natural = _decimal(value).ln()
-        result = natural if base is None else natural / _decimal(base).ln()
-    nearest = round(result)
-    if base is not None and abs(nearest) < MAX_BITS and _power(base, Fraction(nearest)) == value:
-        return Fraction(nearest)
-    return Fraction(result)
+    found = _PRECISE.divide(_PRECISE.ln(_decimal(value)), _PRECISE.ln(_decimal(base)))
+    nearest = Fraction(round(found))
+    return nearest if abs(nearest) < MAX_BITS and _power(base, nearest) == value else Fraction(found)
 
 
-_EXACT_SINES = {0: Fraction(0), 30: Fraction(1, 2), 90: Fraction(1), 150: Fraction(1, 2), 180: Fraction(0)}
+def _ln(value: Fraction) -> Fraction:
+    if value <= 0:
+        raise NoValue("no logarithm")
+    return Fraction(_PRECISE.ln(_decimal(value)))
 
 
 def _sine(degrees: Fraction) -> Fraction:
-    turned = degrees % 360
-    sign, folded = (-1, turned - 180) if turned >= 180 else (1, turned)
-    if folded in _EXACT_SINES:
-        return sign * _EXACT_SINES[int(folded)]
-    return sign * Fraction(str(round(math.sin(math.radians(float(folded))), 12)))
-
-
-def _part(parse: Parse) -> Fraction:
-    """ "a third of 90", "two thirds of 90": `[fraction, ordinal, x]` or `[fraction, number, parts, x]`."""
-    whole = evaluate(_sub(parse, len(parse) - 1))
-    count = evaluate(_sub(parse, 1)) if len(parse) == 4 else Fraction(1)
-    return count * whole / _ordinal(str(parse[-2]))
-
-
-_PART_NAMES = ["thirds", "quarters", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths"]
-
-
-def _ordinal(word: str) -> int:
-    named = {name: value for value, name in enumerate(_PART_NAMES, start=3)} | {"fourths": 4}
-    return named[word] if word in named else int("".join(filter(str.isdigit, word)))
-
-
-def _gcd(values: Sequence[Fraction]) -> Fraction:
-    return Fraction(math.gcd(*(_whole(value) for value in values)))
-
-
-def _lcm(values: Sequence[Fraction]) -> Fraction:
-    return Fraction(math.lcm(*(_whole(value) for value in values)))
+    return Fraction(str(round(math.sin(math.radians(float(degrees % 360))), 12)))
 
 
 def _whole(value: Fraction) -> int:
-    number = integer_of(value)
-    if number is None:
+    if value.denominator != 1:
         raise NoValue("not a whole number")
-    return number
+    return value.numerator
 
 
 def _mode(values: Sequence[Fraction]) -> Fraction:
@@ -194,27 +150,10 @@ def _mode(values: Sequence[Fraction]) -> Fraction:
     return common[0]
 
 
-_OVER_LISTS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
-    "mean": lambda v: sum(v, Fraction(0)) / len(v),
-    "median": lambda v: Fraction(statistics.median(v)),
-    "mode": _mode,
-    "spread": lambda v: max(v) - min(v),
-    "sum_of": lambda v: sum(v, Fraction(0)),
-    "product_of": lambda v: math.prod(v, start=Fraction(1)),
-    "pvariance": lambda v: _variance(v, len(v)),
-    "variance": lambda v: _variance(v, len(v) - 1),
-    "pstdev": lambda v: _root(_variance(v, len(v)), 2),
-    "stdev": lambda v: _root(_variance(v, len(v) - 1), 2),
-    "maximum": lambda v: max(v),
-    "minimum": lambda v: min(v),
-    "gcd": _gcd,
-    "lcm": _lcm,
-}
-
-
-def _variance(values: Sequence[Fraction], divisor: int) -> Fraction:
-    mean = sum(values, Fraction(0)) / len(values)
-    return sum(((value - mean) ** 2 for value in values), Fraction(0)) / divisor
+def to_step(value: Fraction, step: Fraction) -> Fraction:
+    """Rounded to a multiple of `step`, halves away from zero."""
+    steps = math.floor(abs(value) / step + Fraction(1, 2))
+    return (-steps if value < 0 else steps) * step
 
 
 _OPERATIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
@@ -230,11 +169,13 @@ _OPERATIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
     "abs": lambda v: abs(v[0]),
     "square": lambda v: _power(v[0], Fraction(2)),
     "cube": lambda v: _power(v[0], Fraction(3)),
-    "sqrt": lambda v: _root(v[0], 2),
-    "cbrt": lambda v: _root(v[0], 3),
+    "sqrt": lambda v: root(v[0]),
+    "cbrt": lambda v: root(v[0], 3),
+    "root": lambda v: root(v[1], _whole(v[0])),
     "half": lambda v: v[0] / 2,
     "quarter": lambda v: v[0] / 4,
     "quarters": lambda v: v[0] * v[1] / 4,
+    "fraction": lambda v: v[-1] / v[-2] * (v[0] if len(v) == 3 else 1),
     "ratio_of": lambda v: v[0] / v[1] * v[2],
     "double": lambda v: v[0] * 2,
     "triple": lambda v: v[0] * 3,
@@ -242,145 +183,117 @@ _OPERATIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
     "factorial": lambda v: _factorial(v[0]),
     "log10": lambda v: _log(v[0], Fraction(10)),
     "log": lambda v: _log(v[1], v[0]),
-    "ln": lambda v: _log(v[0], None),
+    "ln": lambda v: _ln(v[0]),
     "sin_degrees": lambda v: _sine(v[0]),
     "cos_degrees": lambda v: _sine(v[0] + 90),
     "tan_degrees": lambda v: _sine(v[0]) / _sine(v[0] + 90),
     "percent_of": lambda v: v[0] / 100 * v[1],
+    "raise_by": lambda v: v[0] * (1 + v[1] / 100),
+    "lower_by": lambda v: v[0] * (1 - v[1] / 100),
+    "percent_more": lambda v: v[1] * (1 + v[0] / 100),
+    "percent_off": lambda v: v[1] * (1 - v[0] / 100),
+    "what_percent": lambda v: v[1] / v[0] * 100,
+    "as_percent": lambda v: v[0] / v[1] * 100,
+    "change": lambda v: (v[1] - v[0]) / abs(v[0]) * 100,
+    "round_places": lambda v: to_step(v[0], _power(Fraction(1, 10), v[1])),
+    "round_nearest": lambda v: to_step(v[0], v[1]),
+    "round_first": lambda v: to_step(v[1], v[0]),
+    "mean": statistics.mean,
+    "median": statistics.median,
+    "mode": _mode,
+    "spread": lambda v: max(v) - min(v),
+    "sum_of": lambda v: sum(v, Fraction(0)),
+    "product_of": lambda v: math.prod(v, start=Fraction(1)),
+    "pvariance": statistics.pvariance,
+    "variance": statistics.variance,
+    "pstdev": lambda v: root(statistics.pvariance(v)),
+    "stdev": lambda v: root(statistics.variance(v)),
+    "maximum": max,
+    "minimum": min,
+    "gcd": lambda v: Fraction(math.gcd(*map(_whole, v))),
+    "lcm": lambda v: Fraction(math.lcm(*map(_whole, v))),
 }
 
 
-def _by_percent(values: Sequence[Fraction], sign: int) -> Fraction:
-    return values[0] * (1 + sign * values[1] / 100)
-
-
-def _percent_parts(parse: Parse, sign: int) -> Fraction:
-    """Base and percent stand in either order ("80 plus 15%", "15% off 80")."""
-    parts = [_sub(parse, 1), _sub(parse, 2)]
-    parts.sort(key=lambda part: part[0] == "percent")
-    return _bounded(_by_percent([evaluate(part) for part in parts], sign))
-
-
-def _valued(parse: Parse, value: Fraction, unit: str = "") -> Value:
-    text = pretty(value) + unit
-    return Value(text, f"{render(parse)} = {text}")
-
-
-def _change(parse: Parse) -> Value:
-    before, after = evaluate(_sub(parse, 1)), evaluate(_sub(parse, 2))
-    return _valued(parse, (after - before) / abs(before) * 100, "%")
-
-
-def _round_places(parse: Parse) -> Value:
-    places = int(str(parse[2]))
-    if places > 30:
-        raise NoValue("too many places")
-    scale = 10**places
-    return _valued(parse, _half_up(evaluate(_sub(parse, 1)) * scale) / scale)
-
-
-_NEAREST = {
-    "ten": "10", "hundred": "100", "thousand": "1000", "million": "1000000", "tenth": "0.1", "10th": "0.1",
-    "hundredth": "0.01", "thousandth": "0.001", "cent": "0.01",
-}  # fmt: skip
-
-
-def _round_nearest(parse: Parse) -> Value:
-    operand, word = (parse[1], parse[2]) if isinstance(parse[1], list) else (parse[2], parse[1])
-    name = str(word)
-    step = Fraction(_NEAREST.get(name, name if name.isdigit() else "1"))
-    assert isinstance(operand, list)
-    return _valued(parse, _half_up(evaluate(operand) / step) * step)
-
-
-def _half_up(value: Fraction) -> Fraction:
-    rounded = Fraction(math.floor(abs(value) + Fraction(1, 2)))
-    return -rounded if value < 0 else rounded
-
-
-def _rebase(parse: Parse) -> Value:
-    """Any of the forms of a change of number base; digits are read in the source base."""
-    kind = str(parse[0])
-    parts = list(parse[1:])
-    if kind == "rebase":
-        digits, source, target = _text(parts[0]), "decimal", _base(parts[1])
-    elif kind == "rebase_of":
-        digits, source, target = _text(parts[1]), "decimal", _base(parts[0])
-    elif kind == "rebase_from_first":
-        digits, source, target = _text(parts[1]), _base(parts[0]), _base(parts[2])
-    else:
-        digits, source, target = _text(parts[0]), _base(parts[1]), _base(parts[2])
-    if digits[:2] in ("0x", "0b"):
-        source = {"0x": "hex", "0b": "binary"}[digits[:2]]
-    number = int(digits, 0) if digits[:2] in ("0x", "0b") else int(digits, _RADIX[source])
-    text = to_base(number, target if target == "roman numerals" else _RADIX[target])
-    return Value(text, f"{digits} ({source}) = {text} ({target})")
-
-
-_RADIX = {"binary": 2, "octal": 8, "decimal": 10, "hex": 16, **{str(n): n for n in range(2, 37)}}
-
-
-def _text(part: Parse | str) -> str:
-    return part if isinstance(part, str) else str(part[1])
-
-
-def _base(part: Parse | str) -> str:
-    if isinstance(part, str):
-        raise NoValue(part)
-    return {"roman": "roman numerals", "radix": str(part[-1])}.get(str(part[0]), str(part[0]))
-
-
-def _factors(parse: Parse) -> Value:
-    number = _whole(evaluate(_sub(parse, 1)))
-    if not 2 <= number <= 10**12:
+def _factors(value: Fraction) -> str:
+    left, found, divisor = _whole(value), [], 2
+    if not 2 <= left <= 10**12:
         raise NoValue("out of range")
-    left, found, divisor = number, [], 2
     while divisor * divisor <= left:
         while left % divisor == 0:
             found.append(divisor)
             left //= divisor
         divisor += 1 if divisor == 2 else 2
-    text = " * ".join(str(factor) for factor in [*found, *([left] if left > 1 else [])])
-    return Value(text, f"{number} = {text}")
+    return " * ".join(str(factor) for factor in [*found, *([left] if left > 1 else [])])
 
 
-_SPECIAL: dict[str, Callable[[Parse], Value]] = {
-    "raise_by": lambda parse: _valued(parse, _percent_parts(parse, 1)),
-    "lower_by": lambda parse: _valued(parse, _percent_parts(parse, -1)),
-    "what_percent": lambda p: _valued(p, evaluate(_sub(p, 2)) / evaluate(_sub(p, 1)) * 100, "%"),
-    "as_percent": lambda p: _valued(p, evaluate(_sub(p, 1)) / evaluate(_sub(p, 2)) * 100, "%"),
-    "change": _change,
-    "round_places": _round_places,
-    "round_nearest": _round_nearest,
-    "round_first": _round_nearest,
-    "rebase": _rebase,
-    "rebase_from": _rebase,
-    "rebase_from_first": _rebase,
-    "rebase_of": _rebase,
-    "factors": _factors,
-}
-
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "mod", "pow": "^", "percent_of": "of"}
+_RADIX = {"binary": 2, "octal": 8, "decimal": 10, "hex": 16} | {str(base): base for base in range(2, 37)}
+_PREFIXES = {"0x": "hex", "0b": "binary"}
 
 
-def render(parse: Parse | str) -> str:
+def _rebased(parse: Parse) -> Value:
+    """A change of number base; digits are read in the source base, which is decimal where none is named."""
+    named = {str(part[0]): part[1] for part in parse[1:] if isinstance(part, list)}
+    digits = str(named["digits"])
+    source = _PREFIXES.get(digits[:2]) or (str(named["source"][-1]) if "source" in named else "decimal")
+    target = str(named["target"][-1])
+    number = int(digits.removeprefix("0x").removeprefix("0b"), _RADIX.get(source, 0))
+    text = _roman(number) if target == "roman" else _in_base(number, _RADIX[target])
+    if source == target:
+        raise NoValue("nothing to convert")
+    return Value(text, f"{digits} ({source}) = {text} ({target})")
+
+
+def _in_base(number: int, base: int) -> str:
+    digits = ""
+    while number or not digits:
+        number, digit = divmod(number, base)
+        digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[digit] + digits
+    return digits
+
+
+_ROMAN = (
+    (1000, "M"), (900, "CM"), (500, "D"), (400, "CD"), (100, "C"), (90, "XC"), (50, "L"), (40, "XL"), (10, "X"),
+    (9, "IX"), (5, "V"), (4, "IV"), (1, "I"),
+)  # fmt: skip
+
+
+def _roman(number: int) -> str:
+    if not 0 < number < 4000:
+        raise NoValue("no Roman numeral")
+    text = ""
+    for value, sign in _ROMAN:
+        text += sign * (number // value)
+        number %= value
+    return text
+
+
+def _render(parse: Parse | str) -> str:
     """The parse in plain notation."""
     if isinstance(parse, str):
         return parse
-    kind, parts = str(parse[0]), parse[1:]
-    if kind in ("number", "constant", "digits", "based"):
-        return " ".join(render(part) for part in parts)
-    if kind == "percent":
-        return f"{render(parts[0])}%"
+    kind = str(parse[0])
+    parts = [f"({_render(part)})" if kind in _INFIX and part[0] in _INFIX else _render(part) for part in parse[1:]]
     if kind in _INFIX and len(parts) == 2:
-        return " ".join([_operand(parts[0]), _INFIX[kind], _operand(parts[1])])
-    if kind == "neg":
-        return f"-{_operand(parts[0])}"
-    if kind == "list":
-        return ", ".join(render(part) for part in parts)
-    return f"{kind.replace('_', ' ')}({', '.join(render(part) for part in parts)})"
+        return f"{parts[0]} {_INFIX[kind]} {parts[1]}"
+    if kind in ("number", "constant", "list"):
+        return ", ".join(parts)
+    if kind == "percent":
+        return f"{parts[0]}%"
+    return f"-{parts[0]}" if kind == "neg" else f"{kind.replace('_', ' ')}({', '.join(parts)})"
 
 
-def _operand(part: Parse | str) -> str:
-    text = render(part)
-    return f"({text})" if isinstance(part, list) and part[0] in _INFIX else text
+def pretty(value: Fraction, digits: int = _SHOWN_DIGITS) -> str:
+    """Whole numbers in full; else the whole part and up to `digits` significant digits without trailing zeros.
+
+    Raises:
+        ValueError: the number has more than 400 digits.
+    """
+    whole = str(int(value))
+    if len(whole) > _MAX_SHOWN:
+        raise NoValue("too many digits to show")
+    if value.denominator == 1:
+        return whole
+    number = Context(prec=max(digits, min(len(whole), 30))).divide(Decimal(value.numerator), Decimal(value.denominator))
+    text = f"{number:f}" if number.adjusted() > -8 else f"{number}"
+    return text.rstrip("0").rstrip(".") if "." in text and "E" not in text else text

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from .contract import Parse, Value
-from .numbers import pretty
+from .calculator import pretty
 from .vocabulary import meaning
 
 _DIGITS = 10

@@ -29,6 +29,12 @@ def test_arithmetic_is_computed_and_no_model_is_asked(desk: MakeDesk, kind: type
     assert outcome.decision is not None and outcome.decision.agent == "calculator"
     assert at.models.requests == []
     assert at.states() == ["ROUTING_DECISION", "TOOL_ONLY_EXECUTION", "SYNTHESIS", "COMPLETED"]
+    receipt = at.receipt()
+    assert (receipt.who, receipt.role, receipt.model, receipt.status) == ("calculator", None, None, "ok")
+    assert receipt.decision is not None and receipt.decision["agent"] == "calculator"
+    assert receipt.features is not None and receipt.features["claim"]["agent"] == "calculator"
+    assert receipt.router_state is not None and receipt.snapshot_sha256
+    assert receipt.content is not None and receipt.content.answer == outcome.answer
 
 
 @pytest.mark.parametrize("kind", [RouteCall, ReasonCall])
@@ -104,6 +110,7 @@ def test_passages_come_back_with_the_state_of_the_index(desk: MakeDesk) -> None:
     assert outcome.passages == PASSAGES[:1]
     assert outcome.index is not None and outcome.index.pending == 2
     assert outcome.status == "partial" and "2 files pending" in outcome.warnings[0]
+    assert at.receipt().who == "retrieval"
 
 
 def test_nothing_indexed_is_a_typed_error(desk: MakeDesk) -> None:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import anyio
 import pytest
 
 from rolecall.config.errors import RolecallError
 from rolecall.retrieval.errors import PathNotAllowed
-from rolecall.roles.contract import GenerationRequest, GenerationResult, Role
+from rolecall.roles.contract import GenerationRequest, GenerationResult, OnEvent, Role
 from rolecall.roles.errors import PromptTooLong, SchemaRefused, WorkerDied, WorkerTimeout
-from rolecall.roles.scripted import ScriptedModels, infos
 from rolecall.server.errors import AnswerRefused, BadRequest, DeadlineExceeded
 from rolecall.server.orchestration.contract import CodeCall, ReasonCall, RouteCall, SummarizeCall, ValidateCall
 
 from ..desk import MakeDesk
+from ..scripted import Answer, ScriptedModels, infos
 
 
 class Stuck(ScriptedModels):
-    """Never answers; `asked` is set when it was asked."""
+    """Gives its answers, then never another; `asked` is set when it is asked for that."""
 
-    def __init__(self) -> None:
-        super().__init__(["never"], embeds=False)
+    def __init__(self, answers: Sequence[Answer] = ()) -> None:
+        super().__init__(answers)
+        self.left = len(answers)
         self.asked = anyio.Event()
 
-    async def generate(self, role: Role, request: GenerationRequest, on_event: object = None) -> GenerationResult:
+    async def generate(
+        self, role: Role, request: GenerationRequest, on_event: OnEvent | None = None
+    ) -> GenerationResult:
+        if len(self.requests) < self.left:
+            return await super().generate(role, request, on_event)
         self.asked.set()
         await anyio.sleep_forever()
         raise AssertionError("unreachable")
@@ -58,8 +65,11 @@ def test_content_is_left_out_of_the_receipt_where_the_user_said_so(desk: MakeDes
 
     at.run(ReasonCall, question="Why does the sky look blue to people?")
 
-    assert at.receipt().content is None
-    assert "sky" not in at.receipt().model_dump_json()
+    at.run(ValidateCall, output="The sky has 7 colours.", evidence=("The sky has 8 colours.",))
+
+    receipts = anyio.run(at.store.recent)
+    assert [receipt.content for receipt in receipts] == [None, None] and receipts[0].checks
+    assert not any("sky" in receipt.model_dump_json() for receipt in receipts)
 
 
 def test_thinking_goes_to_the_receipt_only(desk: MakeDesk) -> None:
@@ -135,12 +145,28 @@ def test_the_same_model_under_another_role_is_no_escalation(desk: MakeDesk) -> N
     assert [role for role, _ in at.models.requests] == [Role.REASONING, Role.REASONING]
 
 
-def test_where_the_second_attempt_fails_the_first_answer_stands(desk: MakeDesk) -> None:
-    at = desk(["2 + 2 = 5", WorkerDied("The worker died.")])
+def stopped(text: str) -> GenerationResult:
+    return GenerationResult(
+        text=text, finish="timeout", role=Role.REASONING, model="m", prompt_tokens=9, completion_tokens=5
+    )
+
+
+@pytest.mark.parametrize("second", [WorkerDied("The worker died."), stopped("2 + 2 is")])
+def test_where_the_second_attempt_fails_the_first_answer_stands(desk: MakeDesk, second: Answer) -> None:
+    at = desk(["2 + 2 = 5", second])
 
     outcome = at.run(ReasonCall, question="Explain why numbers add up.")
 
     assert (outcome.answer, outcome.status) == ("2 + 2 = 5", "unverified")
+
+
+def test_a_second_attempt_that_would_outlast_the_budget_does_not_cost_the_first_answer(desk: MakeDesk) -> None:
+    at = desk(models=Stuck(["2 + 2 = 5"]))
+
+    outcome = at.run(RouteCall, request="Explain why numbers add up.", budget_s=1.0)
+
+    assert (outcome.answer, outcome.status) == ("2 + 2 = 5", "unverified")
+    assert at.states()[-3:] == ["VALIDATION", "SYNTHESIS", "COMPLETED"]
 
 
 def test_a_stand_in_is_degraded_and_the_warning_has_the_command(desk: MakeDesk) -> None:
@@ -292,7 +318,7 @@ def test_code_is_saved_and_a_short_report_comes_back_instead(desk: MakeDesk) -> 
 
     assert (at.folder / "one.py").read_text() == "def one():\n    return 1\n"
     assert outcome.saved_path == str(at.folder / "one.py")
-    assert "def one" not in outcome.answer and outcome.blocks == ()
+    assert "def one" not in outcome.answer and "it parses" in outcome.answer and outcome.blocks == ()
 
 
 def test_nothing_is_overwritten_and_no_model_is_asked_in_vain(desk: MakeDesk) -> None:
@@ -305,13 +331,14 @@ def test_nothing_is_overwritten_and_no_model_is_asked_in_vain(desk: MakeDesk) ->
     assert (at.folder / "one.py").read_text() == "mine" and at.models.requests == []
 
 
-def test_code_that_does_not_parse_is_not_saved_but_handed_back(desk: MakeDesk) -> None:
-    at = desk(["```python\ndef one(:\n```"])
+@pytest.mark.parametrize("answer", ["```python\ndef one(:\n```", stopped("```python\na = 1\nb = 2")])
+def test_code_that_does_not_parse_or_end_is_not_saved_but_handed_back(desk: MakeDesk, answer: Answer) -> None:
+    at = desk([answer])
 
     outcome = at.run(CodeCall, task="Write one()", language="python", save_to="one.py")
 
-    assert outcome.status == "unverified" and outcome.saved_path is None
-    assert not (at.folder / "one.py").exists() and outcome.blocks[0].parses is False
+    assert outcome.status == "unverified" and outcome.saved_path is None and outcome.blocks
+    assert not (at.folder / "one.py").exists()
 
 
 def test_validate_asks_no_model_and_files_are_evidence_beside_an_output(desk: MakeDesk) -> None:
@@ -324,6 +351,7 @@ def test_validate_asks_no_model_and_files_are_evidence_beside_an_output(desk: Ma
     assert (as_output.verdict, as_evidence.verdict) == ("supported", "unsupported")
     assert at.models.requests == []
     assert at.states() == ["ROUTING_DECISION", "VALIDATION", "SYNTHESIS", "COMPLETED"]
+    assert (at.receipt().who, at.receipt().role, at.receipt().decision) == ("checks", None, None)
 
 
 def test_nothing_to_validate_and_nothing_to_summarize_are_bad_requests(desk: MakeDesk) -> None:
@@ -331,12 +359,6 @@ def test_nothing_to_validate_and_nothing_to_summarize_are_bad_requests(desk: Mak
         desk().run(ValidateCall)
     with pytest.raises(BadRequest):
         desk().run(SummarizeCall, text=" ")
-
-
-def stopped(text: str) -> GenerationResult:
-    return GenerationResult(
-        text=text, finish="timeout", role=Role.REASONING, model="m", prompt_tokens=9, completion_tokens=5
-    )
 
 
 def test_an_answer_cut_off_by_the_time_limit_is_partial_and_not_asked_again(desk: MakeDesk) -> None:

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from rolecall.retrieval.errors import FileUnreadable
 from rolecall.roles.contract import GenerationRequest, Role
-from rolecall.roles.scripted import infos
+from rolecall.roles.errors import WorkerDied
 from rolecall.server.orchestration.contract import SummarizeCall
 from rolecall.server.orchestration.summarize import pieces, trim
 
 from ..desk import MakeDesk
+from ..scripted import infos
 
 
 def first_words(role: Role, request: GenerationRequest) -> str:
@@ -42,7 +43,7 @@ def test_a_long_text_is_read_to_its_end_in_parts_that_fit(desk: MakeDesk) -> Non
     read = " ".join(at.prompts())
     assert all(f"s{number} " in read for number in range(60))
     assert at.states()[-1] == "COMPLETED" and outcome.meta.model_calls == len(at.models.requests) > 5
-    assert set(at.receipt().prompts) == {"summarize", "merge"}
+    assert set(at.receipt().prompts) == {"summarize"}
     assert any("part 2 of" in words for words in at.said)
 
 
@@ -51,17 +52,26 @@ def test_a_model_that_repeats_its_input_still_ends_in_a_bounded_summary(desk: Ma
 
     outcome = at.run(SummarizeCall, text="word " * 5000, max_words=20)
 
-    assert len(outcome.answer.split()) <= 21
+    assert len(outcome.answer.split()) <= 20
 
 
 def test_too_long_a_summary_is_asked_again_then_cut_at_a_sentences_end(desk: MakeDesk) -> None:
     at = desk(["One two three four. Five six seven eight. Nine ten eleven."])
 
-    outcome = at.run(SummarizeCall, text="Numbers one to eleven.", max_words=9)
+    outcome = at.run(SummarizeCall, text="One two three four five six seven eight nine ten eleven.", max_words=9)
 
     assert outcome.answer == "One two three four. Five six seven eight."
     assert len(at.models.requests) > 1 and "rejected" in at.prompts()[1]
     assert outcome.status == "ok" and "9 words" in outcome.warnings[0]
+
+
+def test_a_number_that_the_text_lacks_is_named_also_where_the_summary_was_cut(desk: MakeDesk) -> None:
+    at = desk(["It was 731 metres long. And it went on and on and on."])
+
+    outcome = at.run(SummarizeCall, text="The bridge was long and went on.", max_words=8)
+
+    assert outcome.answer == "It was 731 metres long." and outcome.status == "unverified"
+    assert any("731" in warning for warning in outcome.warnings)
 
 
 def test_each_gives_an_item_per_file_and_one_bad_file_costs_only_itself(desk: MakeDesk) -> None:
@@ -77,6 +87,17 @@ def test_each_gives_an_item_per_file_and_one_bad_file_costs_only_itself(desk: Ma
     ]  # fmt: skip
     assert outcome.items[0].answer == "Apples are." and outcome.items[2].answer == "Cherries grow."
     assert outcome.status == "partial"
+
+
+def test_a_model_that_fails_on_one_file_costs_only_that_file(desk: MakeDesk) -> None:
+    at = desk(["Apples are here.", WorkerDied("The worker died."), "Cherries grow."])
+    for name, text in (("a", "Apples are here."), ("b", "Bananas ripen."), ("c", "Cherries grow there.")):
+        (at.folder / f"{name}.txt").write_text(text)
+
+    outcome = at.run(SummarizeCall, paths=("*.txt",), each=True)
+
+    assert [item.status for item in outcome.items] == ["ok", "partial", "ok"]
+    assert "died" in outcome.items[1].answer and "b.txt" in outcome.warnings[0]
 
 
 def test_where_no_file_can_be_read_its_error_is_the_answer(desk: MakeDesk) -> None:
@@ -108,5 +129,6 @@ def test_pieces_lose_nothing_but_blanks_and_keep_their_size(text: str, size: int
 def test_a_trimmed_text_is_within_its_words_and_a_start_of_the_text(text: str, bound: int) -> None:
     kept = trim(text, bound)
 
-    assert text.strip().startswith(kept.removesuffix(" \u2026"))
+    assert text.strip().startswith(kept.removesuffix("\u2026"))
+    assert len(kept.split()) <= bound
     assert len(re.findall(r"[\u3040-\u9fff]|[^\s\u3040-\u9fff\u2026]+", kept)) <= bound

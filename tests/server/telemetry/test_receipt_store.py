@@ -11,8 +11,7 @@ import anyio
 import pytest
 
 from rolecall.server.errors import StoreNewer, StoreUnusable
-from rolecall.server.telemetry.receipt import Content, Receipt, receipt_id
-from rolecall.server.telemetry.store import MIGRATIONS, ReceiptStore, connect
+from rolecall.server.telemetry.store import MIGRATIONS, Content, Receipt, ReceiptStore, connect, receipt_id
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def receipt(**changes: object) -> Receipt:
 def test_a_receipt_is_read_back_as_it_was_written(store: ReceiptStore) -> None:
     kept = receipt(content=Content(request="17 x 3 \u00e9?", answer="51"), decision={"agent": "calculator"})
 
-    anyio.run(store.add, kept)
+    anyio.run(store.add, kept, 10)
 
     assert anyio.run(store.get, kept.id) == kept
     assert kept.who == "calculator"
@@ -46,10 +45,18 @@ def test_an_unknown_id_is_no_error(store: ReceiptStore) -> None:
 def test_the_latest_receipts_come_newest_first_and_survive_a_restart(store: ReceiptStore, tmp_path: Path) -> None:
     kept = [receipt(id=f"0{number}") for number in range(5)]
     for each in kept:
-        anyio.run(store.add, each)
+        anyio.run(store.add, each, 10)
     anyio.run(store.aclose)
 
     assert anyio.run(ReceiptStore(tmp_path / "receipts.sqlite3").recent, 2) == (kept[4], kept[3])
+
+
+def test_the_oldest_beyond_the_bound_are_dropped(store: ReceiptStore) -> None:
+    kept = [receipt(id=f"0{number}") for number in range(5)]
+    for each in kept:
+        anyio.run(store.add, each, 3)
+
+    assert anyio.run(store.recent, 9) == (kept[4], kept[3], kept[2])
 
 
 def test_ids_sort_by_time_and_do_not_repeat() -> None:
@@ -72,7 +79,7 @@ def test_a_newer_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     before = path.read_bytes()
 
     with pytest.raises(StoreNewer) as caught:
-        anyio.run(ReceiptStore(path).open)
+        anyio.run(ReceiptStore(path).recent)
 
     assert caught.value.found == f"schema {len(MIGRATIONS) + 1}"
     assert path.read_bytes() == before
@@ -81,7 +88,7 @@ def test_a_newer_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
 def test_an_older_file_is_copied_and_then_migrated_with_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "receipts.sqlite3"
     store, kept = ReceiptStore(path), receipt()
-    anyio.run(store.add, kept)
+    anyio.run(store.add, kept, 10)
     anyio.run(store.aclose)
 
     migrated = connect(path, (*MIGRATIONS, "ALTER TABLE receipts ADD COLUMN note TEXT"))
@@ -119,7 +126,7 @@ def test_a_file_that_cannot_be_written_is_a_typed_error(what: str, tmp_path: Pat
     store = ReceiptStore(path, busy_s=0.05)
 
     with pytest.raises(StoreUnusable) as caught:
-        anyio.run(partial(store.add, receipt()))
+        anyio.run(partial(store.add, receipt(), 10))
 
     assert caught.value.advice
     anyio.run(store.aclose)

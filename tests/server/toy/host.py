@@ -16,8 +16,8 @@ from mcp.types import EmptyResult, SubscribeRequestParams
 
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
+from rolecall.server.connect import SocketDenied
 from rolecall.server.host.__main__ import Starter, main
-from rolecall.server.host.lock import SocketDenied
 from rolecall.server.host.services import OperationContext, Services
 from rolecall.server.protocol import VERSION
 from rolecall.server.session import current_session
@@ -59,12 +59,6 @@ async def wait_for(mark: str) -> str:
     while not await anyio.Path(mark).exists():
         await anyio.sleep(0.01)
     return "done"
-
-
-@server.tool()
-async def die() -> str:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return ""
 
 
 @server.tool()
@@ -120,7 +114,7 @@ async def open_services(home: Home, config: Path | None) -> AsyncIterator[Servic
 if __name__ == "__main__":
     root = Path(sys.argv[sys.argv.index("--home") + 1])
     version = root / "version"
-    if (root / "no_socket").exists() and "--ready-fd" in sys.argv:
-        Starter(int(sys.argv[sys.argv.index("--ready-fd") + 1])).say({"error": SocketDenied("No socket.").to_dict()})
+    if (root / "no_socket").exists() and "--alone" not in sys.argv:
+        Starter(int(sys.argv[sys.argv.index("--starter-fd") + 1])).say({"error": SocketDenied("No socket.").to_dict()})
         sys.exit(1)
     sys.exit(main(sys.argv[1:], open_services, version.read_text() if version.exists() else VERSION))

@@ -9,6 +9,6 @@ from rolecall.config.home import Home
 from rolecall.server.shim import Shim
 
 if __name__ == "__main__":
-    config = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    files = [Path(word) for word in sys.argv[1:] if word != "--standalone"]
     command = (sys.executable, "-P", str(Path(__file__).with_name("host.py")))
-    sys.exit(Shim(Home.find(), config, command).run())
+    sys.exit(Shim(Home.find(), files[0] if files else None, command, alone="--standalone" in sys.argv).run())
