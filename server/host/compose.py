@@ -76,6 +76,7 @@ def _desk(home: Home, settings: Settings, access: AllowedFolders, models: ModelM
         info = models.embedder()
         return info.identity if info else None
 
-    retriever = LanceRetriever(home, settings.retrieval, embed, embedder_identity, access)
+    tokenizer = home.models / settings.profile.embedder.model / "tokenizer.json"
+    retriever = LanceRetriever(home, settings.retrieval, embed, embedder_identity, access, tokenizer)
     router = Router(models, settings.profile.name)
     return Desk(retriever, router, Orchestrator(models, retriever, router, access, store, settings))

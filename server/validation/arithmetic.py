@@ -29,10 +29,6 @@ _SYMBOL = {
     "plus": "+", "minus": "-", "times": "*", "multiplied by": "*", "over": "/", "divided by": "/", "percent": "%",
     "\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "\u2013": "-", "^": "**",
     **{word: str(value) for word, value in NUMBER_WORDS.items()},
-    **{
-        f"{ten}-{one}": str(tens + ones)
-        for ten, tens in NUMBER_WORDS.items() for one, ones in NUMBER_WORDS.items() if tens >= 20 and 0 < ones < 10
-    },
 }  # fmt: skip
 _SPELT = re.compile(
     r"(?:divided|multiplied) by\b|[^\W\d_]+(?:-[^\W\d_]+)?|[\u00d7\u00b7\u00f7\u2212\u2013^]", re.IGNORECASE

@@ -34,33 +34,34 @@ class CodeBlock:
     parses: bool | None
 
 
-def code_blocks(text: str, language: str | None = None, *, check: bool = True) -> tuple[CodeBlock, ...]:
+def code_blocks(text: str, language: str | None = None) -> tuple[CodeBlock, ...]:
     """The fenced blocks of an answer that hold code, in order; an unclosed last fence runs to the end of the text.
 
-    Without a fence, the whole answer is one block where `language` is given and the text parses in it. `check=False`
-    leaves `parses` None.
+    Without a fence, the whole answer is one block where `language` is given and the text parses in it.
     """
-    found: list[tuple[str, str]] = []
-    fence, name, lines = "", "", list[str]()
+    found = fenced(text, language or "")
+    if not found and language and can_parse(language, text) and parse_fault(text, language) is None:
+        found = [(language.lower(), text.strip() + "\n")]
+    return tuple(
+        CodeBlock(name, code, parse_fault(code, name) is None if can_parse(name, code) else None)
+        for name, code in found
+    )
+
+
+def fenced(text: str, language: str = "") -> list[tuple[str, str]]:
+    """(language, code) of each fenced block that is not empty; `language` is that of a fence which names none."""
+    found: list[tuple[str, list[str]]] = []
+    fence = ""
     for line in text.splitlines():
         mark = _FENCE.match(line) if len(line) < 200 else None
         if fence and mark and mark[1].startswith(fence) and not mark[2]:
-            found.append((name, "\n".join(lines) + "\n"))
             fence = ""
         elif fence:
-            lines.append(line)
+            found[-1][1].append(line)
         elif mark:
-            fence, name, lines = mark[1], mark[2] or language or "", []
-    if fence:
-        found.append((name, "\n".join(lines) + "\n"))
-    if not found and language and can_parse(language, text) and parse_fault(text, language) is None:
-        found.append((language, text.strip() + "\n"))
-    blocks = []
-    for name, code in found:
-        known = check and can_parse(name, code)
-        if code.strip():
-            blocks.append(CodeBlock(name.lower(), code, parse_fault(code, name) is None if known else None))
-    return tuple(blocks)
+            fence = mark[1]
+            found.append(((mark[2] or language).lower(), []))
+    return [(name, "\n".join(lines) + "\n") for name, lines in found if any(line.strip() for line in lines)]
 
 
 def parse_check(output: str, language: str) -> Check:
@@ -68,8 +69,8 @@ def parse_check(output: str, language: str) -> Check:
     parser = _PARSERS.get(language.lower())
     if not can_parse(language, output):
         return said("parses", Verdict.ABSTAIN, f"no parser for {len(output)} characters of {language!r} here")
-    blocks = code_blocks(output, language, check=False)
-    codes = [block.code for block in blocks if _PARSERS.get(block.language) is parser]
+    blocks = fenced(output, language)
+    codes = [code for name, code in blocks if _PARSERS.get(name) is parser]
     if blocks and not codes:
         return said("parses", Verdict.UNSUPPORTED, f"the output has code blocks, but none in {language}")
     for code in codes or [output]:

@@ -47,16 +47,13 @@ def refusal(output: str) -> str:
 
 
 def looping(output: str) -> str:
-    """Where the last 400 words repeat themselves, or one character or line does, what repeats; else ""."""
+    """Where the last 400 words repeat themselves, or one character does, what repeats; else ""."""
     tail = words(output[-4000:])[-400:]
     if len(tail) >= LOOP_MIN_WORDS:
         runs = Counter(zip(tail, tail[1:], tail[2:], tail[3:], strict=False))
         run, count = runs.most_common(1)[0]
         if len(runs) < LOOP_DISTINCT * (len(tail) - 3):
             return f"the output repeats itself: {' '.join(run)!r} stands {count} times at its end"
-    lines = [line.strip() for line in output[-8000:].splitlines() if line.strip()]
-    if len(lines) >= 6 and len(set(lines[-6:])) == 1 and any(c.isalnum() for c in lines[-1]):
-        return f"the output repeats one line: {lines[-1][:60]!r}"
     end = output.rstrip()[-200:]
     if len(end) == 200 and len(set(end)) == 1:
         return f"the output ends in a run of {end[-1]!r}"

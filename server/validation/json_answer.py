@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from .blocks import bound_depth, code_blocks, refuse_constant, strict_json
+from .blocks import bound_depth, fenced, refuse_constant, strict_json
 from .contract import Check, Verdict
 from .said import said
 
@@ -104,9 +104,9 @@ def _find_json(text: str) -> Any:
         return strict_json(text.strip())
     except ValueError as error:
         whole = str(error)
-    for block in code_blocks(text, check=False)[:MAX_STARTS]:
+    for _, code in fenced(text)[:MAX_STARTS]:
         try:
-            return strict_json(block.code)
+            return strict_json(code)
         except ValueError:
             continue
     decoder = json.JSONDecoder(parse_constant=refuse_constant)

@@ -59,12 +59,13 @@ def stem(word: str) -> str:
 
 
 _UNITS = (
-    "% percent;$ dollar usd;\u20ac euro eur;\u00a3 pound gbp lb lbs;km kilometer kilometers kilometre;mile mi;"
-    "m meter meters metre;cm centimeter centimeters centimetre;mm millimeter millimeters millimetre;feet foot ft;"
-    "inch inches;kg kilogram kilo;g gram;ton tonne;second sec;minute min;hour hr;day;week;month;year yr;"
-    "degree celsius fahrenheit;liter liters litre;gallon;mph;kmh"
+    "% percent;$ dollar usd;\u20ac euro eur;\u00a3 pound gbp lb;km kilometer kilometre;mile mi;m meter metre;"
+    "cm centimeter centimetre;mm millimeter millimetre;feet foot ft;inch inche;kg kilogram kilo;g gram;ton tonne;"
+    "second sec;minute min;hour hr;day;week;month;year yr;degree celsius fahrenheit;liter litre;gallon;mph;kmh"
 )
-_UNIT = {stem(name): group.split()[0] for group in _UNITS.split(";") for name in group.split()}
+_UNIT = {
+    stem(form): group.split()[0] for group in _UNITS.split(";") for name in group.split() for form in (name, name + "s")
+}
 
 
 @dataclass(frozen=True)

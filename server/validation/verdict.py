@@ -79,9 +79,9 @@ def subject_from_line(line: Any) -> Subject:
         read = _Line.model_validate(line)
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
-        key = str(first["loc"][0])[:100] if first["loc"] else "the line"
+        why = f"`{str(first['loc'][0])[:100]}`: {first['msg']}" if first["loc"] else "it is not a JSON object"
         raise BadRequest(
-            f"A line of the batch cannot be read: `{key}`: {first['msg']}.",
+            f"A line of the batch cannot be read: {why}.",
             found=f"id {line['id']!r}"[:100] if isinstance(line, dict) and "id" in line else type(line).__name__,
             allowed="an object with the keys id, output, evidence, question, schema, language",
             advice="`output` is required; `evidence` is a string or a list of strings, `schema` an object.",

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from ..contract import Agent, AgentAnswer, Claim
 from . import calculator, datetimes, files, formulas, system, units
@@ -13,29 +14,28 @@ from .contract import AgentContext, Parse, Value
 from .grammar import grammar
 from .words import words_of
 
+_PROBE = AgentContext(now=datetime(2024, 1, 1, 12, tzinfo=UTC))
+"""A fixed day, on which a parse must have a value to be sound: no 31 February, no miles in pounds."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
     """One grammar: `fits` is a cheap look before parsing; `sound` tells whether a parse asks for what can be had."""
 
     agent: Agent
-    grammar: str
     fits: re.Pattern[str]
-    sound: Callable[[Parse], bool]
     compute: Callable[[Parse, AgentContext], Value | None]
+    sound: Callable[[Parse], bool] = lambda parse: True
 
 
-_STAGES = (
-    _Stage(
+_STAGES = {
+    "files": _Stage(
         Agent.FILES,
-        "files",
-        re.compile(r"\b(?:files?|folders?|director|lines|documents?|notes|scripts|size|large|big|space)"),
-        lambda parse: True,
+        re.compile(r"\b(?:files?|folders?|director|lines|documents?|size|large|big|space)"),
         files.compute,
     ),
-    _Stage(
+    "system": _Stage(
         Agent.SYSTEM,
-        "system",
         # "What is cpu usage?" asks for a definition; "what is the cpu usage?" does not.
         re.compile(
             r"^(?!.*\bwhat(?: is|'s| are)? (?!.*\b(?:my|this|the|current|currently|now|free|available|left|used|using|"
@@ -44,60 +44,66 @@ _STAGES = (
             r"kernel|uptime|been|boot|host|names?|architecture|python|process|program|app|models?|index|busy|load|threads|"
             r"last|platform|version|system|usage)"
         ),
-        lambda parse: True,
         system.compute,
     ),
-    _Stage(
+    "datetimes": _Stage(
         Agent.DATETIME,
-        "datetimes",
         re.compile(
-            r"\b(?:time|date|day|days|weeks?|months?|years?|hours?|minutes?|today|tomorrow|yesterday|noon|midnight|"
-            r"clock|am|pm|hora|heure|uhr|fecha|spät|час|число|день|дата|datum|tag|jour|día|dia)|[ap]\.m\.|\d ?[ap]m\b",
+            r"\b(?:time|date|day|days|weeks?|months?|years?|hours?|minutes?|seconds|today|tomorrow|yesterday|noon|midnight|"
+            r"clock|am|pm|hora|heure|uhr|fecha|spät|час|число|день|дата|datum|tag|jour|día|dia)|[ap]\.m\.|\d ?[ap]m\b|"
+            r"\d:\d\d",
         ),
-        datetimes.is_sound,
         datetimes.compute,
+        lambda parse: datetimes.compute(parse, _PROBE) is not None,
     ),
-    _Stage(Agent.UNITS, "units", re.compile(r"."), units.is_convertible, lambda parse, context: units.compute(parse)),
-    _Stage(
+    "units": _Stage(
+        Agent.UNITS,
+        re.compile(r"."),
+        lambda parse, context: units.compute(parse),
+        lambda parse: units.compute(parse) is not None,
+    ),
+    "formulas": _Stage(
         Agent.CALCULATOR,
-        "formulas",
         re.compile(
-            r"\b(?:bmi|body mass|tip|gratuity|tax|discount|interest|density|batting|area|volume|circumference|"
+            r"^(?=.*\d).*\b(?:bmi|body mass|tip|gratuity|tax|discount|interest|density|batting|area|volume|circumference|"
             r"perimeter|hypotenuse|speed|mpg|split|markup|percent|triangle|bill|mileage|fuel)"
         ),
-        formulas.is_sound,
         lambda parse, context: formulas.compute(parse),
+        lambda parse: formulas.compute(parse) is not None,
     ),
-    _Stage(
+    "calculator": _Stage(
         Agent.CALCULATOR,
-        "calculator",
-        re.compile(r"."),
-        calculator.is_computation,
+        re.compile(r"\d"),
         lambda parse, context: calculator.compute(parse),
+        calculator.is_computation,
     ),
+}
+_NAMES = re.compile(
+    r"(?i)^\W*(?:what(?:'s| is| was| are|s)? )?(?:9/11|24/7|7/11|50/50|20/20|4/20|1/1|\d{1,3}(?:-\d{2,4}){2,}|\d+-\d+-\d+|"
+    r"\d{3}-\d{4}|[12]\d{3}-[12]\d{3})\b"
 )
-_NO_ARITHMETIC = re.compile(
-    r"^(?:what(?:'s| is| was| are|s)? )?(?:9/11|24/7|7/11|50/50|20/20|4/20|1/1|\d{1,3}(?:-\d{2,4}){2,}|\d+-\d+-\d+)\b"
+"""Figures that are names: an event, a slogan, a telephone number, a span of years, a verse form."""
+_DOUBTFUL = re.compile(
+    r"[-+*/x^].*\d\s*!|!!|(?<![A-Za-z])(?:[KMGT]b(?:ps)?|mW|N[mM]|Mg)(?![A-Za-z])"
 )
-"""Figures that are names: an event, a slogan, a telephone number, a verse form."""
-_SHOUTED = re.compile(r"[-+*/x^].*\d\s*!")
-"""A factorial or an exclamation: cannot be told."""
+"""What cannot be told: a factorial or an exclamation, a unit that its capitals distinguish (Mb from MB, mW from MW)."""
+_CURRENCIES = re.compile(r"(?i)(\$|\bdollars?|\bbucks|\busd)|(€|\beuros?)|(£|\bpounds sterling)|(\bcents)")
 
 
 def claim(text: str) -> Claim | None:
     """The agent whose grammar accounts for the whole request, with the parse; pure, and None for any other text."""
     words = words_of(text)
-    if not words or _NO_ARITHMETIC.match(text.strip().lower()) or _SHOUTED.search(text):
+    if not words or _NAMES.match(text) or _DOUBTFUL.search(text):
+        return None
+    if len({match.lastindex for match in _CURRENCIES.finditer(text)}) > 1:
         return None
     line = " ".join(words)
-    has_figure = any(char.isdigit() for char in line)
-    for stage in _STAGES:
-        if not stage.fits.search(line) or (stage.grammar in ("calculator", "formulas") and not has_figure):
-            continue
-        parse = next(filter(stage.sound, grammar(stage.grammar).parses(words)), None)
-        if parse is not None:
-            expression = json.dumps([stage.grammar, parse], ensure_ascii=False, separators=(",", ":"))
-            return Claim(agent=stage.agent, expression=expression)
+    for name, stage in _STAGES.items():
+        if stage.fits.search(line):
+            parse = next(filter(stage.sound, grammar(name).parses(words)), None)
+            if parse is not None:
+                expression = json.dumps([name, parse], ensure_ascii=False, separators=(",", ":"))
+                return Claim(agent=stage.agent, expression=expression)
     return None
 
 
@@ -107,6 +113,5 @@ def compute(claimed: Claim, context: AgentContext) -> AgentAnswer | None:
     Blocks for as long as reading the machine or a folder takes: run it in a thread.
     """
     name, parse = json.loads(claimed.expression)
-    stage = next(stage for stage in _STAGES if stage.grammar == name)
-    value = stage.compute(parse, context)
+    value = _STAGES[name].compute(parse, context)
     return AgentAnswer(agent=claimed.agent, value=value.text, working=value.working) if value else None

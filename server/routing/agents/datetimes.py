@@ -9,7 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from .contract import AgentContext, Parse, Value
-from .vocabulary import meaning
+from .words import vocabulary
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -83,7 +83,7 @@ def _beside(there: datetime, here: datetime) -> str:
 
 def _zone(place: Parse) -> ZoneInfo:
     """The zone of a place; "Paris, Texas" names two that differ and so none."""
-    zones = {meaning("CITY", str(name)) for name in place[1:]}
+    zones = {vocabulary("CITY")[tuple(str(name).split())] for name in place[1:]}
     if len(zones) != 1:
         raise NoDate(place)
     return ZoneInfo(zones.pop())

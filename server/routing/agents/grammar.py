@@ -13,8 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from .contract import Parse
-from .vocabulary import vocabulary
-from .words import pieces_of
+from .words import pieces_of, vocabulary
 
 _LONGEST_PHRASE = 6
 _TERMINAL = re.compile(r"_?[A-Z]+: /|%declare")

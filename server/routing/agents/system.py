@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -18,48 +19,41 @@ _SAMPLE_S = 0.1
 
 def compute(parse: Parse, context: AgentContext) -> Value | None:
     """The figure asked for. None where the platform does not tell it."""
-    probe = _PROBES.get(str(parse[0]))
-    if probe is None:
-        return None
     try:
-        text = probe(context)
-    except (OSError, psutil.Error):
+        text = _PROBES[str(parse[0])](context)
+    except (OSError, KeyError, psutil.Error, subprocess.TimeoutExpired):
         return None
-    return Value(text, f"read from this machine at {context.now:%H:%M:%S}") if text else None
+    return Value(text, f"read from this machine at {_local(context.now, context):%H:%M:%S}") if text else None
 
 
-def _gb(count: int) -> str:
+def _gb(count: float) -> str:
     return f"{count / 1e9:.1f} GB"
+
+
+def _gib(count: float) -> str:
+    """Memory comes in powers of two: 16 GiB, which is sold as 16 GB."""
+    return f"{count / 2**30:.1f} GiB"
 
 
 def _cpu_count(context: AgentContext) -> str:
     physical = psutil.cpu_count(logical=False)
-    logical = psutil.cpu_count()
-    return f"{logical} logical cores" + (f", {physical} physical" if physical else "")
+    return f"{psutil.cpu_count()} logical cores" + (f", {physical} physical" if physical else "")
 
 
 def _cpu_load(context: AgentContext) -> str:
-    one, five, fifteen = psutil.getloadavg()
-    return f"{psutil.cpu_percent(_SAMPLE_S):.0f}% in use; load average {one:.2f}, {five:.2f}, {fifteen:.2f}"
+    load = ", ".join(f"{value:.2f}" for value in psutil.getloadavg())
+    return f"{psutil.cpu_percent(_SAMPLE_S):.0f}% in use; load average {load}"
 
 
 def _memory(context: AgentContext) -> str:
     memory = psutil.virtual_memory()
-    return f"{_gb(memory.available)} available, {_gb(memory.total)} in total, {memory.percent:.0f}% used"
-
-
-def _memory_total(context: AgentContext) -> str:
-    return f"{_gb(psutil.virtual_memory().total)} of memory"
-
-
-def _memory_used(context: AgentContext) -> str:
-    memory = psutil.virtual_memory()
-    return f"{_gb(memory.total - memory.available)} used of {_gb(memory.total)} ({memory.percent:.0f}%)"
+    used = f"{_gib(memory.total - memory.available)} used ({memory.percent:.0f}%)"
+    return f"{_gib(memory.available)} available, {used}, {_gib(memory.total)} in total"
 
 
 def _swap(context: AgentContext) -> str:
     swap = psutil.swap_memory()
-    return f"{_gb(swap.used)} used of {_gb(swap.total)} swap"
+    return f"{_gib(swap.used)} used of {_gib(swap.total)} swap"
 
 
 def _disk(context: AgentContext) -> str:
@@ -72,15 +66,25 @@ def _os(context: AgentContext) -> str:
     return f"macOS {version} ({platform.machine()})" if version else platform.platform()
 
 
+def _cpu_model(context: AgentContext) -> str:
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        name = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2).stdout.strip()
+    else:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{name}, {_cpu_count(context)}" if name else ""
+
+
 def _uptime(context: AgentContext) -> str:
     booted = datetime.fromtimestamp(psutil.boot_time(), tz=context.now.tzinfo)
     minutes = max(int((context.now - booted).total_seconds()) // 60, 0)
     days, hours = divmod(minutes // 60, 24)
-    return f"up {days} days {hours} hours {minutes % 60} minutes, since {booted:%Y-%m-%d %H:%M}"
+    return f"up {days} days {hours} hours {minutes % 60} minutes, since {_local(booted, context):%Y-%m-%d %H:%M %Z}"
 
 
-def _processes(context: AgentContext) -> str:
-    return f"{len(psutil.pids())} processes"
+def _local(moment: datetime, context: AgentContext) -> datetime:
+    return moment.astimezone(context.timezone or context.now.tzinfo)
 
 
 def _top_memory(context: AgentContext) -> str:
@@ -110,10 +114,10 @@ def _index(context: AgentContext) -> str:
 _PROBES: dict[str, Callable[[AgentContext], str]] = {
     "cpu_count": _cpu_count,
     "cpu_load": _cpu_load,
-    "cpu_model": lambda context: f"{platform.processor() or platform.machine()}, {_cpu_count(context)}",
-    "memory_total": _memory_total,
+    "cpu_model": _cpu_model,
+    "memory_total": _memory,
     "memory_free": _memory,
-    "memory_used": _memory_used,
+    "memory_used": _memory,
     "swap": _swap,
     "disk_free": _disk,
     "disk_used": _disk,
@@ -123,7 +127,7 @@ _PROBES: dict[str, Callable[[AgentContext], str]] = {
     "hostname": lambda context: platform.node(),
     "architecture": lambda context: platform.machine(),
     "python_version": lambda context: f"Python {sys.version.split()[0]} (the one Rolecall runs on)",
-    "process_count": _processes,
+    "process_count": lambda context: f"{len(psutil.pids())} processes",
     "top_memory": _top_memory,
     "models": _models,
     "index": _index,

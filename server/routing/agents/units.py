@@ -7,11 +7,13 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from .contract import Parse, Value
 from .calculator import pretty
-from .vocabulary import meaning
+from .contract import Parse, Value
+from .words import vocabulary
 
 _DIGITS = 10
+_INTERNATIONAL = ("acre = 43560 * foot ** 2", "furlong = 660 * foot", "fathom = 6 * foot")
+"""Pint measures these in the US survey foot, retired in 2022. Source: NIST SP 811, appendix B.6, note on the foot."""
 
 
 @cache
@@ -19,26 +21,22 @@ def registry() -> Any:
     """Pint's units, with decimal factors; loaded once, at the first conversion."""
     import pint
 
-    return pint.UnitRegistry(non_int_type=Decimal, cache_folder=None)
+    units = pint.UnitRegistry(non_int_type=Decimal, cache_folder=None, on_redefinition="ignore")
+    for definition in _INTERNATIONAL:
+        units.define(definition)
+    return units
 
 
 def quantity(number: str | Decimal, unit: str) -> Any:
     return registry().Quantity(Decimal(number), unit)
 
 
-def is_convertible(parse: Parse) -> bool:
-    """Whether the two units measure the same thing."""
-    try:
-        source, target = _sides(parse)
-        return bool(source.is_compatible_with(target)) and str(source.units) != str(registry().Unit(target))
-    except (ValueError, ArithmeticError, AttributeError, TypeError):
-        return False
-
-
 def compute(parse: Parse) -> Value | None:
-    """The quantity in the unit asked for."""
+    """The quantity in the unit asked for; None where the two do not measure the same thing, or are the same unit."""
     try:
         source, target = _sides(parse)
+        if source.units == registry().Unit(target):
+            return None
         converted = source.to(target)
     except (ValueError, ArithmeticError, AttributeError, TypeError):
         return None
@@ -48,27 +46,24 @@ def compute(parse: Parse) -> Value | None:
 
 def shown(unit: Any) -> str:
     """The unit's symbol, as in "km" or "mi/h"."""
-    return f"{registry().Unit(str(unit)):~P}".replace("floz", "fl oz")
+    return {"floz": "fl oz", "cp": "cups"}.get(symbol := f"{registry().Unit(str(unit)):~P}", symbol)
 
 
 def _sides(parse: Parse) -> tuple[Any, str]:
     """The source as a quantity and the target's name. An ounce is a fluid ounce where the other side is a volume."""
-    kind, parts = str(parse[0]), [part for part in parse[1:] if isinstance(part, list)]
-    given, wanted = (parts[-1], parts[0]) if kind == "convert_to" else (parts[0], parts[-1])
-    target = unit_name(wanted)
-    source = read_quantity(given)
+    parts = [part for part in parse[1:] if isinstance(part, list)]
+    given, wanted = (parts[-1], parts[0]) if parse[0] == "convert_to" else (parts[0], parts[-1])
+    source, target = read_quantity(given), unit_name(wanted)
     if not source.is_compatible_with(target):
         if target == "ounce":
             target = "fluid_ounce"
         elif source.units == registry().Unit("ounce"):
             source = quantity(source.magnitude, "fluid_ounce")
-        elif target == "degree" and source.is_compatible_with("kelvin"):
-            raise ValueError("degrees of which scale")
     return source, target
 
 
 def unit_name(parse: Parse) -> str:
-    return meaning("UNIT", str(parse[-1]))
+    return vocabulary("UNIT")[tuple(str(parse[-1]).split())]
 
 
 def read_quantity(parse: Parse) -> Any:
@@ -88,7 +83,7 @@ def read_quantity(parse: Parse) -> Any:
         return quantity(numbers[0], units[0]) + quantity(numbers[1], units[1])
     if kind == "fraction_unit":
         return quantity(numbers[0] / numbers[1], units[0])
-    value = {"single": Decimal(1), "half_unit": Decimal("0.5")}.get(kind)
-    if value is None:
-        value = numbers[0] + (Decimal("0.5") if kind == "and_half" else 0)
+    value = {"single": Decimal(1), "half_unit": Decimal("0.5")}.get(kind) or numbers[0]
+    if kind == "and_half":
+        value += Decimal("0.5")
     return quantity(-value if kind == "minus_unit" else value, units[0])

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from decimal import Decimal
+from functools import cache
+from importlib.resources import files
 from itertools import takewhile
+
+import yaml
 
 MAX_CHARS = 400
 """Longer requests are no plain computation."""
@@ -18,7 +23,8 @@ _PIECE = re.compile(
     r"0x[0-9a-f]+|0b[01]+|\d{1,2}:\d\d(?::\d\d)?|\d{4}-\d\d?-\d\d?|\d\d?/\d\d?/\d{4}|"
     r"\d+(?:st|nd|rd|th)\b|(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+\b)?|\.\d+|"
     r"(?<!\w)\.[a-z]\w{0,5}\b|\"[^\"]+\"|(?<![\w./])(?:~|\.{1,2})?/[\w.~/-]*[\w~/-](?<!\d/)|\*\*|"
-    r"a\.m\.|p\.m\.|u\.s\.|[^\W\d_]+(?:'[a-z]+)?|\S"
+    r"a\.m\.|p\.m\.|u\.s\.|[^\W\d_]+(?:'[a-z]+)?|\S",
+    re.IGNORECASE,
 )
 _UNITS = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
@@ -39,11 +45,8 @@ def words_of(text: str) -> list[str] | None:
     """The request's words in lower case, numbers as plain decimals; None where it is too long to be a computation."""
     if not text or len(text) > MAX_CHARS or "\n" in text.strip():
         return None
-    low = _MONEY.sub("$ ", text.strip().lower().translate(_SPELLING))
-    pieces = [_plain(piece) for piece in _PIECE.findall(low)]
-    if len(pieces) > MAX_TOKENS:
-        return None
-    return _figures(pieces)
+    pieces = [_plain(piece) for piece in _PIECE.findall(_MONEY.sub("$ ", text.strip().translate(_SPELLING)))]
+    return _figures(pieces) if len(pieces) <= MAX_TOKENS else None
 
 
 def pieces_of(phrase: str) -> list[str]:
@@ -51,7 +54,22 @@ def pieces_of(phrase: str) -> list[str]:
     return _PIECE.findall(phrase.lower().translate(_SPELLING))
 
 
+@cache
+def vocabulary(terminal: str) -> Mapping[tuple[str, ...], str]:
+    """Phrases by their words. `UNIT` gives the unit's name in pint, `CITY` the IANA time zone; `BEFORE` and `AFTER` are
+    the carrier phrases around a request."""
+    name = {"UNIT": "units", "CITY": "places"}.get(terminal, "carrier")
+    text = files("rolecall.config").joinpath(f"routing/{name}.yaml").read_text("utf-8")
+    table: dict[str, list[str]] = yaml.safe_load(text)
+    if name == "carrier":
+        return {tuple(pieces_of(phrase)): terminal for phrase in table[terminal.lower()]}
+    return {tuple(pieces_of(phrase)): meaning for meaning, phrases in table.items() for phrase in phrases}
+
+
 def _plain(piece: str) -> str:
+    if piece[0] == '"' or "/" in piece[:3]:  # a path, whose capitals count
+        return piece
+    piece = piece.lower()
     if piece[0].isdigit() and "," in piece:
         return piece.replace(",", "")
     return "0" + piece if re.fullmatch(r"\.\d+", piece) else piece

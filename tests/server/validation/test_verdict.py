@@ -160,7 +160,7 @@ def test_a_line_of_a_batch_becomes_a_subject_and_its_verdict_a_line() -> None:
     [
         ([], "not a JSON object"),
         ({"output": "a", "evidnce": "b"}, "evidnce"),
-        ({"id": 1}, "no `output`"),
+        ({"id": 1}, "`output`: Field required"),
         ({"output": 3}, "`output`"),
         ({"output": "a", "evidence": ["b", 3]}, "`evidence`"),
         ({"output": "a", "schema": "{}"}, "`schema`"),
