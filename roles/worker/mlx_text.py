@@ -44,6 +44,7 @@ class _Job:
     prompt_tokens: int
     steering: Steering
     stream: TextStream
+    prefill_tokens: int = 0
     began: float = 0.0
     prefilled: float = 0.0
 
@@ -129,8 +130,6 @@ class TextEngine:
         now = time.monotonic()
         for response in prefilled:
             self._on_prefill(response, began, now)
-        if any(not response.end_of_prompt for response in prefilled):
-            self._adapt(now - began)
         for response in decoded:
             try:
                 self._on_token(response)
@@ -185,7 +184,10 @@ class TextEngine:
         job.began = job.began or began
         if response.end_of_prompt:
             job.prefilled = now
-        self._send(job.id, Prefilling(*response.progress))
+        done, total = response.progress
+        self._adapt(now - began, done - job.prefill_tokens)
+        job.prefill_tokens = done
+        self._send(job.id, Prefilling(done, total))
 
     def _on_token(self, response: Any) -> None:
         job = self._jobs[response.uid]
@@ -235,12 +237,12 @@ class TextEngine:
         self._generator.remove([uid])
         del self._jobs[uid]
 
-    def _adapt(self, step_s: float) -> None:
+    def _adapt(self, step_s: float, tokens: int) -> None:
         """Follow what a chunk takes now: attention grows with the context, and other processes share the device."""
         target_s = self._spec.prefill_target_s
         if step_s > target_s:
             self._step_tokens = max(MIN_PREFILL_STEP, self._step_tokens // 2)
-        elif step_s < target_s * 0.4:
+        elif step_s < target_s * 0.4 and tokens >= self._step_tokens:  # a short prompt's chunk says nothing
             self._step_tokens = min(MAX_PREFILL_STEP, self._step_tokens * 2)
         self._generator.prefill_step_size = self._step_tokens
 

@@ -181,9 +181,11 @@ class Worker:
         assert self._process.stdin is not None
         try:
             await self._process.stdin.send(wire.to_worker.dump_json(message) + b"\n")
-        except ValueError:
+        except ValueError as error:
             raise errors.RoleError(
-                "The request holds text that is not Unicode.", found="a lone surrogate", advice="Send it without."
+                "The request cannot be given to a model.",
+                found=str(error)[:200],
+                allowed="Unicode text (no half surrogate pairs), and a schema that is not too deep",
             ) from None
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             await self.exited.wait()

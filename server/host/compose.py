@@ -31,6 +31,7 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
     settings = load_settings(home, config_path)
     access = AllowedFolders(home)
     store = ReceiptStore(home.receipts_db)
+    await store.recent(1)  # a host refuses a store that a newer one wrote before it serves anyone
     async with ModelManager(home, settings) as models, anyio.create_task_group() as background:
 
         @cache

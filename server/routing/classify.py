@@ -38,16 +38,14 @@ _NAMED = 3
 class Weights:
     """The learned model: log odds per type. `lexical` (BUCKETS, 7), `dense` (dimensions, 7), biases (7,).
 
-    `mix` and `scale` weigh rules, lexical and dense parts against each other: rows with an embedder and without.
+    `factors` weigh the parts against each other: rules with a vector and without, lexical likewise, dense.
     """
 
     lexical: Array
     lexical_bias: Array
     dense: Array
     dense_bias: Array
-    rule_factor: tuple[float, float]
-    lexical_factor: tuple[float, float]
-    dense_factor: float
+    factors: Array
     sha256: str
 
 
@@ -56,18 +54,8 @@ def load_weights() -> Weights:
     """The packaged weights; `sha256` covers them and the rules."""
     raw = files("rolecall.server.routing").joinpath("weights.npz").read_bytes()
     with np.load(BytesIO(raw), allow_pickle=False) as stored:
-        data = {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
-    factors = [float(value) for value in data["factors"]]
-    return Weights(
-        lexical=data["lexical"],
-        lexical_bias=data["lexical_bias"],
-        dense=data["dense"],
-        dense_bias=data["dense_bias"],
-        rule_factor=(factors[0], factors[1]),
-        lexical_factor=(factors[2], factors[3]),
-        dense_factor=factors[4],
-        sha256=hashlib.sha256(raw + rules_text().encode()).hexdigest(),
-    )
+        arrays = {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
+    return Weights(**arrays, sha256=hashlib.sha256(raw + rules_text().encode()).hexdigest())
 
 
 def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[dict[TaskType, float], tuple[str, ...]]:
@@ -77,12 +65,13 @@ def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[
     """
     weights = load_weights()
     rules = met(reading)
-    index = 0 if vector is not None else 1
-    logits = weights.rule_factor[index] * rule_logits(rules)
-    logits += weights.lexical_factor[index] * log_softmax(lexical_logits(reading, weights))
+    bare = int(vector is None)
+    buckets = ngrams(reading)
+    lexical = weights.lexical[buckets].sum(axis=0) / np.sqrt(max(len(buckets), 1)) + weights.lexical_bias
+    logits = weights.factors[bare] * rule_logits(rules) + weights.factors[2 + bare] * log_softmax(lexical)
     if vector is not None:
         dense = np.asarray(vector, dtype=np.float64) @ weights.dense + weights.dense_bias
-        logits += weights.dense_factor * log_softmax(dense)
+        logits += weights.factors[4] * log_softmax(dense)
     probabilities = np.exp(log_softmax(logits))
     scores = {kind: round(float(value), _DIGITS) for kind, value in zip(TYPES, probabilities, strict=True)}
     return scores, _reasons(rules, scores, vector is not None)
@@ -92,18 +81,9 @@ def rule_logits(rules: list[Rule]) -> Array:
     """The rules' weights summed per type, shape (7,)."""
     logits = np.zeros(len(TYPES))
     for rule in rules:
-        for kind, weight in rule.weights:
+        for kind, weight in rule.weights.items():
             logits[TYPES.index(kind)] += weight
     return logits
-
-
-def lexical_logits(reading: Reading, weights: Weights) -> Array:
-    """The n-gram model's scores per type, shape (7,), before normalisation."""
-    buckets = ngrams(reading)
-    if not buckets:
-        return weights.lexical_bias
-    total: Array = weights.lexical[buckets].sum(axis=0) / np.sqrt(len(buckets)) + weights.lexical_bias
-    return total
 
 
 def ngrams(reading: Reading) -> list[int]:
@@ -123,11 +103,9 @@ def log_softmax(logits: Array) -> Array:
 
 
 def _reasons(rules: list[Rule], scores: dict[TaskType, float], embedded: bool) -> tuple[str, ...]:
-    best = max(TYPES, key=lambda kind: (scores[kind], -TYPES.index(kind)))
-    for_best = [(dict(rule.weights).get(best, 0.0), rule.name) for rule in rules]
-    named = [name for weight, name in sorted(for_best, key=lambda item: -item[0]) if weight > 0][:_NAMED]
-    reasons = [f"{best}: {name}" for name in named] or [f"{best}: wording like the project's examples of it"]
-    second = max((kind for kind in TYPES if kind is not best), key=lambda kind: (scores[kind], -TYPES.index(kind)))
+    best, second = sorted(TYPES, key=lambda kind: -scores[kind])[:2]
+    named = sorted((-rule.weights[best], rule.name) for rule in rules if rule.weights.get(best, 0.0) > 0)[:_NAMED]
+    reasons = [f"{best}: {name}" for _, name in named] or [f"{best}: wording like the project's examples of it"]
     reasons.append(f"next likeliest: {second}")
     if not embedded:
         reasons.append("no embedder on disk: rules and wording alone")

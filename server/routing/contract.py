@@ -72,7 +72,6 @@ class Snapshot(_Frozen):
     sha256: str
     profile: str
     roles: tuple[RoleChoice, ...]
-    has_index: bool
 
 
 class State(_Frozen):

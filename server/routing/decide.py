@@ -8,10 +8,7 @@ from typing import Any
 
 from rolecall.roles.contract import Role
 
-from .contract import Agent, Claim, Decision, Features, RoleChoice, Snapshot, State, TaskType
-
-TYPE_ORDER: tuple[TaskType, ...] = tuple(TaskType)
-"""Ties between task types go to the earlier, as in the definition ("the first that fits")."""
+from .contract import Agent, Decision, Features, RoleChoice, Snapshot, State, TaskType
 
 _PREFERRED: dict[TaskType, tuple[Role, ...]] = {
     TaskType.REASONING: (Role.REASONING, Role.REASONING_HEAVY, Role.ROUTER),
@@ -19,7 +16,7 @@ _PREFERRED: dict[TaskType, tuple[Role, ...]] = {
     TaskType.SUMMARIZATION: (Role.SUMMARIZATION, Role.REASONING, Role.CODING_LARGE_CONTEXT),
     TaskType.VALIDATION: (Role.VALIDATION, Role.REASONING, Role.REASONING_HEAVY),
     TaskType.GENERAL: (Role.ROUTER, Role.REASONING, Role.CODING_LARGE_CONTEXT),
-    # Without an index there is nothing to search: the router's model says what it can.
+    # Over files that were given there is no index to search: the router's model reads them.
     TaskType.RETRIEVAL: (Role.ROUTER, Role.REASONING, Role.CODING_LARGE_CONTEXT),
     # A value that no grammar here can parse still needs exact steps, which is the reasoning role's work.
     TaskType.TOOL: (Role.REASONING, Role.ROUTER),
@@ -42,28 +39,27 @@ def decide(features: Features, snapshot: Snapshot, state: State) -> Decision:
     elif claim is not None:
         task_type, confidence = TaskType.TOOL, 1.0
     else:
-        task_type, confidence = _likeliest(features.type_scores)
-    agent = _agent(task_type, claim, features, snapshot)
-    choice = None
+        scores = {kind: round(features.type_scores.get(kind, 0.0), 6) for kind in TaskType}
+        task_type = max(scores, key=lambda kind: scores[kind])  # of equals the earlier, as in "the first that fits"
+        confidence = scores[task_type]
+    agent, choice = claim.agent if claim is not None else None, None
+    if task_type is TaskType.RETRIEVAL and not features.has_paths:
+        agent = Agent.RETRIEVAL
+        reasons.append("the answer stands in indexed documents")
     if agent is None:
         choice, why = _role(task_type, features.prompt_tokens, snapshot, state)
         reasons.append(why)
-    elif agent is Agent.RETRIEVAL:
-        reasons.append("the answer stands in indexed documents")
-    return _sealed(task_type, agent, choice, confidence, reasons, snapshot)
-
-
-def _likeliest(scores: dict[TaskType, float]) -> tuple[TaskType, float]:
-    best = max(TYPE_ORDER, key=lambda kind: (_round(scores.get(kind, 0.0)), -TYPE_ORDER.index(kind)))
-    return best, _round(scores.get(best, 0.0))
-
-
-def _agent(task_type: TaskType, claim: Claim | None, features: Features, snapshot: Snapshot) -> Agent | None:
-    if task_type is TaskType.TOOL and claim is not None:
-        return claim.agent
-    if task_type is TaskType.RETRIEVAL and not features.has_paths:
-        return Agent.RETRIEVAL
-    return None
+    content: dict[str, Any] = {
+        "task_type": task_type.value,
+        "agent": agent.value if agent else None,
+        "role": choice.role.value if choice else None,
+        "model": choice.model if choice else None,
+        "confidence": round(confidence, 6),
+        "escalated": False,
+        "reasons": tuple(reasons),
+        "snapshot_sha256": snapshot.sha256,
+    }
+    return Decision.model_validate({**content, "sha256": canonical_sha256(content)})
 
 
 def _role(task_type: TaskType, prompt_tokens: int, snapshot: Snapshot, state: State) -> tuple[RoleChoice | None, str]:
@@ -74,9 +70,9 @@ def _role(task_type: TaskType, prompt_tokens: int, snapshot: Snapshot, state: St
     if state.depth == "quick" and task_type is TaskType.REASONING:
         wanted.insert(0, Role.ROUTER)
     candidates = [by_role[role] for role in wanted if role in by_role]
-    for position, choice in enumerate(candidates):
+    for choice in candidates:
         if prompt_tokens < choice.context_length:
-            if position == 0:
+            if choice is candidates[0]:
                 return choice, f"{task_type} goes to {choice.role}"
             return choice, f"about {prompt_tokens} tokens exceed {candidates[0].role}, so {choice.role}"
     widest = max(candidates or list(snapshot.roles), key=lambda choice: choice.context_length, default=None)
@@ -85,32 +81,7 @@ def _role(task_type: TaskType, prompt_tokens: int, snapshot: Snapshot, state: St
     return widest, f"about {prompt_tokens} tokens exceed every context; {widest.role} is the widest"
 
 
-def _sealed(
-    task_type: TaskType,
-    agent: Agent | None,
-    choice: RoleChoice | None,
-    confidence: float,
-    reasons: list[str],
-    snapshot: Snapshot,
-) -> Decision:
-    content: dict[str, Any] = {
-        "task_type": task_type.value,
-        "agent": agent.value if agent else None,
-        "role": choice.role.value if choice else None,
-        "model": choice.model if choice else None,
-        "confidence": _round(confidence),
-        "escalated": False,
-        "reasons": reasons,
-        "snapshot_sha256": snapshot.sha256,
-    }
-    return Decision.model_validate({**content, "reasons": tuple(reasons), "sha256": canonical_sha256(content)})
-
-
 def canonical_sha256(value: Any) -> str:
     """SHA-256 of `value` as JSON with sorted keys and no spaces; floats must be rounded before."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _round(value: float) -> float:
-    return round(float(value), 6)

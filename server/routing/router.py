@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio.to_thread
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from rolecall.roles.contract import RoleModels
@@ -31,14 +29,10 @@ _BYTES_PER_TOKEN = 4
 
 @dataclass
 class Router:
-    """Decides for one profile. For one event loop.
-
-    `has_index` tells whether anything is indexed now; it is in the snapshot and changes no task type.
-    """
+    """Decides for one profile. For one event loop."""
 
     models: RoleModels
     profile_name: str
-    has_index: Callable[[], bool] = lambda: False
     _cache: OrderedDict[str, Features] = field(default_factory=OrderedDict, init=False)
 
     async def features(self, text: str, *, extra_tokens: int = 0, has_paths: bool = False) -> Features:
@@ -51,31 +45,35 @@ class Router:
         prompt_tokens = len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN + extra_tokens
         embedder = self.models.embedder()
         key = f"{digest}:{embedder.identity if embedder else ''}"
-        found = self._cache.get(key)
-        if found is None:
-            found, keep = await self._read(text, digest, embedder is not None)
-            if keep:
-                self._cache[key] = found
-                while len(self._cache) > _CACHED:
-                    self._cache.popitem(last=False)
-        else:
+        if found := self._cache.get(key):
             self._cache.move_to_end(key)
+        else:
+            found = await self._read(text, digest, key, embedder is not None)
         return found.model_copy(update={"prompt_tokens": prompt_tokens, "has_paths": has_paths})
 
-    async def _read(self, text: str, digest: str, embeds: bool) -> tuple[Features, bool]:
+    async def _read(self, text: str, digest: str, key: str, embeds: bool) -> Features:
         parsed = await anyio.to_thread.run_sync(claim, text)
         if parsed is not None:
             # A whole parse settles the type: no embedding is spent on it.
-            return claimed_features(digest, parsed), True
-        reading = read(text)
-        vector, failed = None, ""
-        if embeds and reading.instruction.strip():
-            try:
-                vector = np.asarray((await self.models.embed([reading.instruction], alone=True))[0])
-            except RoleError as error:
-                failed = error.code
-                _log.warning("embedding_failed", code=error.code)
-        return read_features(text, digest, vector), not failed
+            found, keep = claimed_features(digest, parsed), True
+        else:
+            reading = read(text)
+            vector, keep = None, True
+            if embeds and reading.instruction.strip():
+                try:
+                    vector = np.asarray((await self.models.embed([reading.instruction], alone=True))[0])
+                except RoleError as error:
+                    keep = False
+                    _log.warning("embedding_failed", code=error.code)
+            scores, reasons = classify(reading, vector)
+            found = Features(
+                text_sha256=digest, claim=None, type_scores=scores, reasons=reasons, prompt_tokens=0, has_paths=False
+            )
+        if keep:
+            self._cache[key] = found
+            if len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        return found
 
     def snapshot(self) -> Snapshot:
         """The policy under one hash: rules, weights, the profile's roles, the embedder's identity."""
@@ -84,14 +82,13 @@ class Router:
             for info in self.models.roles()
         )
         embedder = self.models.embedder()
-        has_index = self.has_index()
         content = {
             "policy": load_weights().sha256,
             "profile": self.profile_name,
             "roles": [[choice.role.value, choice.model, choice.context_length] for choice in roles],
             "embedder": embedder.identity if embedder else None,
         }
-        return Snapshot(sha256=canonical_sha256(content), profile=self.profile_name, roles=roles, has_index=has_index)
+        return Snapshot(sha256=canonical_sha256(content), profile=self.profile_name, roles=roles)
 
     async def decide(
         self, text: str, state: State | None = None, *, extra_tokens: int = 0, has_paths: bool = False
@@ -133,11 +130,4 @@ def claimed_features(digest: str, parsed: Claim) -> Features:
         reasons=(f"the {parsed.agent} grammar accounts for the whole request",),
         prompt_tokens=0,
         has_paths=False,
-    )
-
-
-def read_features(text: str, digest: str, vector: npt.NDArray[np.float32] | None) -> Features:
-    scores, reasons = classify(read(text), vector)
-    return Features(
-        text_sha256=digest, claim=None, type_scores=scores, reasons=reasons, prompt_tokens=0, has_paths=False
     )

@@ -11,6 +11,7 @@ import random
 import re
 import sys
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from .signals import Reading, met, read
 SEED = 20260
 PER_TEMPLATE = 6
 FOLDS = 5
+STRENGTH = 4.0
+"""Inverse of the regularisation."""
 _OPENINGS = ("", "", "", "please ", "hey, ", "can you tell me ", "quick question: ", "I was wondering, ", "ok so ")
+_SLOT = re.compile(r"\{(\w+)\}")
 _CLOSINGS = ("", "", "", "", " thanks", " please", "?")
 
 
@@ -33,20 +37,14 @@ def examples() -> list[tuple[str, TaskType, int]]:
     data = yaml.safe_load(files("rolecall.config").joinpath("routing/utterances.yaml").read_text("utf-8"))
     slots: dict[str, list[str]] = data["slots"]
     draw = random.Random(SEED)
+    templates = [(kind, template) for kind, held in data["types"].items() for template in held]
     found = []
-    number = 0
-    for kind, templates in data["types"].items():
-        for template in templates:
-            number += 1
-            for _ in range(PER_TEMPLATE if re.search(r"\{\w+\}", template) else 2):
-                text = re.sub(
-                    r"\{(\w+)\}",
-                    lambda slot: draw.choice(slots[slot[1]]) if slot[1] in slots else slot[0],
-                    template,
-                )
-                if len(text) < 200 and "\n" not in text and text.isascii():
-                    text = draw.choice(_OPENINGS) + text + draw.choice(_CLOSINGS)
-                found.append((draw.choice((text, text, text.lower())), TaskType(kind), number))
+    for number, (kind, template) in enumerate(templates, start=1):
+        for _ in range(PER_TEMPLATE if _SLOT.search(template) else 2):
+            text = _SLOT.sub(lambda slot: draw.choice(slots[slot[1]]) if slot[1] in slots else slot[0], template)
+            if len(text) < 200 and "\n" not in text and text.isascii():
+                text = draw.choice(_OPENINGS) + text + draw.choice(_CLOSINGS)
+            found.append((draw.choice((text, text, text.lower())), TaskType(kind), number))
     return found
 
 
@@ -64,8 +62,7 @@ def _bags(readings: list[Reading]) -> Array:
     bags = np.zeros((len(readings), BUCKETS))
     for row, reading in enumerate(readings):
         buckets = ngrams(reading)
-        if buckets:
-            bags[row, buckets] = 1 / np.sqrt(len(buckets))
+        bags[row, buckets] = 1 / np.sqrt(max(len(buckets), 1))
     return bags
 
 
@@ -78,33 +75,24 @@ def _fit(features: Array, labels: Array, strength: float) -> tuple[Array, Array]
     return model.coef_[order].T, model.intercept_[order]
 
 
-def _scores(features: Array, weights: tuple[Array, Array]) -> Array:
-    return np.asarray([log_softmax(row) for row in features @ weights[0] + weights[1]])
-
-
-def _held_out(features: Array, labels: Array, folds: Array, strength: float) -> Array:
-    """Scores of each row by a model that saw none of its template's rows."""
+def _held_out(features: Array, labels: Array, templates: Array, strength: float) -> Array:
+    """Log probabilities of each row by a model that saw none of its template's rows."""
     scores = np.zeros((len(labels), len(TYPES)))
     for fold in range(FOLDS):
-        weights = _fit(features[folds != fold], labels[folds != fold], strength)
-        scores[folds == fold] = _scores(features[folds == fold], weights)
+        seen = templates % FOLDS != fold
+        coefficients, intercepts = _fit(features[seen], labels[seen], strength)
+        scores[~seen] = [log_softmax(row) for row in features[~seen] @ coefficients + intercepts]
     return scores
 
 
 def _factors(parts: list[Array], labels: Array) -> list[float]:
     """How much each part counts: log-linear pooling fitted on held-out scores, over a small grid."""
-    best, chosen = np.inf, [1.0] * len(parts)
-    grid = (0.3, 0.5, 0.7, 0.9, 1.2)
-    for first in grid:
-        for rest in np.ndindex(*[len(grid)] * (len(parts) - 1)):
-            factors = [first, *(grid[position] for position in rest)]
-            pooled: Array = np.sum([factor * part for factor, part in zip(factors, parts, strict=True)], axis=0)
-            shifted = pooled - pooled.max(axis=1, keepdims=True)
-            chosen_rows = shifted[np.arange(len(labels)), labels]
-            loss = -float(np.mean(chosen_rows - np.log(np.exp(shifted).sum(axis=1))))
-            if loss < best:
-                best, chosen = loss, factors
-    return chosen
+
+    def loss(factors: tuple[float, ...]) -> float:
+        pooled = np.sum([factor * part for factor, part in zip(factors, parts, strict=True)], axis=0)
+        return -float(np.mean([log_softmax(row)[label] for row, label in zip(pooled, labels, strict=True)]))
+
+    return list(min(product((0.3, 0.5, 0.7, 0.9, 1.2), repeat=len(parts)), key=loss))
 
 
 def main(arguments: list[str]) -> None:
@@ -115,15 +103,15 @@ def main(arguments: list[str]) -> None:
     rows = examples()
     readings = [read(text) for text, _, _ in rows]
     labels = np.asarray([TYPES.index(kind) for _, kind, _ in rows])
-    folds = np.asarray([number % FOLDS for _, _, number in rows])
+    templates = np.asarray([number for _, _, number in rows])
     rules = np.asarray([rule_logits(met(reading)) for reading in readings])
     bags, vectors = _bags(readings), _vectors(readings, given.minilm)
-    lexical, dense = _held_out(bags, labels, folds, 4.0), _held_out(vectors, labels, folds, 4.0)
+    lexical, dense = _held_out(bags, labels, templates, STRENGTH), _held_out(vectors, labels, templates, STRENGTH)
     with_vector, without = _factors([rules, lexical, dense], labels), _factors([rules, lexical], labels)
     for name, part in (("rules", rules), ("lexical", lexical), ("dense", dense)):
         sys.stderr.write(f"{name}: {np.mean(part.argmax(axis=1) == labels):.3f} on templates not seen\n")
     sys.stderr.write(f"{len(rows)} rows; factors {with_vector} with vectors, {without} without\n")
-    words, sentences = _fit(bags, labels, 4.0), _fit(vectors, labels, 4.0)
+    words, sentences = _fit(bags, labels, STRENGTH), _fit(vectors, labels, STRENGTH)
     np.savez_compressed(
         given.out,
         lexical=words[0].astype(np.float16),

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,15 @@ async def test_a_killed_worker_fails_its_calls_at_once(second: Worker, tiny: Pat
         await second.exited.wait()
     with pytest.raises(WorkerDied):
         await second.generate(ask("x"))
+
+
+async def test_short_prompts_do_not_lengthen_the_chunks_of_a_long_one(second: Worker, tiny: Path) -> None:
+    loaded = await second.load(replace(spec(tiny), prefill_target_s=0.02))
+    for _ in range(10):
+        await second.generate(ask("x", max_tokens=1))
+    events: list[Event] = []
+    await second.generate(ask(LONG_PROMPT, max_tokens=1), on_event=events.append)
+    assert isinstance(events[0], Prefilling) and events[0].done_tokens <= loaded.prefill_step < 2048
 
 
 async def test_stopping_a_busy_worker_ends_its_calls_and_its_process(second: Worker, tiny: Path) -> None:

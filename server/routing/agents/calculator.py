@@ -69,7 +69,7 @@ def evaluate(parse: Parse | str) -> Fraction:
 _PARTS = ("thirds", "quarters", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths")
 _WORDS = {name: Fraction(value) for value, name in enumerate(_PARTS, start=3)} | {
     "fourths": Fraction(4), "ten": Fraction(10), "hundred": Fraction(100), "thousand": Fraction(1000),
-    "million": Fraction(10**6), "tenth": Fraction(1, 10), "10th": Fraction(1, 10), "hundredth": Fraction(1, 100),
+    "million": Fraction(10**6), "tenth": Fraction(1, 10), "hundredth": Fraction(1, 100),
     "thousandth": Fraction(1, 1000), "cent": Fraction(1, 100), "integer": Fraction(1), "number": Fraction(1),
     "one": Fraction(1), "whole": Fraction(1), "dollar": Fraction(1),
 }  # fmt: skip
@@ -197,6 +197,7 @@ _OPERATIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
     "change": lambda v: (v[1] - v[0]) / abs(v[0]) * 100,
     "round_places": lambda v: to_step(v[0], _power(Fraction(1, 10), v[1])),
     "round_nearest": lambda v: to_step(v[0], v[1]),
+    "round_tenth": lambda v: to_step(v[0], Fraction(1, 10)),
     "round_first": lambda v: to_step(v[1], v[0]),
     "mean": statistics.mean,
     "median": statistics.median,

@@ -19,14 +19,6 @@ _LONGEST_PHRASE = 6
 _TERMINAL = re.compile(r"_?[A-Z]+: /|%declare")
 
 
-class UnknownWord(Exception):
-    """A word is outside the grammar's vocabulary; what follows it can only be carrier phrases."""
-
-    def __init__(self, position: int) -> None:
-        super().__init__(position)
-        self.position = position
-
-
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """A compiled grammar. `phrases` (literals, units, places), then `patterns` for single words, give terminals."""
@@ -40,10 +32,7 @@ class Grammar:
         from lark.exceptions import LarkError
 
         for start in _starts(words):
-            try:
-                tokens = list(self.tokens(words[start:]))
-            except UnknownWord as unknown:
-                tokens = list(self.tokens(words[start : start + unknown.position]))
+            tokens = list(self.tokens(words[start:]))
             for taken in _ends(words[start:], tokens):
                 try:
                     tree = self.parser.parse(tokens[:taken])
@@ -52,7 +41,7 @@ class Grammar:
                 yield _plain(tree.children[0])
 
     def tokens(self, words: list[str]) -> Iterator[tuple[str, str, int]]:
-        """Terminal, text and end position of each phrase, longest phrase first."""
+        """Terminal, text and end position of each phrase, the longest each time, up to a word that is in none."""
         position = 0
         while position < len(words):
             for size in range(min(_LONGEST_PHRASE, len(words) - position), 0, -1):
@@ -63,7 +52,7 @@ class Grammar:
                 size, word = 1, words[position]
                 name = next((name for name, pattern in self.patterns if pattern.fullmatch(word)), None)
                 if name is None:
-                    raise UnknownWord(position)
+                    return
             yield name, " ".join(words[position : position + size]), position + size
             position += size
 

@@ -98,7 +98,6 @@ snapshots = st.builds(
         max_size=7,
         unique_by=lambda choice: choice.role,
     ).map(tuple),
-    has_index=st.booleans(),
 )  # fmt: skip
 states = st.builds(
     State,

@@ -25,6 +25,7 @@ def failing(answer: str, **changed: Any) -> str | None:
 
 def test_a_plain_answer_passes() -> None:
     assert failing(PROSE) is None
+    assert failing("I'm sorry for your loss, and I hope that the coming weeks are gentle with you.") is None
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,8 @@ def test_a_plain_answer_passes() -> None:
         ("```python\ndef f(:\n```", {"task_type": "coding", "language": "python"}, "parses"),
         ("```python\ndef f(:\n```", {"task_type": "coding"}, "parses"),
         ("Just use a loop.", {"task_type": "coding"}, "code"),
+        ("Just use a loop.", {"task_type": "coding", "language": "rust"}, "code"),
+        ("```python\n```", {"task_type": "coding"}, "code"),
     ],
 )
 def test_each_fault_of_an_answer_is_found_by_its_check(answer: str, changed: dict[str, Any], name: str) -> None:
@@ -84,6 +87,7 @@ def test_the_reason_for_no_value_says_where_the_fault_is() -> None:
         {"$ref": "https://example.com/remote.json"},
         {"$ref": "#"},
         {"properties": {"n": {"pattern": "^(a+)+$"}}},
+        {"properties": {"n": {"pattern": "^(a|a)*$"}}},
         {
             "$defs": {f"l{i}": {"allOf": [{"$ref": f"#/$defs/l{i + 1}"}] * 2} for i in range(40)} | {"l40": {}},
             "$ref": "#/$defs/l0",

@@ -40,6 +40,7 @@ def test_a_wrong_equation_is_unsupported_and_says_the_right_value(text: str) -> 
         "1 + 1 = 10 in binary",
         "2+2=5 is wrong", "5 km + 3 km = 8 km", "2 * 3 = 6x", "9**9**9 = 5", "1 / 0 = 3", "7 - 3 = 4 - x", "a = 3",
         "v1.2 + 3 = 4", "3 / 2 = 1 1/2", "18 pink - 6 = 11 pink", "96 \\cdot 216 = 144^2", "1200/1000=1.2Mb",
+        "Is 5 + 3 = 9?", "log 100 * 2 = 4", "half of 10 + 2 = 7", "1/2 of 10 + 3 = 8", "500 * 4 = 2 thousand",
     ],
 )  # fmt: skip
 def test_what_is_no_plain_equation_is_left_alone(text: str) -> None:

@@ -47,11 +47,31 @@ def test_a_number_with_another_unit_is_unsupported() -> None:
     assert verdict("The Orle is 412 miles long.", evidence=(RIVER,)) is Verdict.UNSUPPORTED
 
 
-def test_a_number_in_words_or_rounded_aloud_is_no_missing_number() -> None:
-    found = validate(
-        Subject(output="About 400 people came, 12 of them twice.", evidence=("412 people came, twelve twice.",))
-    )
-    assert named(found, "numbers").verdict is Verdict.ABSTAIN
+@pytest.mark.parametrize(
+    ("output", "evidence"),
+    [
+        ("About 400 people came, 12 of them twice.", "412 people came, twelve twice."),
+        ("It cost about 2.5 million crowns.", "It cost 2.47 million crowns."),
+        ("It cost $5 million and is 5 metres high.", "It cost $5m and is 5 m high."),
+        ("The Orle is 412 kilometres long.", RIVER),
+        ("1. It is 412 km long.\n2. It was dammed in 1931 [7].", RIVER),
+        ("It lost 5 per cent.", "It lost 5%."),
+    ],
+)
+def test_a_number_in_words_in_another_spelling_or_rounded_aloud_is_no_missing_number(
+    output: str, evidence: str
+) -> None:
+    assert named(validate(Subject(output=output, evidence=(evidence,))), "numbers").verdict is Verdict.ABSTAIN
+
+
+@pytest.mark.parametrize("before", ["1. ", "- ", "# Source\n\n", "In short:\n", "Yes. ", "It is. "])
+def test_what_only_frames_a_claim_does_not_change_its_verdict(before: str) -> None:
+    assert verdict(before + "The Orle rises in the Tamm hills.", evidence=(RIVER,)) is Verdict.SUPPORTED
+
+
+def test_the_words_of_code_and_data_are_not_held_against_the_evidence() -> None:
+    assert verdict('{"length_km": 412, "label": "river"}', schema_={}, evidence=(RIVER,)) is Verdict.SUPPORTED
+    assert verdict("def flow():\n    return 1", language="python", evidence=(RIVER,)) is Verdict.SUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -105,6 +125,7 @@ def test_an_empty_output_is_unsupported() -> None:
 def test_a_schema_and_a_language_decide_both_ways() -> None:
     schema = {"type": "object", "required": ["a"]}
     assert verdict('{"a": 1}', schema_=schema) is Verdict.SUPPORTED
+    assert verdict("[]", schema_={"type": "array"}) is Verdict.SUPPORTED
     assert verdict('{"b": 1}', schema_=schema) is Verdict.UNSUPPORTED
     assert verdict("x = 1", language="python") is Verdict.SUPPORTED
     assert verdict("x = = 1", language="python") is Verdict.UNSUPPORTED
@@ -159,6 +180,7 @@ def test_a_line_of_a_batch_becomes_a_subject_and_its_verdict_a_line() -> None:
     ("line", "says"),
     [
         ([], "not a JSON object"),
+        ("text", "not a JSON object"),
         ({"output": "a", "evidnce": "b"}, "evidnce"),
         ({"id": 1}, "`output`: Field required"),
         ({"output": 3}, "`output`"),
