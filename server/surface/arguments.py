@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from rolecall.retrieval.contract import Filters
 
-from ..orchestration.contract import CodeCall, ReasonCall, RetrieveCall, RouteCall, SummarizeCall, ValidateCall
+from ..orchestration.contract import Call, CodeCall, ReasonCall, RetrieveCall, RouteCall, SummarizeCall, ValidateCall
 from ..session import SessionInfo
 
 MAX_TEXT_CHARS = 2_000_000
@@ -21,23 +21,40 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else value or []
+
+
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
 Request = Annotated[str, Field(max_length=MAX_REQUEST_CHARS), AfterValidator(_not_blank)]
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Paths = Annotated[
-    list[Name],
-    Field(
-        max_length=1000,
-        description="Files or globs in allowed folders; the server reads them.",
-    ),
+    Annotated[list[Name], Field(max_length=1000)] | None,
+    AfterValidator(_listed),
+    Field(description="Files or globs in allowed folders; the server reads them."),
 ]
 
 
-class _Arguments(BaseModel):
+class Arguments(BaseModel):
+    """The arguments of one tool; `kind` is the call they make."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=False)
+    kind: ClassVar[type[Call]]
+
+    def call(self, session: SessionInfo) -> Call:
+        """The orchestrator's call, for the session that asks."""
+        given = {info.alias or name: _frozen(getattr(self, name)) for name, info in type(self).model_fields.items()}
+        return self.kind(**given, cwd=session.cwd, session=session.id)
 
 
-class RouteArguments(_Arguments):
+def _frozen(value: Any) -> Any:
+    if isinstance(value, FilterArguments):
+        return Filters(**value.model_dump())
+    return tuple(value) if isinstance(value, list) else value
+
+
+class RouteArguments(Arguments):
+    kind = RouteCall
     request: Request = Field(description="The request in plain words.")
     paths: Paths = Field(default=[])
     context: Text | None = Field(default=None, description="Facts the answer should use.")
@@ -47,20 +64,9 @@ class RouteArguments(_Arguments):
     budget_s: float | None = Field(default=None, gt=0, le=3600, description="Most seconds the call may take.")
     execute: bool = Field(default=True, description="False: only decide who would answer.")
 
-    def call(self, session: SessionInfo) -> RouteCall:
-        return RouteCall(
-            request=self.request,
-            paths=tuple(self.paths),
-            context=self.context,
-            channel=self.channel,
-            budget_s=self.budget_s,
-            execute=self.execute,
-            cwd=session.cwd,
-            session=session.id,
-        )
 
-
-class ReasonArguments(_Arguments):
+class ReasonArguments(Arguments):
+    kind = ReasonCall
     question: Request = Field(description="The question or problem.")
     paths: Paths = Field(default=[])
     context: Text | None = Field(default=None, description="Facts the answer should use.")
@@ -69,19 +75,9 @@ class ReasonArguments(_Arguments):
     )
     depth: Literal["quick", "normal", "deep"] = Field(default="normal", description="How much thinking to spend.")
 
-    def call(self, session: SessionInfo) -> ReasonCall:
-        return ReasonCall(
-            question=self.question,
-            paths=tuple(self.paths),
-            context=self.context,
-            schema=self.schema_,
-            depth=self.depth,
-            cwd=session.cwd,
-            session=session.id,
-        )
 
-
-class CodeArguments(_Arguments):
+class CodeArguments(Arguments):
+    kind = CodeCall
     task: Request = Field(description="What the code must do.")
     paths: Paths = Field(default=[])
     context: Text | None = Field(default=None, description="Interfaces, constraints or code to build on.")
@@ -90,19 +86,9 @@ class CodeArguments(_Arguments):
         default=None, description="New file in an allowed folder for the code; a short report comes back instead."
     )
 
-    def call(self, session: SessionInfo) -> CodeCall:
-        return CodeCall(
-            task=self.task,
-            paths=tuple(self.paths),
-            context=self.context,
-            language=self.language,
-            save_to=self.save_to,
-            cwd=session.cwd,
-            session=session.id,
-        )
 
-
-class SummarizeArguments(_Arguments):
+class SummarizeArguments(Arguments):
+    kind = SummarizeCall
     text: Text | None = Field(default=None, description="Text to condense; prefer `paths` for files.")
     paths: Paths = Field(default=[])
     focus: Text | None = Field(default=None, description="What to attend to.")
@@ -110,27 +96,18 @@ class SummarizeArguments(_Arguments):
     each: bool = Field(default=False, description="True: one summary per file, in `items`.")
     save_to: Name | None = Field(default=None, description="New file in an allowed folder for the summary.")
 
-    def call(self, session: SessionInfo) -> SummarizeCall:
-        return SummarizeCall(
-            text=self.text,
-            paths=tuple(self.paths),
-            focus=self.focus,
-            max_words=self.max_words,
-            each=self.each,
-            save_to=self.save_to,
-            cwd=session.cwd,
-            session=session.id,
-        )
 
+class FilterArguments(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-class FilterArguments(_Arguments):
     glob: Name | None = Field(default=None, description="Glob on the file's path, such as **/*.md.")
     kind: Literal["markdown", "text", "code"] | None = Field(default=None, description="Kind of file.")
     language: Name | None = Field(default=None, description="Language name, such as python.")
     since: Name | None = Field(default=None, description="ISO date: only files modified since then.")
 
 
-class RetrieveArguments(_Arguments):
+class RetrieveArguments(Arguments):
+    kind = RetrieveCall
     query: Request = Field(description="What to look for, in plain words or identifiers.")
     collection: Name | None = Field(default=None, description="Collection to search; all by default.")
     max_results: int = Field(default=8, ge=1, le=100, description="Most passages to return.")
@@ -139,37 +116,16 @@ class RetrieveArguments(_Arguments):
         default="passages", description="passages: quoted text with citations; answer: a short cited answer."
     )
 
-    def call(self, session: SessionInfo) -> RetrieveCall:
-        return RetrieveCall(
-            query=self.query,
-            collection=self.collection,
-            max_results=self.max_results,
-            filters=Filters(**self.filters.model_dump()) if self.filters else None,
-            mode=self.mode,
-            cwd=session.cwd,
-            session=session.id,
-        )
 
-
-class ValidateArguments(_Arguments):
+class ValidateArguments(Arguments):
+    kind = ValidateCall
     output: Text | None = Field(default=None, description="The text to check; else the files in `paths` are.")
     paths: Paths = Field(default=[])
-    evidence: Text | list[Text] | None = Field(default=None, description="Text or texts the output must rest on.")
+    evidence: Annotated[Text | list[Text] | None, AfterValidator(_listed)] = Field(
+        default=[], description="Text or texts the output must rest on."
+    )
     question: Text | None = Field(default=None, description="The question that the output answers.")
     schema_: dict[str, Any] | None = Field(
         default=None, alias="schema", description="JSON Schema object the output must satisfy."
     )
     language: Name | None = Field(default=None, description="Language the output must parse as.")
-
-    def call(self, session: SessionInfo) -> ValidateCall:
-        evidence = [self.evidence] if isinstance(self.evidence, str) else self.evidence or []
-        return ValidateCall(
-            output=self.output,
-            paths=tuple(self.paths),
-            evidence=tuple(evidence),
-            question=self.question,
-            schema=self.schema_,
-            language=self.language,
-            cwd=session.cwd,
-            session=session.id,
-        )

@@ -90,8 +90,7 @@ def parse_call(name: str, given: dict[str, Any]) -> Call:
         parsed = spec.arguments.model_validate(given)
     except ValidationError as error:
         raise _bad_arguments(name, error, list(spec.arguments.model_json_schema()["properties"])) from None
-    call: Call = parsed.call(current_session.get())  # type: ignore[attr-defined]  # every arguments model has one
-    return call
+    return parsed.call(current_session.get())
 
 
 def _bad_arguments(name: str, error: ValidationError, allowed: list[str]) -> BadRequest:

@@ -27,7 +27,7 @@ class ToolSpec:
     name: str
     title: str
     description: str
-    arguments: type[BaseModel]
+    arguments: type[arguments.Arguments]
     result: type[results.Result]
     saves: bool = False
 
