@@ -28,6 +28,8 @@ BUCKETS = 4096
 TYPES: tuple[TaskType, ...] = tuple(TaskType)
 _WORD = re.compile(r"[a-zà-ÿа-я']+|\d+|[\u3040-\u9fff]|[^\w\s]", re.IGNORECASE)
 _MAX_WORDS = 80
+_FACTORS = ((1.2, 0.5, 0.7), (1.2, 0.9))
+"""How much rules, n-grams and vector count, with a vector and without: the best of a grid on templates held out."""
 _DIGITS = 4
 """Coarser than the last bits that an embedder's number of threads moves (about 1e-7)."""
 _NAMED = 3
@@ -36,16 +38,12 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The learned model: log odds per type. `lexical` (BUCKETS, 7), `dense` (dimensions, 7), biases (7,).
-
-    `factors` weigh the parts against each other: rules with a vector and without, lexical likewise, dense.
-    """
+    """The learned model: log odds per type. `lexical` (BUCKETS, 7), `dense` (dimensions, 7), biases (7,)."""
 
     lexical: Array
     lexical_bias: Array
     dense: Array
     dense_bias: Array
-    factors: Array
     sha256: str
 
 
@@ -55,7 +53,7 @@ def load_weights() -> Weights:
     raw = files("rolecall.server.routing").joinpath("weights.npz").read_bytes()
     with np.load(BytesIO(raw), allow_pickle=False) as stored:
         arrays = {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
-    return Weights(**arrays, sha256=hashlib.sha256(raw + rules_text().encode()).hexdigest())
+    return Weights(**arrays, sha256=hashlib.sha256(raw + f"{_FACTORS}{rules_text()}".encode()).hexdigest())
 
 
 def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[dict[TaskType, float], tuple[str, ...]]:
@@ -65,13 +63,13 @@ def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[
     """
     weights = load_weights()
     rules = met(reading)
-    bare = int(vector is None)
+    factors = _FACTORS[int(vector is None)]
     buckets = ngrams(reading)
     lexical = weights.lexical[buckets].sum(axis=0) / np.sqrt(max(len(buckets), 1)) + weights.lexical_bias
-    logits = weights.factors[bare] * rule_logits(rules) + weights.factors[2 + bare] * log_softmax(lexical)
+    logits = factors[0] * rule_logits(rules) + factors[1] * log_softmax(lexical)
     if vector is not None:
         dense = np.asarray(vector, dtype=np.float64) @ weights.dense + weights.dense_bias
-        logits += weights.factors[4] * log_softmax(dense)
+        logits += factors[2] * log_softmax(dense)
     probabilities = np.exp(log_softmax(logits))
     scores = {kind: round(float(value), _DIGITS) for kind, value in zip(TYPES, probabilities, strict=True)}
     return scores, _reasons(rules, scores, vector is not None)

@@ -53,8 +53,8 @@ class Features(_Frozen):
     claim: Claim | None
     type_scores: dict[TaskType, float]
     reasons: tuple[str, ...]
-    prompt_tokens: int
-    has_paths: bool
+    prompt_tokens: int = 0
+    has_paths: bool = False
 
 
 class RoleChoice(_Frozen):

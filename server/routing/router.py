@@ -66,9 +66,7 @@ class Router:
                     keep = False
                     _log.warning("embedding_failed", code=error.code)
             scores, reasons = classify(reading, vector)
-            found = Features(
-                text_sha256=digest, claim=None, type_scores=scores, reasons=reasons, prompt_tokens=0, has_paths=False
-            )
+            found = Features(text_sha256=digest, claim=None, type_scores=scores, reasons=reasons)
         if keep:
             self._cache[key] = found
             if len(self._cache) > _CACHED:
@@ -128,6 +126,4 @@ def claimed_features(digest: str, parsed: Claim) -> Features:
         claim=parsed,
         type_scores={kind: 1.0 if kind is TaskType.TOOL else 0.0 for kind in TaskType},
         reasons=(f"the {parsed.agent} grammar accounts for the whole request",),
-        prompt_tokens=0,
-        has_paths=False,
     )

@@ -51,11 +51,6 @@ def _memory(context: AgentContext) -> str:
     return f"{_gib(memory.available)} available, {used}, {_gib(memory.total)} in total"
 
 
-def _swap(context: AgentContext) -> str:
-    swap = psutil.swap_memory()
-    return f"{_gib(swap.used)} used of {_gib(swap.total)} swap"
-
-
 def _disk(context: AgentContext) -> str:
     usage = psutil.disk_usage(str(Path.home()))
     return f"{_gb(usage.free)} free, {_gb(usage.used)} used of {_gb(usage.total)} (the disk of the home folder)"
@@ -88,13 +83,12 @@ def _local(moment: datetime, context: AgentContext) -> datetime:
 
 
 def _top_memory(context: AgentContext) -> str:
-    found = []
-    for process in psutil.process_iter(["name", "memory_info"]):
-        memory = process.info["memory_info"]
-        if memory is not None:
-            found.append((memory.rss, process.pid, process.info["name"] or "?"))
-    rows = [f"{name} (pid {pid}): {_gb(size)}" for size, pid, name in sorted(found, reverse=True)[:3]]
-    return "; ".join(rows)
+    found = [
+        (process.info["memory_info"].rss, process.pid, process.info["name"] or "?")
+        for process in psutil.process_iter(["name", "memory_info"])
+        if process.info["memory_info"] is not None
+    ]
+    return "; ".join(f"{name} (pid {pid}): {_gib(size)}" for size, pid, name in sorted(found, reverse=True)[:3])
 
 
 def _models(context: AgentContext) -> str:
@@ -118,7 +112,6 @@ _PROBES: dict[str, Callable[[AgentContext], str]] = {
     "memory_total": _memory,
     "memory_free": _memory,
     "memory_used": _memory,
-    "swap": _swap,
     "disk_free": _disk,
     "disk_used": _disk,
     "disk_total": _disk,

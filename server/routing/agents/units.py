@@ -46,7 +46,7 @@ def compute(parse: Parse) -> Value | None:
 
 def shown(unit: Any) -> str:
     """The unit's symbol, as in "km" or "mi/h"."""
-    return {"floz": "fl oz", "cp": "cups"}.get(symbol := f"{registry().Unit(str(unit)):~P}", symbol)
+    return {"floz": "fl oz", "cp": "cup"}.get(symbol := f"{registry().Unit(str(unit)):~P}", symbol)
 
 
 def _sides(parse: Parse) -> tuple[Any, str]:

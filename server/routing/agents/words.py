@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
-from itertools import takewhile
 
 import yaml
 
@@ -37,7 +36,30 @@ _ORDINALS = {
     "first": 1, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10,
     "eleventh": 11, "twelfth": 12, "twentieth": 20, "thirtieth": 30,
 }  # fmt: skip
-_FIGURE = re.compile(r"\d+(?:\.\d+)?")
+_APART = "\x1f"
+"""Stands between words where they are read as one line: a quoted word may hold spaces."""
+
+
+def _any(names: Iterable[str]) -> str:
+    return f"(?:{'|'.join(sorted(names, key=len, reverse=True))})"
+
+
+def _number_pattern() -> re.Pattern[str]:
+    """Number words or a figure with scales; an ordinal joins what ends in tens, a hundred or more, not "one third"."""
+    tens, digits = _any(n for n in _UNITS if _UNITS[n] >= 20), _any(n for n in _UNITS if 0 < _UNITS[n] < 10)
+    scale = _any(name for name in _SCALES if name != "hundred")
+    small = f"(?:{tens}(?:(?: -)? {digits})?|{_any(_UNITS)})"
+    group = f"(?:(?:{small}|a) hundred(?:(?: and)? {small})?|{small}|a(?= {scale}))"
+    cardinal = f"(?:{group}(?: {scale})+(?: and)? )*{group}(?: {scale})*"
+    joined = f"{cardinal}(?:(?<=ty)|(?<=hundred)|(?<=thousand)|(?<=illion))(?: -)? "
+    ordinal = f"(?P<ordinal>(?:{joined})?{_any(_ORDINALS)})"
+    spoken = f"{cardinal}(?: point(?: (?:zero|{digits}))+)?"
+    figure = rf"\d+(?:\.\d+)?(?: {_any(_SCALES)})*"
+    pattern = f"(?<![^ ])(?:{ordinal}|{spoken}|{figure})(?![^ ])"
+    return re.compile(pattern.replace(" ", _APART))
+
+
+_NUMBER = _number_pattern()
 _MONEY = re.compile(r"[$£€](?=\s?\d)")
 
 
@@ -77,63 +99,22 @@ def _plain(piece: str) -> str:
 
 def _figures(words: list[str]) -> list[str]:
     """Replace runs of number words by figures: "two hundred and five" is 205, "3.5 million" 3500000, "fifth" 5th."""
-    out: list[str] = []
-    position = 0
-    while position < len(words):
-        value, taken, ordinal = _number(words, position)
-        if taken:
-            out.append(f"{value:f}" + ("th" if ordinal else ""))
-            position += taken
-        else:
-            out.append(words[position])
-            position += 1
-    return out
+    return _NUMBER.sub(_figure, _APART.join(words)).split(_APART) if words else []
 
 
-def _number(words: list[str], start: int) -> tuple[Decimal, int, bool]:
-    """The number that begins at `start`: its value, how many words it takes (0: none), whether it is an ordinal."""
-    if _FIGURE.fullmatch(words[start]):
-        value, taken = Decimal(words[start]), 1
-        while start + taken < len(words) and words[start + taken] in _SCALES:
-            value *= _SCALES[words[start + taken]]
-            taken += 1
-        return value, taken, False
-    if words[start] in _ORDINALS:
-        return Decimal(_ORDINALS[words[start]]), 1, True
-    total, group, position, last = 0, 0, start, None
-    while position < len(words):
-        word = words[position]
-        if word in _UNITS and (last is None or last == "scale" or (last == "tens" and 0 < _UNITS[word] < 10)):
-            group += _UNITS[word]
-            last = "tens" if _UNITS[word] >= 20 else "unit"
-        elif word == "hundred" and last == "unit" and 0 < group < 100:
-            group, last = group * 100, "scale"
-        elif word in _SCALES and last is not None and group and word != "hundred":
-            total, group, last = total + group * _SCALES[word], 0, "scale"
-        elif word == "a" and last is None and position + 1 < len(words) and words[position + 1] in _SCALES:
-            group, last = 1, "unit"
-        elif word in ("and", "-") and last in ("scale", "tens") and _continues(words, position + 1, last, word):
-            pass
-        elif word in _ORDINALS and last in ("tens", "scale"):
-            return Decimal(total + group + _ORDINALS[word]), position + 1 - start, True
-        else:
-            break
-        position += 1
-    taken = position - start
-    value = Decimal(total + group)
-    if taken and words[position : position + 1] == ["point"]:
-        digits = list(takewhile(lambda digit: digit < 10, (_UNITS.get(word, 10) for word in words[position + 1 :])))
-        if digits:
-            value += Decimal("0." + "".join(map(str, digits)))
-            taken += 1 + len(digits)
-    return value, taken, False
-
-
-def _continues(words: list[str], position: int, last: str, joint: str) -> bool:
-    """Whether "and" or a hyphen joins what comes next to the number: "hundred and five", "twenty-five"."""
-    if position >= len(words):
-        return False
-    following = words[position]
-    if joint == "-":
-        return last == "tens" and (0 < _UNITS.get(following, 0) < 10 or following in _ORDINALS)
-    return last == "scale" and following in _UNITS
+def _figure(number: re.Match[str]) -> str:
+    total, group = Decimal(0), Decimal(0)
+    whole, _, decimals = number[0].partition(f"{_APART}point{_APART}")
+    for word in whole.split(_APART):
+        if word[0].isdigit():
+            group = Decimal(word)
+        elif word == "hundred":
+            group *= 100
+        elif word in _SCALES:
+            total = total + group * _SCALES[word] if group else total * _SCALES[word]
+            group = Decimal(0)
+        elif word not in ("and", "-"):
+            group += 1 if word == "a" else _UNITS.get(word) or _ORDINALS.get(word, 0)
+    if decimals:
+        group += Decimal("0." + "".join(str(_UNITS[digit]) for digit in decimals.split(_APART)))
+    return f"{total + group:f}" + ("th" if number["ordinal"] else "")
