@@ -13,7 +13,6 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from tests.roles.tiny import CODING, HEAVY, REASONING, ROUTER, home_with, write_model
 
 from rolecall.config.home import Home
 from rolecall.config.profile import Profile
@@ -32,6 +31,7 @@ from rolecall.roles.errors import (
 from rolecall.roles.manager import ModelManager
 from rolecall.roles.staff import Staff
 from rolecall.roles.worker.wire import Loaded, WorkerResult, WorkerSpec
+from tests.roles.tiny import CODING, HEAVY, REASONING, ROUTER, home_with, write_model
 
 pytestmark = pytest.mark.anyio
 PATIENCE_S = 5.0

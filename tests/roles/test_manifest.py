@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.roles.tiny import write_model, write_safetensors
 
 from rolecall.roles.errors import ModelCorrupt, ModelRefused
 from rolecall.roles.manifest import (
@@ -15,6 +14,7 @@ from rolecall.roles.manifest import (
     weights_bytes,
     write_manifest,
 )
+from tests.roles.tiny import write_model, write_safetensors
 
 
 @pytest.fixture

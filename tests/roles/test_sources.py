@@ -15,13 +15,13 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.roles.tiny import write_model
 
 from rolecall.config.home import Home
 from rolecall.config.settings import Settings, load_profile, load_settings
 from rolecall.roles.errors import DownloadFailed, ModelCorrupt, ModelRefused, ModelUnknown
 from rolecall.roles.manifest import Manifest, verify
 from rolecall.roles.sources import list_models, pull, resolve
+from tests.roles.tiny import write_model
 
 REPOSITORY = "tester/tiny"
 REVISION = "a" * 40

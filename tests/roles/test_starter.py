@@ -8,11 +8,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tests.roles.tiny import write_model, write_safetensors
 
 from rolecall.roles.errors import DownloadFailed
 from rolecall.roles.manifest import write_manifest
 from rolecall.roles.starter import STARTER_MODELS, TEXT_WHEEL, fetch_starter, starter_missing
+from tests.roles.tiny import write_model, write_safetensors
 
 
 @pytest.fixture
