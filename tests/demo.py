@@ -35,7 +35,7 @@ ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 PROJECT = Path(__file__).resolve().parent.parent
 SMALL_BUDGET = """\
 profile: starter
-memory: {budget_gb: 1.9}
+memory: {budget_gb: 2.2}
 host: {spare_worker: false}
 roles:
   router: {pinned: false}
@@ -52,7 +52,8 @@ class Demo:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.rows: list[tuple[str, str, str]] = []
+        self.rows: list[tuple[str, str, str, str, str]] = []
+        self.last = ("", "")
         self.failures: list[str] = []
 
     def step(self, title: str) -> None:
@@ -66,7 +67,13 @@ class Demo:
         if not holds:
             self.failures.append(what)
 
-    def show(self, asked: str, result: types.CallToolResult, seconds: float) -> dict[str, Any]:
+    def row(self, tool: str, asked: str, answer: str) -> None:
+        """A line of the last table, for the call shown last."""
+        self.rows.append((tool, asked, *self.last, answer))
+
+    def show(
+        self, asked: str, result: types.CallToolResult, seconds: float, resident: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         data: dict[str, Any] = result.structured_content or {}
         meta = dict(result.meta or {}).get("rolecall/cost", {})
         body = Text(str(data.get("answer") or result.content[0].text).strip()[:700])  # type: ignore[union-attr]
@@ -80,6 +87,10 @@ class Demo:
                 f"{meta['model']} · {meta['prompt_tokens']} tokens in, {meta['completion_tokens']} out · load "
                 f"{meta['load_s']:.1f} s, prefill {meta['prefill_s']:.1f} s, decode {meta['decode_s']:.1f} s"
             )
+        memory_bytes = sum(item["measured_bytes"] for item in resident)
+        facts.append(f"in memory: {len(resident)} models, {memory_bytes / 1e9:.2f} GB")
+        who = meta.get("model") or ("exact agent" if data.get("decision") else "index" if "index" in data else "checks")
+        self.last = (str(who).removeprefix("starter/"), f"{seconds:.1f} s")
         facts.append(f"{data.get('status', 'error')} · {seconds:.2f} s · receipt {data.get('receipt_id', '-')}")
         for warning in data.get("warnings", []):
             facts.append(f"warning: {warning}"[:200])
@@ -103,6 +114,8 @@ def main() -> int:
         finally:
             for home in homes:
                 _cli(home, "stop")
+    if options.svg:
+        console.export_text()  # the picture is the table alone: this clears what was recorded before it
     _table(demo, time.monotonic() - started)
     if options.svg:
         options.svg.write_text(console.export_svg(title="make demo"), "utf-8")
@@ -125,6 +138,7 @@ async def _run(demo: Demo, folder: Path, home: Path, small: Path) -> None:
 async def _tools(demo: Demo, ask: Ask, number: int, notes: Path) -> None:
     demo.step("route: exact agents answer without a model")
     data = await ask("route", request=f"what is 15% of {number}?")
+    demo.row("route", f"what is 15% of {number}?", data["answer"].splitlines()[0])
     demo.check(f"15% of {number} is {number * 15 / 100:g}", f"{number * 15 / 100:g}" in data["answer"].replace(",", ""))
     data = await ask("route", request=f"convert {number} km to m")
     demo.check(f"{number} km are {number * 1000} m", str(number * 1000) in data["answer"].replace(",", ""))
@@ -133,7 +147,7 @@ async def _tools(demo: Demo, ask: Ask, number: int, notes: Path) -> None:
 
     demo.step("retrieve: passages cited to the byte")
     data = await ask("retrieve", query="reference code of the north depot", max_results=3)
-    demo.rows.append(("retrieve", "reference code of the north depot", data["passages"][0]["text"].strip()))
+    demo.row("retrieve", "reference code of the north depot", data["passages"][0]["text"].strip())
     demo.check("the first passage holds the number drawn", str(number) in data["passages"][0]["text"])
     first = data["passages"][0]
     quoted = Path(first["path"]).read_bytes()[first["start_byte"] : first["end_byte"]]
@@ -148,17 +162,16 @@ async def _tools(demo: Demo, ask: Ask, number: int, notes: Path) -> None:
     demo.check("a wrong number is unsupported", data["verdict"] == "unsupported")
     data = await ask("validate", output=f"The north depot holds {number} crates.", evidence=evidence)
     demo.check("the right one is supported", data["verdict"] == "supported")
-    demo.rows.append(("validate", f"… holds {number} crates", data["verdict"]))
+    demo.row("validate", f"… holds {number} crates", data["verdict"])
 
     demo.step("Role models: reason, summarize, code, route")
     data = await ask("reason", question="What is the capital of France?", depth="quick")
-    demo.rows.append(("reason", "What is the capital of France?", data["answer"]))
+    demo.row("reason", "What is the capital of France?", data["answer"])
     data = await ask("summarize", paths=[str(notes / "depot.md")], max_words=60)
-    demo.rows.append(("summarize", "depot.md", data["answer"]))
+    demo.row("summarize", "depot.md", data["answer"])
     data = await ask("code", task="Write a function reverse_string(s) that returns s reversed.", language="python")
     code = data["blocks"][0]["code"] if data["blocks"] else data["answer"]
-    demo.rows.append(("code", "reverse_string", code))
-    demo.rows.append(("route", f"15% of {number}", f"{number * 15 / 100:g}"))
+    demo.row("code", "reverse_string", code)
 
     demo.step("The same jobs through route: the router picks the role")
     routed = {
@@ -214,7 +227,9 @@ async def _client(demo: Demo, home: Path) -> AsyncIterator[Ask]:
             started = time.monotonic()
             result = await client.call_tool(tool, arguments)
             asked = next(str(arguments[key]) for key in SUBJECTS if key in arguments)
-            data: dict[str, Any] = demo.show(f"{tool}: {asked}"[:100], result, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            resident = await anyio.to_thread.run_sync(_resident, home)
+            data: dict[str, Any] = demo.show(f"{tool}: {asked}"[:100], result, seconds, resident)
             return data
 
         yield ask
@@ -277,9 +292,9 @@ def _show_resident(demo: Demo, resident: list[dict[str, Any]]) -> None:
 
 
 def _table(demo: Demo, seconds: float) -> None:
-    table = Table("tool", "asked", "answer", title="The six tools")
-    for tool, asked, answer in sorted(demo.rows):
-        table.add_row(tool, asked, Text(answer.strip()[:300]))
+    table = Table("tool", "asked", "answered by", "time", "answer", title="The six tools")
+    for tool, asked, who, took, answer in sorted(demo.rows):
+        table.add_row(tool, asked, who, took, Text(answer.strip()[:300]))
     demo.console.print(table)
     verdict = "[green]all checks hold" if not demo.failures else f"[red]{len(demo.failures)} checks failed"
     demo.console.print(f"{verdict}[/] · {seconds:.0f} s · everything ran on this machine")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-
-import click
 import typer
 
 from rolecall.config.errors import RolecallError
 
+from ..errors import BadRequest
 from ..protocol import VERSION
 from . import documents, machine, models, requests
-from .output import EXIT_FAILED, fail
+from .output import EXIT_FAILED, EXIT_INTERRUPTED, fail
 
 app = typer.Typer(
     name="rolecall",
@@ -45,16 +43,24 @@ def _serve(
 
 def main(argv: list[str]) -> int:
     """Run one command; returns its exit code."""
+    as_json = "--json" in argv
     try:
-        result = app(args=argv, standalone_mode=False)
+        result = app(args=argv, prog_name="rolecall", standalone_mode=False)
     except RolecallError as error:
-        fail(error, as_json="--json" in argv)
+        fail(error, as_json)
         return EXIT_FAILED
-    except click.exceptions.Abort:
-        return 130
-    except KeyboardInterrupt:
-        return 130
-    except click.ClickException as error:
-        error.show(sys.stderr)
+    except typer.TyperException as error:  # wrong usage
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "rolecall"
+        message = error.format_message().rstrip(".")
+        if message:  # without one the help has been shown instead
+            advice = f"`{command} --help` shows what it takes."
+            fail(BadRequest(f"{message}.", found=f"rolecall {' '.join(argv)}"[:200], advice=advice), as_json)
         return error.exit_code
+    except OSError as error:
+        advice = "Check that path and its disk; ROLECALL_HOME names another folder for Rolecall's own files."
+        fail(RolecallError("A file or folder cannot be used.", found=str(error), advice=advice), as_json)
+        return EXIT_FAILED
+    except (typer.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
     return result if isinstance(result, int) else 0

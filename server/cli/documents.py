@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.table import Table
 
-from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_host, console, emit, note
+from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_host, console, emit, note, table_of
 
 index_app = typer.Typer(no_args_is_help=True, help="Index folders for retrieval.")
 
@@ -68,7 +67,7 @@ def index_list(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION)
     if as_json:
         emit(collections)
         return
-    table = Table("collection", "files", "chunks", "pending", "failed", "age", "folders")
+    table = table_of("collection", "files", "chunks", "pending", "failed", "age", "folders")
     for item in collections:
         state = item["index"]
         table.add_row(

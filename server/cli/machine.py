@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import anyio
 import typer
-from rich.table import Table
 
 from rolecall.config.home import Home
 from rolecall.config.models import models_table
 from rolecall.config.profile import Profile
-from rolecall.config.settings import AUTO_PROFILES, load_profile, load_settings
+from rolecall.config.settings import AUTO_PROFILES, GB, load_profile, load_settings
 
-from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_host, console, emit, gb, note
+from ..errors import BadRequest
+from .output import (
+    CONFIG_OPTION,
+    EXIT_ATTENTION,
+    EXIT_FAILED,
+    JSON_OPTION,
+    Bar,
+    ask_host,
+    console,
+    emit,
+    gb,
+    note,
+    table_of,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -39,11 +52,12 @@ def setup(
         _show_downloads(chosen, home, smaller)
     if not yes and not starter_only:
         choices = "y/n" + (f"/s for {smaller.name}" if smaller else "")
-        answer = typer.prompt(f"Get these now? [{choices}]", default="y").strip().lower()
+        answer = _asked(f"Get these now? [{choices}]")
         if answer.startswith("s") and smaller:
             chosen, profile = smaller, smaller.name
         elif not answer.startswith("y"):
-            raise typer.Exit(1)
+            note("Nothing was fetched or changed.")
+            raise typer.Exit(EXIT_FAILED)
     if profile:
         _keep_profile(home, profile)
     fetched = _fetch_first(home, chosen, starter_only)
@@ -88,20 +102,38 @@ def _downloads(profile: Profile, home: Home) -> list[dict[str, Any]]:
     roles.setdefault(profile.embedder.model, ["embedder"])
     from rolecall.roles.starter import PACKAGED_BYTES
 
-    table = models_table()
     return [
         {
             "model": model,
             "roles": names,
-            "size_bytes": PACKAGED_BYTES.get(model) or int(table[model].published_gb * 1e9),
+            "size_bytes": PACKAGED_BYTES.get(model) or _published_bytes(model),
             "present": (home.models / model / "config.json").is_file(),
         }
         for model, names in roles.items()
     ]
 
 
+def _published_bytes(model: str) -> int:
+    known = models_table().get(model)  # a user's own choice may not be in the table
+    return int(known.published_gb * GB) if known else 0
+
+
+def _asked(question: str) -> str:
+    """The answer to a question, asked on standard error so that `--json` stays JSON."""
+    try:
+        return str(typer.prompt(question, default="y", err=True)).strip().lower()
+    except typer.Abort:
+        if sys.stdin.isatty():  # the user broke off
+            raise
+        raise BadRequest(
+            "Setup asks before it downloads, and nobody answers here.",
+            found="the end of standard input",
+            advice="Add --yes to agree, or --starter-only for the packaged models alone.",
+        ) from None
+
+
 def _show_downloads(profile: Profile, home: Home, smaller: Profile | None) -> None:
-    table = Table("model", "roles", "size", "", title=f"Profile {profile.name}: {profile.description}")
+    table = table_of("model", "roles", "size", "", title=f"Profile {profile.name}: {profile.description}")
     items = _downloads(profile, home)
     for item in items:
         table.add_row(
@@ -153,7 +185,7 @@ def _show_report(report: dict[str, Any]) -> None:
     out.print(f"[bold]rolecall {report['version']}[/] · profile [bold]{report['profile']}[/] · home {report['home']}")
     out.print(f"budget {gb(report['budget_bytes'])} of {gb(report['memory_bytes'])} · BLAS: {report['blas']}")
     out.print(f"host: pid {host['pid']}, {host['sessions']} sessions" if host else "host: not running")
-    table = Table("model", "roles", "on disk", "resident")
+    table = table_of("model", "roles", "on disk", "resident")
     for item in report["models"]:
         here = "yes" if item["present"] else "no"
         table.add_row(item["model"], ", ".join(item["roles"]), here, "yes" if item["resident"] else "")

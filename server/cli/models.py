@@ -8,12 +8,11 @@ from typing import Any
 
 import anyio
 import typer
-from rich.table import Table
 
 from rolecall.config.home import Home
 from rolecall.config.settings import load_settings
 
-from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, gb, note
+from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, gb, note, table_of
 
 models_app = typer.Typer(no_args_is_help=True, help="Get, plan, load and unload models.")
 
@@ -49,9 +48,9 @@ def list_(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> N
     if as_json:
         emit(found)
         return
-    table = Table("model", "roles", "size", "on disk")
+    table = table_of("model", "roles", "size", "on disk")
     for item in found:
-        here = item["source"] or "yes" if item["present"] else "no"
+        here = item["source"].partition(" ")[0] or "yes" if item["present"] else "no"
         table.add_row(item["model"], ", ".join(item["roles"]), gb(item["size_bytes"]), here)
     console().print(table)
 
@@ -62,7 +61,7 @@ def ps(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None
     if as_json:
         emit(resident)
         return
-    table = Table("model", "roles", "pid", "pinned", "in use", "reserved", "measured")
+    table = table_of("model", "roles", "pid", "pinned", "in use", "reserved", "measured")
     for item in resident:
         table.add_row(
             item["model"],
@@ -114,7 +113,7 @@ def plan(
     if as_json:
         emit(result)
         return
-    table = Table("role", "model", "context", "at once", "weights", "KV/token", "reserved")
+    table = table_of("role", "model", "context", "at once", "weights", "KV/token", "reserved")
     for item in result["roles"]:
         table.add_row(
             item["role"],

@@ -16,6 +16,7 @@ import anyio
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
@@ -27,6 +28,7 @@ CONFIG_OPTION = typer.Option(None, "--config", help="Settings file laid over the
 
 EXIT_FAILED = 1
 EXIT_ATTENTION = 3
+EXIT_INTERRUPTED = 130
 
 OnUpdate = Callable[[dict[str, Any]], None]
 
@@ -38,6 +40,14 @@ def console() -> Console:
 
 def errors() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def table_of(*columns: str, title: str | None = None) -> Table:
+    """A table that folds what is too wide: cut off, two models look alike and none can be copied."""
+    made = Table(title=title, title_justify="left")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
 
 
 def emit(value: Any) -> None:

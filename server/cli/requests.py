@@ -10,10 +10,9 @@ from typing import Any
 import anyio
 import typer
 from rich.markdown import Markdown
-from rich.table import Table
 
 from ..errors import BadRequest
-from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, note, read_jsonl
+from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, note, read_jsonl, table_of
 
 BATCH_LINES = 64
 """Lines per control request: few enough for progress, many enough that the round trip costs nothing."""
@@ -74,7 +73,7 @@ def route(
         for line in lines:
             emit(line)
         return
-    table = Table("id", "task type", "who", "confidence", "why")
+    table = table_of("id", "task type", "who", "confidence", "why")
     for line in lines:
         who = line["agent"] or line["role"]
         table.add_row(str(line["id"]), line["task_type"], who, f"{line['confidence']:.2f}", "; ".join(line["reasons"]))
@@ -105,7 +104,7 @@ def validate(
         for line in lines:
             emit(line)
         return
-    table = Table("id", "verdict", "confidence", "checks")
+    table = table_of("id", "verdict", "confidence", "checks")
     for line in lines:
         checks = "\n".join(
             f"{'!' if check['decisive'] else ' '} {check['name']}: {check['verdict']} ({check['detail']})"
@@ -138,7 +137,7 @@ def receipt_list(
     if as_json:
         emit(receipts)
         return
-    table = Table("id", "tool", "who", "status", "seconds")
+    table = table_of("id", "tool", "who", "status", "seconds")
     for item in receipts:
         table.add_row(item["id"], item["tool"], item["who"], item["status"], f"{item['seconds']:.2f}")
     console().print(table)

@@ -1,7 +1,7 @@
 """From signals to probabilities of the seven task types: rules, a small learned model, and the two together.
 
-The learned model was fitted on the project's own utterances (`train.py`); its weights ship in `weights.npz`. It reads
-word n-grams of the instruction and, where there is an embedder, its vector.
+The learned model was fitted on the project's own utterances (tests/server/routing/fit_weights.py). It reads word
+n-grams of the instruction and, where there is an embedder, its vector.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .contract import TaskType
-from .signals import Reading, Rule, met, rules_text
+from .signals import Reading, Rule, met, policy
 
 Array = npt.NDArray[np.float64]
 
@@ -28,7 +28,7 @@ BUCKETS = 4096
 TYPES: tuple[TaskType, ...] = tuple(TaskType)
 _WORD = re.compile(r"[a-zà-ÿа-я']+|\d+|[\u3040-\u9fff]|[^\w\s]", re.IGNORECASE)
 _MAX_WORDS = 80
-_FACTORS = ((1.2, 0.5, 0.7), (1.2, 0.9))
+_FACTORS = ((1.2, 0.5, 0.7), (1.2, 0.9, 0.0))
 """How much rules, n-grams and vector count, with a vector and without: the best of a grid on templates held out."""
 _DIGITS = 4
 """Coarser than the last bits that an embedder's number of threads moves (about 1e-7)."""
@@ -53,7 +53,7 @@ def load_weights() -> Weights:
     raw = files("rolecall.server.routing").joinpath("weights.npz").read_bytes()
     with np.load(BytesIO(raw), allow_pickle=False) as stored:
         arrays = {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
-    return Weights(**arrays, sha256=hashlib.sha256(raw + f"{_FACTORS}{rules_text()}".encode()).hexdigest())
+    return Weights(**arrays, sha256=hashlib.sha256(raw + f"{_FACTORS}{policy()}".encode()).hexdigest())
 
 
 def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[dict[TaskType, float], tuple[str, ...]]:

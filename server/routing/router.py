@@ -103,16 +103,8 @@ class Router:
 
 def batch_line(request_id: str | int, decision: Decision) -> dict[str, Any]:
     """One line of `rolecall route --batch`, keys in their documented order."""
-    return {
-        "id": request_id,
-        "task_type": decision.task_type.value,
-        "agent": decision.agent.value if decision.agent else None,
-        "role": decision.role.value if decision.role else None,
-        "confidence": decision.confidence,
-        "escalated": decision.escalated,
-        "reasons": list(decision.reasons),
-        "decision_sha256": decision.sha256,
-    }
+    shown = decision.model_dump(mode="json", exclude={"model", "snapshot_sha256", "sha256"})
+    return {"id": request_id, **shown, "decision_sha256": decision.sha256}
 
 
 def text_sha256(text: str) -> str:

@@ -54,20 +54,22 @@ def read(text: str) -> Reading:
     seen = seen.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate can be neither hashed nor embedded
     seen = _SPACE.sub(" ", seen.replace("\r\n", "\n").replace("\u2019", "'").replace("\x00", " ")).strip()
     seen = _without_format(seen)
-    polite, low = _pattern("polite"), seen.lower()
+    polite, low = policy()["polite"], seen.lower()
     whole = length <= 2 * EDGE_CHARS
     first, last = _edge(seen[:EDGE_CHARS], seen, slice(None, -1)), _edge(seen[-EDGE_CHARS:], seen, slice(1, None))
-    start = polite.sub("", first) or first
+    start = re.sub(polite, "", first) or first
     instruction = seen if whole else f"{start}\n{last}"
     regions = {
         "all": low,
-        "start": (polite.sub("", low)[: 2 * EDGE_CHARS] if whole else start.lower()),
+        "start": (re.sub(polite, "", low)[: 2 * EDGE_CHARS] if whole else start.lower()),
         "end": low[-EDGE_CHARS:] if whole else last.lower(),
         "edge": instruction.lower(),
         "raw": seen,
     }
     words = len(low.split())
-    flags = (name for name, entries in policy()["flags"].items() if any(_holds(e, seen, length, words) for e in entries))
+    flags = (
+        name for name, entries in policy()["flags"].items() if any(_holds(e, seen, length, words) for e in entries)
+    )
     return Reading(instruction, regions, frozenset(flags))
 
 
@@ -83,46 +85,36 @@ def met(reading: Reading) -> list[Rule]:
 
 
 @cache
-def rules_text() -> str:
-    return files("rolecall.config").joinpath("routing/rules.yaml").read_text("utf-8")
-
-
-@cache
 def policy() -> dict[str, Any]:
-    """The packaged policy file, parsed."""
-    loaded: dict[str, Any] = yaml.safe_load(rules_text())
+    """The packaged `rules.yaml`, parsed."""
+    text = files("rolecall.config").joinpath("routing/rules.yaml").read_text("utf-8")
+    loaded: dict[str, Any] = yaml.safe_load(text)
     return loaded
 
 
 @cache
 def load_rules() -> tuple[Rule, ...]:
     """The packaged rules."""
-    return tuple(_rule(entry) for entry in policy()["rules"])
-
-
-def _rule(entry: dict[str, Any]) -> Rule:
-    pattern = entry.get("match")
-    if pattern is not None:
-        for name, alternatives in policy()["words"].items():
+    rules = []
+    for entry in policy()["rules"]:
+        pattern = entry.get("match")
+        for name, alternatives in policy()["words"].items() if pattern is not None else ():
             pattern = pattern.replace(f"<{name}>", f"(?:{alternatives})")
-    return Rule(
-        name=entry["name"],
-        pattern=re.compile(pattern, re.MULTILINE) if pattern is not None else None,
-        region=entry.get("in", "all"),
-        needs=frozenset(entry.get("needs", ())),
-        unless=frozenset(entry.get("unless", ())),
-        weights={TaskType(kind): float(weight) for kind, weight in entry["weights"].items()},
-    )
+        rule = Rule(
+            name=entry["name"],
+            pattern=re.compile(pattern, re.MULTILINE) if pattern is not None else None,
+            region=entry.get("in", "all"),
+            needs=frozenset(entry.get("needs", ())),
+            unless=frozenset(entry.get("unless", ())),
+            weights={TaskType(kind): float(weight) for kind, weight in entry["weights"].items()},
+        )
+        rules.append(rule)
+    return tuple(rules)
 
 
 def _holds(entry: dict[str, Any], seen: str, size: int, words: int) -> bool:
     fits = entry.get("min_words", 0) <= words <= entry.get("max_words", words) and size >= entry.get("min_chars", 0)
     return fits and ("match" not in entry or len(re.findall(entry["match"], seen)) >= entry.get("at_least", 1))
-
-
-@cache
-def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(policy()[name])
 
 
 def _without_format(seen: str) -> str:
@@ -133,7 +125,7 @@ def _without_format(seen: str) -> str:
     if len(seen) > _WITHOUT_FORMAT_CHARS or "```" in seen[:200]:
         return seen
     pieces = re.split(r"(?<=[.!?])(?= )|(?=\n)", seen)
-    kept = [piece for piece in pieces if not _pattern("layout").match(piece.strip()) or _VERDICT.search(piece)]
+    kept = [piece for piece in pieces if not re.match(policy()["layout"], piece.strip()) or _VERDICT.search(piece)]
     return "".join(kept).strip() if kept else seen
 
 

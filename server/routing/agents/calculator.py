@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from decimal import Context, Decimal
 from fractions import Fraction
 
-from .contract import Parse, Value
+from .contract import AgentContext, Parse, Value
 
 MAX_BITS = 4096
 """No operand or result is larger: 9**9**9 is refused before it is computed."""
@@ -16,6 +16,7 @@ _SHOWN_DIGITS = 12
 _MAX_SHOWN = 400
 _MAX_FACTORIAL = 400
 _PRECISE = Context(prec=40)
+_E = Fraction("2.7182818284590452353602874713526624977572")
 PI = Fraction("3.141592653589793238462643383279502884197")
 _ATOMS = {"number", "constant", "percent", "list", "digits"}
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "mod", "pow": "^", "percent_of": "of"}
@@ -35,7 +36,7 @@ def is_computation(parse: Parse) -> bool:
     return parse[0] not in _ATOMS
 
 
-def compute(parse: Parse) -> Value | None:
+def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
     """The value with its working, or None where there is none."""
     try:
         if parse[0] == "rebase":
@@ -127,12 +128,6 @@ def _log(value: Fraction, base: Fraction) -> Fraction:
     return nearest if abs(nearest) < MAX_BITS and _power(base, nearest) == value else Fraction(found)
 
 
-def _ln(value: Fraction) -> Fraction:
-    if value <= 0:
-        raise NoValue("no logarithm")
-    return Fraction(_PRECISE.ln(_decimal(value)))
-
-
 def _sine(degrees: Fraction) -> Fraction:
     return Fraction(str(round(math.sin(math.radians(float(degrees % 360))), 12)))
 
@@ -183,7 +178,7 @@ _OPERATIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
     "factorial": lambda v: _factorial(v[0]),
     "log10": lambda v: _log(v[0], Fraction(10)),
     "log": lambda v: _log(v[1], v[0]),
-    "ln": lambda v: _ln(v[0]),
+    "ln": lambda v: _log(v[0], _E),
     "sin_degrees": lambda v: _sine(v[0]),
     "cos_degrees": lambda v: _sine(v[0] + 90),
     "tan_degrees": lambda v: _sine(v[0]) / _sine(v[0] + 90),
@@ -239,9 +234,9 @@ def _rebased(parse: Parse) -> Value:
     source = _PREFIXES.get(digits[:2]) or (str(named["source"][-1]) if "source" in named else "decimal")
     target = str(named["target"][-1])
     number = int(digits.removeprefix("0x").removeprefix("0b"), _RADIX.get(source, 0))
-    text = _roman(number) if target == "roman" else _in_base(number, _RADIX[target])
     if source == target:
         raise NoValue("nothing to convert")
+    text = _in_base(number, _RADIX[target])
     return Value(text, f"{digits} ({source}) = {text} ({target})")
 
 
@@ -251,22 +246,6 @@ def _in_base(number: int, base: int) -> str:
         number, digit = divmod(number, base)
         digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[digit] + digits
     return digits
-
-
-_ROMAN = (
-    (1000, "M"), (900, "CM"), (500, "D"), (400, "CD"), (100, "C"), (90, "XC"), (50, "L"), (40, "XL"), (10, "X"),
-    (9, "IX"), (5, "V"), (4, "IV"), (1, "I"),
-)  # fmt: skip
-
-
-def _roman(number: int) -> str:
-    if not 0 < number < 4000:
-        raise NoValue("no Roman numeral")
-    text = ""
-    for value, sign in _ROMAN:
-        text += sign * (number // value)
-        number %= value
-    return text
 
 
 def _render(parse: Parse | str) -> str:

@@ -43,7 +43,7 @@ def _answer(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
         return _zones(kind, parts, now)
     if name in ("clock", "noon", "midnight"):
         return _clocks(kind, parts, now)
-    if kind in ("until", "since", "between", "between_to", "until_named"):
+    if kind in ("until", "since", "between", "between_to"):
         return _span(kind, parts, now)
     return _calendar(kind, parts, now.date())
 
@@ -126,7 +126,7 @@ def _clocks(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
         seconds = (clocks[1] - clocks[0]).total_seconds() % 86400
         return _duration(seconds, periods), f"{clocks[0]:%H:%M} to {clocks[1]:%H:%M}"
     if kind == "clock_until":
-        target = clocks[0] if clocks[0] > now else clocks[0] + timedelta(days=1)
+        target = clocks[0] if clocks[0] >= now else clocks[0] + timedelta(days=1)
         return _duration(_elapsed_s(now, target), periods), f"now is {now:%H:%M:%S}"
     if not numbers:
         raise NoDate(kind)
@@ -174,7 +174,7 @@ def _span(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
     today = now.date()
     if kind == "since":
         start, end = _near(named[0], today, today, -1), today
-    elif kind.startswith("until"):
+    elif kind == "until":
         start, end = today, _near(named[0], today, today, 1)
     else:
         first, last = reversed(named) if kind == "between_to" else named
@@ -198,8 +198,8 @@ def _span(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
     elif period in ("hour", "minute", "second"):
         seconds = days * 86400.0
         if not kind.startswith("between"):
-            moments = [now if day == today else datetime.combine(day, time(), now.tzinfo) for day in (start, end)]
-            seconds = max(_elapsed_s(*moments), 0.0)
+            midnight = datetime.combine(start if kind == "since" else end, time(), now.tzinfo)
+            seconds = max(_elapsed_s(midnight, now) if kind == "since" else _elapsed_s(now, midnight), 0.0)
         text = _duration(seconds, [period])
     elif period == "day":
         text = whole
@@ -256,7 +256,9 @@ def _date(parse: Parse, today: date, year: int | None = None) -> date:
         words = [part for part in parts if isinstance(part, str)]
         month = next(_MONTHS.index(word[:3]) + 1 for word in words if word[:3] in _MONTHS)
         day = next(int(re.sub(r"\D", "", word)) for word in words if word[0].isdigit())
-        return date(next((_year(part, today) for part in parts if isinstance(part, list)), year or today.year), month, day)
+        return date(
+            next((_year(part, today) for part in parts if isinstance(part, list)), year or today.year), month, day
+        )
     if kind in ("new_year", "year_end"):
         which = _year(parts[-1], today) if parts else today.year + (kind == "new_year")
         return date(which, 1, 1) if kind == "new_year" else date(which, 12, 31)

@@ -47,13 +47,10 @@ def _fact(kind: str, path: Path, wanted: str, order: str) -> Value | None:
     if kind == "count_folders":
         return Value(f"{sum(1 for _, status in _walk(path) if status is None)} folders", where)
     suffixes = _SUFFIXES.get(wanted, (f".{wanted.removeprefix('.')}",)) if wanted else ()
-    found = [
-        (item, status)
-        for item, status in _walk(path)
-        if status is not None and (not suffixes or item.suffix.lower() in suffixes)
-    ]
+    plain = ((item, status) for item, status in _walk(path) if status is not None)
+    found = [(item, status) for item, status in plain if not suffixes or item.suffix.lower() in suffixes]
     if kind == "count":
-        return Value(f"{len(found)} files", where)
+        return Value(f"{len(found)} file{'s' * (len(found) != 1)}", where)
     if kind == "size":
         return Value(f"{sum(status.st_size for _, status in found):,} bytes in {len(found)} files", where)
     if not found:
@@ -66,7 +63,7 @@ def _fact(kind: str, path: Path, wanted: str, order: str) -> Value | None:
 
 
 def _allowed(named: str, context: AgentContext) -> Path | None:
-    """The path with links resolved, if it is in an allowed folder and no secret. A relative one must be in one alone."""
+    """The path with links resolved, if an allowed folder holds it and it is no secret; a relative one in one alone."""
     found = set()
     for folder in context.allowed_folders:
         root = folder.resolve()

@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any
 
 from .calculator import PI, NoValue, pretty, root, to_step
-from .contract import Parse, Value
+from .contract import AgentContext, Parse, Value
 from .units import quantity, read_quantity, shown, unit_name
 
 _PERIODS = {"annually": 1, "semiannually": 2, "quarterly": 4, "monthly": 12, "weekly": 52, "daily": 365}
 
 
-def compute(parse: Parse) -> Value | None:
+def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
     """The formula's value with the formula filled in; None where the inputs are not of its kind or give none."""
     kind, parts = str(parse[0]), list(parse[1:])
     try:
@@ -43,9 +43,10 @@ def _share(parts: list[Any], keep: int = 0, sign: int = 1) -> Value:
     return Value(total if keep else _cash(share), f"{working}; {'less it' if sign < 0 else 'together'} {total}")
 
 
-def _split(parts: list[Any]) -> Value:
-    money, people = _number(parts[0]), _number(parts[1])
-    return Value(_cash(money / people), f"{pretty(money)} / {pretty(people)} = {_cash(money / people)}")
+def _quotient(parts: list[Any], places: int) -> Value:
+    first, second = _number(parts[0]), _number(parts[1])
+    text = f"{float(to_step(first / second, Fraction(1, 10**places))):.{places}f}"
+    return Value(text, f"{pretty(first)} / {pretty(second)} = {text}")
 
 
 def _interest(parts: list[Any], compound: bool) -> Value:
@@ -62,14 +63,6 @@ def _interest(parts: list[Any], compound: bool) -> Value:
         earned = principal * rate * years
         formula = f"simple interest: {pretty(principal)} * {pretty(rate)} * {pretty(years)} years"
     return Value(_cash(earned), f"{formula} = {_cash(earned)}")
-
-
-def _batting(parts: list[Any]) -> Value:
-    hits, at_bats = _number(parts[0]), _number(parts[1])
-    if hits > at_bats:
-        raise NoValue("more hits than at bats")
-    text = f"{float(to_step(hits / at_bats, Fraction(1, 1000))):.3f}"
-    return Value(text, f"{pretty(hits)} / {pretty(at_bats)} = {text}")
 
 
 def _ordered(parts: list[Any], first: str, second: str) -> list[Any]:
@@ -100,17 +93,14 @@ def _ratio(parts: list[Any], first: str, second: str) -> Value:
 
 _FORMULAS: dict[str, Callable[[list[Any]], Value]] = {
     "tip": _share,
-    "tip_at": _share,
     "with_tip": partial(_share, keep=1),
     "reduced": partial(_share, keep=1, sign=-1),
-    "split": _split,
+    "split": partial(_quotient, places=2),
     "simple_interest": partial(_interest, compound=False),
     "compound_interest": partial(_interest, compound=True),
-    "batting": _batting,
+    "batting": partial(_quotient, places=3),
     "bmi": _bmi,
-    "bmi_length": _bmi,
     "density": partial(_ratio, first="gram", second="liter"),
-    "density_volume": partial(_ratio, first="gram", second="liter"),
     "speed": partial(_ratio, first="meter", second="second"),
     "economy": partial(_ratio, first="meter", second="liter"),
 }

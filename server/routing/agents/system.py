@@ -14,7 +14,6 @@ import psutil
 from .contract import AgentContext, Parse, Value
 
 _SAMPLE_S = 0.1
-"""How long processor use is watched."""
 
 
 def compute(parse: Parse, context: AgentContext) -> Value | None:
@@ -54,11 +53,6 @@ def _memory(context: AgentContext) -> str:
 def _disk(context: AgentContext) -> str:
     usage = psutil.disk_usage(str(Path.home()))
     return f"{_gb(usage.free)} free, {_gb(usage.used)} used of {_gb(usage.total)} (the disk of the home folder)"
-
-
-def _os(context: AgentContext) -> str:
-    version = platform.mac_ver()[0]
-    return f"macOS {version} ({platform.machine()})" if version else platform.platform()
 
 
 def _cpu_model(context: AgentContext) -> str:
@@ -115,7 +109,9 @@ _PROBES: dict[str, Callable[[AgentContext], str]] = {
     "disk_free": _disk,
     "disk_used": _disk,
     "disk_total": _disk,
-    "os_name": _os,
+    "os_name": lambda context: (
+        f"macOS {v} ({platform.machine()})" if (v := platform.mac_ver()[0]) else platform.platform()
+    ),
     "uptime": _uptime,
     "hostname": lambda context: platform.node(),
     "architecture": lambda context: platform.machine(),

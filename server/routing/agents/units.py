@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from .calculator import pretty
-from .contract import Parse, Value
+from .contract import AgentContext, Parse, Value
 from .words import vocabulary
 
 _DIGITS = 10
@@ -31,7 +31,7 @@ def quantity(number: str | Decimal, unit: str) -> Any:
     return registry().Quantity(Decimal(number), unit)
 
 
-def compute(parse: Parse) -> Value | None:
+def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
     """The quantity in the unit asked for; None where the two do not measure the same thing, or are the same unit."""
     try:
         source, target = _sides(parse)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -36,7 +36,6 @@ CALCULATIONS = [
     ("5th root of 32", "2"),
     ("convert 255 to hex", "FF"),
     ("binary 1010 to decimal", "10"),
-    ("14 in roman numerals", "XIV"),
     ("two thirds of 90", "60"),
     ("round 3.14159 to 2 decimal places", "3.14"),
     ("subtract 4 from 10", "6"),
@@ -52,6 +51,14 @@ CALCULATIONS = [
     ("compound interest on $1000 at 5% for 3 years compounded monthly", "161.47"),
     ("batting average for 30 hits in 100 at bats", "0.300"),
     ("hypotenuse of a right triangle with legs 3 and 4", "5"),
+    ("100 + 10% + 10%", "121"),
+    ("-2^2", "-4"),
+    ("(-2)^2", "4"),
+    ("cos 60 degrees", "0.5"),
+    ("binary representation of 5", "101"),
+    ("two hundred thousand and five plus 1", "200006"),
+    ("round 12.34 to the nearest tenth", "12.3"),
+    ("18% tip on 45.25", "8.15"),
 ]
 CONVERSIONS = [
     ("how many km in 26.2 miles", "42.1648128 km"),
@@ -61,6 +68,8 @@ CONVERSIONS = [
     ("how many ounces in a cup", "8 fl oz"),
     ("10 in in cm", "25.4 cm"),
     ("two and a half hours in minutes", "150 min"),
+    ("1 acre in square feet", "43560 ft²"),
+    ("1 light year in km", "9460730472581 km"),
 ]
 DATES = [
     ("what time is it in Tokyo right now", "23:30 (11:30 PM) JST, Wednesday"),
@@ -76,6 +85,16 @@ DATES = [
     ("time difference between tokyo and london", "Tokyo is 9 hours ahead of London"),
     ("how long is it from 9:15 am to 5 pm", "7 hours 45 minutes"),
     ("is 2024 a leap year", "Yes"),
+    ("how many days until march 1", "362 days"),
+    ("how many days since christmas", "69 days"),
+    ("how many days from dec 25 to jan 1", "7 days"),
+    ("how many days between jan 5 and march 1 2024", "56 days"),
+    ("how many days between monday and friday", "4 days"),
+    ("how many days until february 29", "727 days"),
+    ("how many hours until christmas", "7088.5 hours"),
+    ("how many minutes since 2026-03-04", "930 minutes"),
+    ("what date is one month after january 31 2024", "Thursday, 29 February 2024"),
+    ("15:00 utc to ist", "20:30 (08:30 PM) IST"),
 ]
 TRAPS = [
     "Tom has 3 apples and buys 4 more. How many apples does he have?",
@@ -135,6 +154,20 @@ TRAPS = [
     "two minutes to midnight",
     "which python library should i use",
     "what are cores",
+    "555-1234",
+    "1914-1918",
+    "12/25",
+    "50 cents plus 2 dollars",
+    "add 2 to 3 times 4",
+    "8 Mb in KB",
+    "5 mW in W",
+    "10 NM in km",
+    "convert 1010 to decimal",
+    "what time is it in london, ontario",
+    "what time is it in georgia",
+    "how many cores does it have",
+    "how much space is there",
+    "how many scripts are in /usr/bin",
 ]
 ODD = [
     "", "x", "?", "\x00\x01\xff", "\ud800", "\u202e2 + 2\u202c and more", "מה השעה", "9" * 5000, "+" * 300, "(" * 60,
@@ -172,6 +205,22 @@ def test_a_claim_without_a_value_gives_none_at_once(request_text: str) -> None:
     claimed = claim(request_text)
     assert claimed is not None
     assert compute(claimed, CONTEXT) is None
+
+
+@pytest.mark.parametrize(
+    ("local", "request_text", "value"),
+    [
+        ("2026-03-29 01:30", "what time will it be in 3 hours", "05:30 (05:30 AM)"),
+        ("2026-03-29 01:30", "how many hours until 5 am", "2.5 hours"),
+        ("2026-10-25 00:30", "how many hours until noon", "12.5 hours"),
+        ("2026-12-31 23:59", "how many days until new year's day", "1 day"),
+        ("2026-01-31 12:00", "what is the date one month from today", "Saturday, 28 February 2026"),
+    ],
+)
+def test_summer_time_and_the_ends_of_months_are_counted(local: str, request_text: str, value: str) -> None:
+    zone = ZoneInfo("Europe/Berlin")
+    now = datetime.fromisoformat(local).replace(tzinfo=zone)
+    assert value_of(request_text, AgentContext(now=now.astimezone(UTC), timezone=zone)) == value
 
 
 def test_the_working_shows_how_a_value_came_about() -> None:
@@ -213,6 +262,24 @@ def test_files_are_counted_only_in_allowed_folders(tmp_path: Path) -> None:
     assert compute(claimed, CONTEXT) is None
     outside = claim(f"how many files are in {tmp_path}/../")
     assert outside is None or compute(outside, context) is None
+    assert value_of(f"how large is {tmp_path}/inner/c.md", context) == "17 bytes"
+    (tmp_path / "id_rsa").write_text("x\n")
+    secret = claim(f"how many lines are in {tmp_path}/id_rsa")
+    assert secret is not None
+    assert compute(secret, context) is None
+
+
+def test_a_path_keeps_its_capitals_and_a_relative_one_must_be_in_one_folder_alone(tmp_path: Path) -> None:
+    for name in ("Upper/src", "other/src"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "Upper" / "src" / "x.py").write_text("")
+    folders = (tmp_path / "Upper", tmp_path / "other")
+    context = AgentContext(now=NOW, allowed_folders=folders)
+    assert value_of(f"how many files are in {tmp_path}/Upper", context) == "1 file"
+    relative = claim("how many files are in ./src")
+    assert relative is not None
+    assert compute(relative, context) is None
+    assert value_of("how many files are in ./src", AgentContext(now=NOW, allowed_folders=folders[:1])) == "1 file"
 
 
 def answer(request_text: str) -> tuple[Agent, str]:

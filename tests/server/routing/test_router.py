@@ -27,6 +27,7 @@ from rolecall.server.routing.contract import (
 )
 from rolecall.server.routing.decide import decide
 from rolecall.server.routing.router import Router, batch_line
+from rolecall.server.routing.signals import load_rules, policy, read
 
 CONTEXTS = {
     Role.ROUTER: 8192, Role.REASONING: 32768, Role.REASONING_HEAVY: 32768, Role.CODING: 32768,
@@ -166,6 +167,16 @@ def test_plain_requests_are_read_without_an_embedder(text: str, task_type: TaskT
     assert decision.task_type is task_type
     if task_type is not TaskType.TOOL:
         assert any("no embedder" in reason for reason in decision.reasons)
+
+
+def test_rules_name_only_flags_and_regions_that_exist() -> None:
+    flags, regions = policy()["flags"].keys(), read("x").regions.keys()
+    assert all(rule.needs | rule.unless <= flags and rule.region in regions for rule in load_rules())
+
+
+@pytest.mark.parametrize("text", ["Tell me something nice about the sea.", "Name a colour.", "Nenne ein Tier"])
+def test_plain_talk_is_general(text: str) -> None:
+    assert decided(text, staff=Staff(embeds=False)).task_type is TaskType.GENERAL
 
 
 def test_retrieval_and_tools_go_to_agents_and_the_rest_to_roles() -> None:

@@ -1,7 +1,7 @@
 """Fits the learned part of the router on the project's own utterances and writes `weights.npz`.
 
-A developer's tool: `python -m rolecall.server.routing.train MINILM_FOLDER [--out FILE]`. The seed, the utterances and
-the embedder's folder fix the result. Needs scikit-learn, which comes with sentence-transformers.
+A developer's tool, not shipped: `python tests/server/routing/fit_weights.py MINILM_FOLDER --out FILE`. The seed, the
+utterances and the embedder's folder fix the result. Needs scikit-learn, which comes with sentence-transformers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import random
 import re
 import sys
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .classify import BUCKETS, TYPES, Array, ngrams
-from .contract import TaskType
-from .signals import Reading, read
+from rolecall.server.routing.classify import BUCKETS, TYPES, Array, ngrams
+from rolecall.server.routing.contract import TaskType
+from rolecall.server.routing.signals import Reading, read
 
 SEED = 20260
 PER_TEMPLATE = 6
@@ -38,11 +39,15 @@ def examples() -> list[tuple[str, TaskType]]:
     for kind, template in ((kind, template) for kind, held in data["types"].items() for template in held):
         draw = random.Random(f"{SEED} {template}")  # so that a new template moves no other's examples
         for _ in range(PER_TEMPLATE if _SLOT.search(template) else 2):
-            text = _SLOT.sub(lambda slot: draw.choice(slots[slot[1]]) if slot[1] in slots else slot[0], template)
+            text = _SLOT.sub(partial(_filled, slots, draw), template)
             if len(text) < 200 and "\n" not in text and text.isascii():
                 text = draw.choice(_OPENINGS) + text + draw.choice(_CLOSINGS)
             found.append((draw.choice((text, text, text.lower())), TaskType(kind)))
     return found
+
+
+def _filled(slots: dict[str, list[str]], draw: random.Random, slot: re.Match[str]) -> str:
+    return draw.choice(slots[slot[1]]) if slot[1] in slots else slot[0]
 
 
 def _vectors(readings: list[Reading], folder: Path) -> Array:
@@ -75,7 +80,7 @@ def _fit(features: Array, labels: Array) -> tuple[Array, Array]:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("minilm", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("weights.npz"))
+    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     rows = examples()
     readings = [read(text) for text, _ in rows]
