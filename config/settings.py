@@ -30,7 +30,7 @@ AUTO_PROFILES = ("mac-16", "mac-32", "mac-64", "mac-128")
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class MemorySettings(_Strict):
@@ -241,7 +241,8 @@ def _invalid(error: ValidationError, source: str) -> ConfigError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return ConfigError(
-        f"Invalid value for {where} in {source}: {first['msg']}.",
+        f"Invalid value for {where} in {source}.",
         found=repr(first.get("input"))[:100],
+        allowed=first["msg"].removeprefix("Input should be "),
         advice="Correct the value.",
     )

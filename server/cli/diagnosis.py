@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -33,6 +34,9 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
     settings = load_settings(home, config)
     problems: list[dict[str, str]] = []
     host = _host(problems, config)
+    if host and host["settings_fingerprint"] != settings.fingerprint:
+        what = f"the host (pid {host['pid']}) runs with settings from before the last change"
+        problems.append({"code": "settings_changed", "what": what, "do": "rolecall stop; the next call starts a new one."})
     resident = {item["model"] for item in host["resident"]} if host else set()
     models = _models(settings, home, resident)
     notes = [STARTER_NOTE] if settings.profile.name == "starter" else []
@@ -118,7 +122,10 @@ def _check_models(
 
 
 def _check_machine(home: Home, problems: list[dict[str, str]]) -> None:
-    place = next(folder for folder in (home.root, *home.root.parents) if folder.exists())
+    place = next(folder for folder in (home.root, *home.root.parents) if os.path.exists(folder))  # noqa: PTH110  (says no where Path.exists raises)
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        do = f"Make {home.root} a writable folder, or set ROLECALL_HOME to another."
+        problems.append({"code": "home_unusable", "what": f"{place} is no folder that can be written to", "do": do})
     free_bytes = shutil.disk_usage(place).free
     if free_bytes < LOW_DISK_BYTES:
         what = f"only {gb(free_bytes)} are free on the disk of {place}"

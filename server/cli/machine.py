@@ -128,6 +128,7 @@ def _asked(question: str) -> str:
         raise BadRequest(
             "Setup asks before it downloads, and nobody answers here.",
             found="the end of standard input",
+            allowed="y, n, or s for the smaller choice where one is shown",
             advice="Add --yes to agree, or --starter-only for the packaged models alone.",
         ) from None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import anyio.to_thread
 
 from rolecall.config.prompts import plain, prompt
 from rolecall.roles import contract as roles
@@ -81,7 +82,7 @@ async def ask(run: Run, models: RoleModels, wanted: Ask) -> Said:
             run.advance(Event.FELL_BACK)
             return said
         run.advance(Event.GENERATED)
-        checks = wanted.check(result.text, result.finish)
+        checks = await anyio.to_thread.run_sync(wanted.check, result.text, result.finish)
         failing = failed(checks)
         if result.finish == "timeout" and failing is not None and failing.name == "finished":
             failing = None  # said already, as a partial answer
@@ -105,6 +106,9 @@ def settle(run: Run, said: Said) -> None:
     run.checks.extend(said.checks)
     if said.failing is not None:
         run.unverified(said.failing)
+    for check in said.checks if said.failing is None else ():
+        if check.verdict is Verdict.UNSUPPORTED and not check.decisive:
+            run.mark("ok", f"Look again: {check.detail}.")
     run.advance(Event.GAVE_UP if said.failing else Event.PASSED)
 
 
@@ -160,10 +164,10 @@ async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, findi
         if finding is not None or not result.text.strip():
             raise WorkerTimeout(
                 f"The model of {role.value!r} reached its time limit before it answered.",
-                allowed=f"{limit_s:g} s",
+                allowed=f"{limit_s:.3g} s",
                 advice="Ask for less, raise the role's timeout_s, or choose a smaller model.",
             )
-        run.mark("partial", f"The model reached its time limit ({limit_s:g} s); the answer may be cut off.")
+        run.mark("partial", f"The model reached its time limit ({limit_s:.3g} s); the answer may be cut off.")
     return result
 
 

@@ -28,7 +28,7 @@ def check_answer(
     """Every deterministic check that applies; the first decisive `unsupported` one (`failed`) is worth a retry.
 
     `finish` is the engine's reason to stop ("length" means cut off). Numbers must stand in `evidence` for summaries
-    and cited answers (`task_type` `summarization` or `retrieval`).
+    and cited answers (`task_type` `summarization` or `retrieval`); elsewhere they may be computed, so the check informs.
     """
     coding = task_type == "coding"
     prose = not coding and schema is None
@@ -44,8 +44,10 @@ def check_answer(
         checks.extend([fault("refusal", refusal(answer)), arithmetic_check(answer)])
     if max_words is not None and (count := len(words(answer))) > max_words:
         checks.append(fault("word_limit", f"{count} words; at most {max_words} are allowed"))
-    if task_type in ("summarization", "retrieval") and any(piece.strip() for piece in evidence):
-        checks.append(missing_numbers(answer, read_source(evidence), question))
+    if not coding and any(piece.strip() for piece in evidence):
+        numbered = missing_numbers(answer, read_source(evidence), question)
+        copies = task_type in ("summarization", "retrieval")
+        checks.append(numbered.model_copy(update={"decisive": numbered.decisive and copies}))
     return tuple(checks)
 
 
@@ -62,4 +64,8 @@ def _code(answer: str, language: str | None) -> Check:
     broken = next((block for block in blocks if block.parses is False), None)
     if broken is not None:
         return parse_check(broken.code, broken.language)
-    return fault("code", "" if blocks else "the answer holds no fenced code block")
+    if not blocks:
+        return fault("code", "the answer holds no fenced code block")
+    # It informs: what is asked for under a name without a parser here may be written in one that has (ansible, yaml).
+    other = bool(language) and all(block.parses for block in blocks)
+    return fault("language", f"no code block is in {language}" if other else "", decisive=False)

@@ -151,6 +151,22 @@ async def test_a_killed_worker_and_a_killed_host_cost_one_typed_error_each(staff
         assert lock_holder(staffed) not in (None, host)
 
 
+@pytest.mark.soak
+async def test_twenty_kills_of_workers_and_twenty_of_hosts_cost_one_typed_error_each(
+    staffed: Home, notes: Path
+) -> None:
+    async with client(notes) as ask:
+        for _ in range(20):
+            data(await ask.call_tool("reason", {"question": "Name a colour.", "depth": "quick"}))
+            worker = next(item["pid"] for item in await cli("models", "ps") if "reasoning" in item["roles"])
+            code, seconds = await _killed_during_generation(ask, worker)
+            assert code == "worker_died" and seconds < 2
+            host = lock_holder(staffed)
+            assert host is not None
+            code, seconds = await _killed_during_generation(ask, host)
+            assert code == "host_died" and seconds < 2
+
+
 async def _killed_during_generation(ask: Client, pid: int) -> tuple[str, float]:
     """Kill a process once tokens flow; the error's code, and the seconds until the client had it."""
     generating = anyio.Event()
