@@ -64,7 +64,7 @@ def os_error(path: Path, error: OSError, user_home: Path, platform: str = sys.pl
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         near = get_close_matches(path.name, (file.name for file in path.parent.glob("*")), n=1)
         advice = f"Did you mean {near[0]}?" if near else "Check the path."
-        return PathMissing("No such file.", found=str(path), advice=advice)
+        return PathMissing("No such file or folder.", found=str(path), advice=advice)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RetrievalError(f"{path} cannot be written.", found="the disk is full", advice="Free disk space.")
     reasons = {errno.ELOOP: "a link where a file was", errno.EISDIR: "a folder", errno.ENXIO: "not a regular file"}

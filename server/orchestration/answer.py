@@ -37,7 +37,7 @@ async def route(run: Run, staff: Staff, call: RouteCall) -> Outcome:
     """The tool: the decision and, unless `execute` is off, the answer."""
     if call.channel in _PRELOADED and call.execute:
         staff.models.preload(_PRELOADED[call.channel])
-    sources = await staff.read(call.paths, call.cwd)
+    sources = await staff.read(run, call.paths, call.cwd)
     extra, state = estimated_tokens(sources, call.context), staff.state(budget_s=call.budget_s)
     features, _, decision = await staff.router.decide(
         call.request, state, extra_tokens=extra, has_paths=bool(sources or call.context)
@@ -79,7 +79,7 @@ async def reason(run: Run, staff: Staff, call: ReasonCall) -> Outcome:
 
     With a schema no agent is asked, since its value has no form.
     """
-    sources = await staff.read(call.paths, call.cwd)
+    sources = await staff.read(run, call.paths, call.cwd)
     if call.schema is not None:
         verdict, problem = against_schema(None, call.schema)
         if verdict is Verdict.ABSTAIN:
@@ -94,13 +94,14 @@ async def reason(run: Run, staff: Staff, call: ReasonCall) -> Outcome:
 async def code(run: Run, staff: Staff, call: CodeCall) -> Outcome:
     """The tool: code in blocks, or in a new file, which only complete code that parses is written to."""
     target = await staff.target(call.save_to, call.cwd)
-    sources = await staff.read(call.paths, call.cwd)
+    sources = await staff.read(run, call.paths, call.cwd)
     role = choose(run, staff, call.task, TaskType.CODING, extra=estimated_tokens(sources, call.context))
     text, blocks = await _write(run, staff, role, call, sources)
     main = _main_language(blocks)
     if target is None:
         return run.outcome(text, blocks=blocks)
-    if run.status in ("partial", "unverified") or not main or any(block.parses is False for block in main):
+    cut = run.calls[-1][1].finish == "timeout"
+    if cut or run.status == "unverified" or not main or any(block.parses is False for block in main):
         run.mark("unverified", f"Nothing was written to {target}, since no complete code came. The answer is here.")
         return run.outcome(text, blocks=blocks)
     source = "\n".join(block.code for block in main)
@@ -111,7 +112,7 @@ async def code(run: Run, staff: Staff, call: CodeCall) -> Outcome:
 
 async def validate(run: Run, staff: Staff, call: ValidateCall) -> Outcome:
     """The tool: deterministic checks, no model. Files are evidence where `output` is given, else the output."""
-    texts = tuple(source.text for source in await staff.read(call.paths, call.cwd))
+    texts = tuple(source.text for source in await staff.read(run, call.paths, call.cwd))
     output, evidence = call.output, (*call.evidence, *texts)
     if output is None:
         output, evidence = "\n\n".join(texts), call.evidence

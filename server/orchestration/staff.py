@@ -51,9 +51,18 @@ class Staff:
     async def read_file(self, file: Path) -> SourceText:
         return await anyio.to_thread.run_sync(partial(self.access.read, file), abandon_on_cancel=True)
 
-    async def read(self, paths: Sequence[str], cwd: Path) -> tuple[SourceText, ...]:
-        """The files that the user's paths name, each in full."""
-        return tuple([await self.read_file(file) for file in await self.files(paths, cwd)])
+    async def read(self, run: Run, paths: Sequence[str], cwd: Path) -> tuple[SourceText, ...]:
+        """The files that the user's paths name, each in full; where some can be read, the others are left out."""
+        sources, error = list[SourceText](), None
+        for file in await self.files(paths, cwd):
+            try:
+                sources.append(await self.read_file(file))
+            except RetrievalError as caught:
+                error = caught
+                run.mark("partial", f"{file} was left out: {caught.message}")
+        if error and not sources:
+            raise error
+        return tuple(sources)
 
     async def target(self, save_to: str | None, cwd: Path) -> Path | None:
         """Where a result may be saved, refused before a model is asked; None where the client wants it itself."""

@@ -80,8 +80,10 @@ class Summarizer:
             text = trim(text, words, whole=True)
             checks = tuple(each for each in check(text, "stop") if each.name not in _CUT)
             failing = failed(checks)
-            if final:
+            if final and not text.endswith("\u2026") and _SENTENCE_END.search(text[-3:]):
                 self.run.mark("ok", f"The summary was cut at a sentence's end to keep within {words} words.")
+            elif final:
+                self.run.mark("partial", f"The summary was cut in mid-sentence to keep within {words} words.")
         if failing is not None:
             self.run.unverified(failing)
         self.run.checks.extend(checks if final or failing else ())

@@ -16,6 +16,7 @@ _MARKS = re.compile(r"^[ \t]{0,8}(?:\d{1,3}[.)]|[-*\u2022])(?=[ \t])|[ \t]?\[\d{
 _NUMBER = re.compile(
     "(?<![\\w.,])([$\u20ac\u00a3]?) ?(\\d[\\d,]{0,40})(\\.\\d{1,20})?(?!\\d)([ -]{0,2})(%|per cent|[^\\W\\d_]{1,14})?"
 )
+_GROUPED = re.compile(r"(?<=\d),(?=\d{3})")
 _ROUGHLY = re.compile(r"\b(?:about|around|approximately|nearly|almost|over|roughly|some|than|least|up to) ?$")
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _ONES = (
@@ -83,7 +84,7 @@ class Number:
 def words(text: str) -> list[str]:
     """Lower-case words; Chinese, Japanese and Korean runs as pairs of characters."""
     found: list[str] = []
-    for word in _WORD.findall(text[:MAX_CHARS].lower()):
+    for word in _WORD.findall(_GROUPED.sub("", text[:MAX_CHARS].lower())):
         if _CJK.search(word):
             found.extend(word[at : at + 2] for at in range(max(1, len(word) - 1)))
         else:
