@@ -44,3 +44,12 @@ def models_table() -> Mapping[str, ModelEntry]:
         architecture = architectures[named] if named else None
         table[repository] = ModelEntry(repository=repository, architecture=architecture, aliases=aliases, **entry)
     return table
+
+
+def known_repository(name: str) -> str | None:
+    """The repository that an id, an LM Studio id or a short name of the table stands for; case does not matter."""
+    wanted = name.strip().lower()
+    for repository, entry in models_table().items():
+        if wanted in (repository.lower(), *(alias.lower() for alias in entry.aliases)):
+            return repository
+    return None

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import ConfigError
 from .home import Home
+from .models import known_repository
 from .profile import Profile
 from .yaml_text import load_yaml
 
@@ -187,8 +188,9 @@ def _override(profile: Profile, overrides: Mapping[str, RoleOverride], source: s
                 advice="Rename or remove that entry.",
             )
         changed = override.model_dump(exclude_none=True)
-        if "model" in changed and "quantization" not in changed:
-            changed["quantization"] = "as stored"
+        if "model" in changed:
+            changed["model"] = known_repository(changed["model"]) or changed["model"]
+            changed.setdefault("quantization", "as stored")
         roles[name] = roles[name].model_copy(update=changed)
     return profile.model_copy(update={"roles": roles})
 

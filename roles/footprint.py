@@ -95,7 +95,7 @@ def footprints(home: Home, models: Sequence[str]) -> dict[str, Footprint]:
         elif quick := quick_footprint(home, model):
             found[model] = quick
         else:
-            raise unknown_model(model)
+            raise unknown_model(model, f"Its size is known once it is here: rolecall models pull {model}")
     for model, answer in zip(jobs, _dry_runs(list(jobs.values())), strict=True):
         if "error" in answer:
             raise corrupt(model, f"mlx-lm cannot read it: {answer['error']}")
@@ -110,14 +110,14 @@ def footprints(home: Home, models: Sequence[str]) -> dict[str, Footprint]:
     return found
 
 
-def unknown_model(name: str) -> ModelUnknown:
-    """The error for a name that means no model: it names the nearest that does."""
+def unknown_model(name: str, advice: str = "See `rolecall models list`.") -> ModelUnknown:
+    """The error for a name that means no model: it names the nearest that does, else gives `advice`."""
     near = difflib.get_close_matches(name, models_table(), n=1, cutoff=0.5)
     return ModelUnknown(
-        "No such model.",
+        "No such model is on disk or in the table.",
         found=repr(name),
         allowed="a role, a repository id such as org/name, a known other name, or a folder",
-        advice=f"Did you mean {near[0]}?" if near else "See `rolecall models list`.",
+        advice=f"Did you mean {near[0]}?" if near else advice,
     )
 
 

@@ -168,8 +168,12 @@ def sha256(file: Path) -> str:
 def write_whole(file: Path, text: str) -> None:
     """Replace a file at once: readers see the old text or the new one, whoever else writes."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
-    temporary.write_text(text)
-    temporary.replace(file)
+    try:
+        temporary.write_text(text)
+        temporary.replace(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def corrupt(model: str, found: str) -> ModelCorrupt:

@@ -18,7 +18,7 @@ import anyio.abc
 from anyio.streams.text import TextReceiveStream
 
 from rolecall.config.home import Home
-from rolecall.config.models import models_table
+from rolecall.config.models import known_repository, models_table
 from rolecall.config.profile import Profile
 from rolecall.config.settings import GB, Settings
 
@@ -56,9 +56,8 @@ def resolve(name: str, profile: Profile | None = None) -> str:
         return profile.embedder.model
     if profile is not None and name in profile.roles:
         return profile.roles[name].model
-    for repository, entry in models_table().items():
-        if name.lower() in (repository.lower(), *(alias.lower() for alias in entry.aliases)):
-            return repository
+    if known := known_repository(name):
+        return known
     if _REPOSITORY.fullmatch(name) and ".." not in name:
         return name
     raise unknown_model(name)

@@ -76,16 +76,16 @@ def connect(
         if sock is not None:
             if (reply := _greet(sock, greeting)) is not None:
                 return sock, reply
+        elif (pid := lock_holder(home)) is not None and lock_note(home).get("socket", "") is None:
+            raise held(home, pid)
         elif not start:
             advice = "Any client, or `rolecall serve`, starts one."
             raise HostUnavailable(f"No host runs for {home.root}.", advice=advice)
-        elif (pid := lock_holder(home)) is None:
+        elif pid is None:
             starter, word = _launch(home, greeting["config"], command)
             starter.close()
             started = word.get("ready", 0)
             continue
-        elif lock_note(home).get("socket", "") is None:
-            raise held(home, pid)
         time.sleep(_RETRY_S)
     raise HostUnavailable(
         f"The host of {home.root} did not answer within {_HELLO_TIMEOUT_S:.0f} s.",

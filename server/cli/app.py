@@ -54,8 +54,9 @@ def main(argv: list[str]) -> int:
         command = context.command_path if context else "rolecall"
         message = error.format_message()
         if message:  # without one the help has been shown instead
+            said = message if message.endswith((".", "?")) else f"{message}."
             advice = f"`{command} --help` shows what it takes."
-            fail(BadRequest(message if message.endswith((".", "?")) else f"{message}.", found=f"rolecall {' '.join(argv)}"[:200], advice=advice), as_json)
+            fail(BadRequest(said, found=f"rolecall {' '.join(argv)}"[:200], advice=advice), as_json)
         return error.exit_code
     except OSError as error:
         advice = "Check that path and its disk; ROLECALL_HOME names another folder for Rolecall's own files."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import psutil
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
-from rolecall.config.settings import Settings, load_settings
+from rolecall.config.profile import RoleSpec
+from rolecall.config.settings import GB, Settings, load_settings
 
+from ..connect import lock_holder
 from ..errors import HostUnavailable
 from ..protocol import VERSION
 from .output import ask_host, gb
@@ -33,15 +36,22 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
     """
     settings = load_settings(home, config)
     problems: list[dict[str, str]] = []
-    host = _host(problems, config)
+    host = _host(home, problems, config)
     if host and host["settings_fingerprint"] != settings.fingerprint:
         what = f"the host (pid {host['pid']}) runs with settings from before the last change"
-        problems.append({"code": "settings_changed", "what": what, "do": "rolecall stop; the next call starts a new one."})
+        problems.append(
+            {"code": "settings_changed", "what": what, "do": "rolecall stop; the next call starts a new one."}
+        )
     resident = {item["model"] for item in host["resident"]} if host else set()
     models = _models(settings, home, resident)
     notes = [STARTER_NOTE] if settings.profile.name == "starter" else []
     _check_models(settings, home, models, verify, problems, notes)
+    _check_budget(settings, home, problems)
     _check_machine(home, problems)
+    for model, reason in (host["downloads"]["failed"] if host else {}).items():
+        problems.append(
+            {"code": "download_failed", "what": f"{model}: {reason}", "do": f"rolecall models pull {model}"}
+        )
     for folder in host["folders"] if host else ():
         if folder["problem"]:
             do = (
@@ -58,7 +68,7 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "blas": _blas(problems),
         "models": models,
-        "index": _ask("index_list", config) if host else [],
+        "index": _ask("index_list", config) if host else None,
         "host": {key: host[key] for key in ("pid", "version", "sessions")} if host else None,
         "clients": host.get("clients", []) if host else [],
         "downloads": host["downloads"] if host else None,
@@ -67,12 +77,12 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
     }
 
 
-def _host(problems: list[dict[str, str]], config: Path | None) -> dict[str, Any] | None:
+def _host(home: Home, problems: list[dict[str, str]], config: Path | None) -> dict[str, Any] | None:
     try:
         return {**_ask("ping", config), **_ask("status", config)}
-    except HostUnavailable:
-        return None
     except RolecallError as error:
+        if isinstance(error, HostUnavailable) and lock_holder(home) is None:
+            return None  # none runs, which is no problem
         problems.append({"code": error.code, "what": error.message, "do": error.advice})
         return None
 
@@ -119,6 +129,23 @@ def _check_models(
             problems.append({"code": error.code, "what": f"{error.message} {error.found}", "do": error.advice})
     if verify:
         notes.append("Every weights file present was hashed again.")
+
+
+def _check_budget(settings: Settings, home: Home, problems: list[dict[str, str]]) -> None:
+    from rolecall.roles.footprint import quick_footprint
+    from rolecall.roles.plan import reserve
+
+    specs: dict[str, list[RoleSpec]] = {}
+    for spec in settings.profile.roles.values():
+        specs.setdefault(spec.model, []).append(spec)
+    budget_bytes, cache_bytes = settings.budget_bytes(), int(settings.profile.cache_limit_gb * GB)
+    for model, uses in specs.items():
+        with suppress(RolecallError):  # damaged: said above
+            size = quick_footprint(home, model)
+            if size and (needed := reserve(size, uses, cache_bytes).total_bytes) > budget_bytes:
+                what = f"{model} needs {gb(needed)} of a budget of {gb(budget_bytes)}"
+                do = "Raise memory.budget_gb, or lower its roles' context_length or concurrency."
+                problems.append({"code": "does_not_fit", "what": what, "do": do})
 
 
 def _check_machine(home: Home, problems: list[dict[str, str]]) -> None:

@@ -16,7 +16,7 @@ from rolecall.config.models import models_table
 from rolecall.config.profile import Profile
 from rolecall.config.settings import AUTO_PROFILES, GB, load_profile, load_settings
 
-from ..errors import BadRequest
+from ..errors import BadRequest, HostUnavailable
 from .output import (
     CONFIG_OPTION,
     EXIT_ATTENTION,
@@ -26,6 +26,7 @@ from .output import (
     ask_host,
     console,
     emit,
+    errors,
     gb,
     note,
     table_of,
@@ -60,6 +61,7 @@ def setup(
             raise typer.Exit(EXIT_FAILED)
     if profile:
         _keep_profile(home, profile)
+        _end_other_host(load_settings(home).fingerprint)
     fetched = _fetch_first(home, chosen, starter_only)
     rest = [] if starter_only else [item["model"] for item in _downloads(chosen, home) if not item["present"]]
     if rest:
@@ -120,17 +122,15 @@ def _published_bytes(model: str) -> int:
 
 def _asked(question: str) -> str:
     """The answer to a question, asked on standard error so that `--json` stays JSON."""
-    try:
-        return str(typer.prompt(question, default="y", err=True)).strip().lower()
-    except typer.Abort:
-        if sys.stdin.isatty():  # the user broke off
-            raise
+    errors().print(f"{question} [y]: ", markup=False, end="")
+    if not (line := sys.stdin.readline()):
         raise BadRequest(
             "Setup asks before it downloads, and nobody answers here.",
             found="the end of standard input",
             allowed="y, n, or s for the smaller choice where one is shown",
             advice="Add --yes to agree, or --starter-only for the packaged models alone.",
-        ) from None
+        )
+    return line.strip().lower() or "y"
 
 
 def _show_downloads(profile: Profile, home: Home, smaller: Profile | None) -> None:
@@ -138,7 +138,10 @@ def _show_downloads(profile: Profile, home: Home, smaller: Profile | None) -> No
     items = _downloads(profile, home)
     for item in items:
         table.add_row(
-            item["model"], ", ".join(item["roles"]), gb(item["size_bytes"]), "here" if item["present"] else "to get"
+            item["model"],
+            ", ".join(item["roles"]),
+            gb(item["size_bytes"]) if item["size_bytes"] else "unknown",
+            "here" if item["present"] else "to get",
         )
     console().print(table)
     left = sum(item["size_bytes"] for item in items if not item["present"])
@@ -157,11 +160,25 @@ def _smaller(profile: Profile) -> Profile | None:
 
 def _keep_profile(home: Home, profile: str) -> None:
     """Write the choice into the user's settings file; every other line stays as it is."""
+    from rolecall.roles.manifest import write_whole
+
     path = home.settings_file
     text = path.read_text("utf-8") if path.exists() else ""
     line = f"profile: {profile}"
     replaced, count = re.subn(r"(?m)^profile:.*$", line, text)
-    path.write_text(replaced if count else f"{line}\n{text}", "utf-8")
+    write_whole(path, replaced if count else f"{line}\n{text}")
+
+
+def _end_other_host(fingerprint: str) -> None:
+    """Stop a host that runs with the settings from before, so that the next one serves the new choice."""
+    from ..host.control import stop_host
+
+    try:
+        running = ask_host("ping", {}, start=False)
+    except HostUnavailable:  # none runs, or a standalone one, which belongs to its client
+        return
+    if running["settings_fingerprint"] != fingerprint:
+        anyio.run(stop_host, Home.find())
 
 
 def doctor(
@@ -185,14 +202,20 @@ def _show_report(report: dict[str, Any]) -> None:
     host = report["host"]
     out.print(f"[bold]rolecall {report['version']}[/] · profile [bold]{report['profile']}[/] · home {report['home']}")
     out.print(f"budget {gb(report['budget_bytes'])} of {gb(report['memory_bytes'])} · BLAS: {report['blas']}")
-    out.print(f"host: pid {host['pid']}, {host['sessions']} sessions" if host else "host: not running")
+    clients = ", ".join(name or "one that gave no name" for name in report["clients"]) or "none"
+    out.print(f"host: pid {host['pid']}, clients: {clients}" if host else "host: not running", markup=False)
     table = table_of("model", "roles", "on disk", "resident")
     for item in report["models"]:
         here = "yes" if item["present"] else "no"
         table.add_row(item["model"], ", ".join(item["roles"]), here, "yes" if item["resident"] else "")
     out.print(table)
-    for item in report["index"]:
+    for item in report["index"] or ():
         out.print(f"index [bold]{item['collection']}[/]: {item['files']} files, {item['chunks']} chunks")
+    if host and not report["index"]:
+        out.print("index: nothing yet (`rolecall index add FOLDER`)")
+    if (downloads := report["downloads"]) and (current := downloads["current"]):
+        done = f"{gb(downloads['done_bytes'])} of {gb(downloads['total_bytes'])}"
+        out.print(f"downloading {current}: {done}, {len(downloads['waiting'])} more waiting")
     for text in report["notes"]:
         out.print(f"[yellow]note[/] {text}")
     for problem in report["problems"]:

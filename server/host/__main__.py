@@ -72,7 +72,7 @@ def main(arguments: list[str], open_services: OpenServices | None = None, versio
             sock, path = bind_socket(home)
         lock.note(path)
     except (RolecallError, OSError) as error:
-        named = error if isinstance(error, RolecallError) else HostUnavailable("No host starts.", found=str(error))
+        named = error if isinstance(error, RolecallError) else _unusable(home, error)
         starter.say({"error": named.to_dict()})
         return 1
     # Nothing that start makes becomes garbage: not looking for it saves a tenth of the time.
@@ -100,11 +100,18 @@ def main(arguments: list[str], open_services: OpenServices | None = None, versio
     try:
         anyio.run(run, open_services(home, given.config))
     except Exception as error:
-        structlog.get_logger().error("host_failed", exc_info=True)
         if typed := _typed(error):
+            structlog.get_logger().error("host_failed", code=typed.code, reason=typed.message)
             starter.say({"error": typed.to_dict()})
+        else:
+            structlog.get_logger().error("host_failed", exc_info=True)
         return 1
     return 0
+
+
+def _unusable(home: Home, error: OSError) -> HostUnavailable:
+    advice = f"Make {home.root} writable, with room on its disk, or set ROLECALL_HOME to another folder."
+    return HostUnavailable("No host can be started.", found=str(error), advice=advice)
 
 
 def _typed(error: BaseException) -> RolecallError | None:

@@ -23,6 +23,7 @@ from ..connect import connect, held, hello, lock_holder, lock_note
 from ..errors import HostDied
 from .frames import Lines
 
+_ASK_S = 5.0
 _LEAVE_S = 10.0
 """What a host needs at most, after its drain, to end its workers."""
 
@@ -93,10 +94,12 @@ async def stop_host(home: Home, drain_s: float = 5.0) -> int | None:
         return None
     if lock_note(home).get("socket", "") is None:
         raise held(home, pid)
-    try:
+    asked = False
+    with anyio.move_on_after(_ASK_S), suppress(RolecallError):
         async with ControlClient.open(home, start=False) as client:
             await client.call("stop", {"drain_s": drain_s})
-    except RolecallError:
+            asked = True
+    if not asked:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     kill_at = time.monotonic() + drain_s + _LEAVE_S

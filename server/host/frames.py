@@ -14,6 +14,7 @@ from mcp.types import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR, JSONRPCMessa
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from ..errors import BadRequest
 from ..protocol import MAX_FRAME_BYTES
 
 _LEADING_ID = re.compile(
@@ -81,7 +82,14 @@ def parse_message(frame: bytes) -> JSONRPCMessage | Refusal | None:
 
 
 def _refusal(code: int, message: str, request_id: str | int | None) -> Refusal:
-    return Refusal(jsonrpc="2.0", id=request_id, error=types.ErrorData(code=code, message=message))
+    typed = BadRequest(
+        "This line is no message that can be read.",
+        found=message,
+        allowed=f"one JSON-RPC 2.0 message in UTF-8, of at most {MAX_FRAME_BYTES} bytes, on a line",
+        advice="Correct it and send it again; the session goes on.",
+    )
+    error = types.ErrorData(code=code, message=message, data=typed.to_dict())
+    return Refusal(jsonrpc="2.0", id=request_id, error=error)
 
 
 def _own_id(value: Any) -> str | int | None:

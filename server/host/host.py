@@ -167,7 +167,11 @@ class Host:
     def _refusal(self, greeting: dict[str, Any]) -> RolecallError | None:
         """Why this connection is not served: it is no client of ours, or names settings that the host has not."""
         if not greeting:
-            return BadRequest("The first line of a connection is Rolecall's hello.")
+            return BadRequest(
+                "The first line of a connection is no hello of Rolecall's.",
+                allowed='{"rolecall": VERSION, "kind": "mcp" or "control", ...}',
+                advice="Connect with `rolecall serve` or the command line.",
+            )
         wanted = {"--config": greeting.get("config"), **(greeting.get("env") or {})}
         running = {"--config": str(self.config) if self.config else None, **os.environ}
         unlike = [name for name, value in wanted.items() if value is not None and running.get(name) != value]

@@ -147,5 +147,10 @@ def load_environment(home: Home) -> None:
             continue
         if (entry := _ENTRY.fullmatch(line.strip())) is None:
             allowed = "KEY=value, an empty line or a # comment"
-            raise ConfigError(f"Line {number} of {home.env_file} cannot be used.", allowed=allowed)
+            raise ConfigError(
+                f"Line {number} of {home.env_file} cannot be used.",
+                found=f"{len(line)} characters, not shown here",
+                allowed=allowed,
+                advice="Correct or remove that line.",
+            )
         os.environ[entry[1]] = entry[3]

@@ -161,7 +161,12 @@ class Operations:
     async def allow(self, context: OperationContext, params: dict[str, Any]) -> Any:
         given = _parse(_Folder, params)
         if given.folder and given.remove:
-            self.access.remove(Path(given.folder))
+            if not self.access.remove(Path(given.folder)):
+                listed = ", ".join(map(str, self.access.list())) or "none, the list is empty"
+                advice = "Name the folder as `rolecall allow --list` shows it."
+                raise BadRequest(
+                    "That folder is not allowed anyway.", found=given.folder, allowed=listed, advice=advice
+                )
         elif given.folder:
             self.access.add(Path(given.folder))
         return {"folders": [str(folder) for folder in self.access.list()]}

@@ -116,7 +116,7 @@ async def validate(run: Run, staff: Staff, call: ValidateCall) -> Outcome:
     output, evidence = call.output, (*call.evidence, *texts)
     if output is None:
         output, evidence = "\n\n".join(texts), call.evidence
-    if not output.strip() and not texts:
+    if call.output is None and not texts:
         raise BadRequest("There is nothing to validate.", allowed="output or paths", advice="Give one of them.")
     run.advance(Event.CHECKS_CHOSEN)
     run.tell("checking", None)

@@ -198,8 +198,8 @@ def _in_words(role: Role, event: roles.Event) -> tuple[str, float | None]:
     match event:
         case roles.Queued(position):
             return f"{role}: waiting, position {position}", None
-        case roles.Loading(model, done, total):
-            return f"{role}: loading {model}", done / total if total else None
+        case roles.Loading(model):
+            return f"{role}: loading {model}", None  # the load's own fraction is none of the call's
         case roles.Prefilling(done, total):
             return f"{role}: reading {done} of {total} tokens", None
         case roles.Generated(_, channel, tokens):

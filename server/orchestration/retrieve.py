@@ -47,8 +47,8 @@ async def search(run: Run, staff: Staff, call: RetrieveCall) -> Found:
     found = await staff.retriever.search(call.query, call.collection, call.max_results, call.filters)
     index = found.index
     if index.pending or index.failed:
-        advice = "`rolecall index add FOLDER` reads what is pending and names what failed."
-        run.mark("partial", f"The index lacks {index.pending} files that are pending and {index.failed} that failed. {advice}")
+        lacks = f"The index is not complete: {index.pending} files pending, {index.failed} failed."
+        run.mark("partial", f"{lacks} `rolecall index add FOLDER` reads the former and names the latter.")
     return found
 
 

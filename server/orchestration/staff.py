@@ -124,6 +124,7 @@ async def agent_answer(run: Run, staff: Staff, parsed: Claim) -> str | None:
     found = await staff.router.compute(parsed, context)
     run.advance(Event.VALUE_FOUND if found else Event.NOTHING_FOUND)
     if found is None:
+        run.mark("ok", f"The agent {parsed.agent.value!r} found no value, so a model answers.")
         return None
     return found.value if found.working in ("", found.value) else f"{found.value}\n\n{found.working}"
 

@@ -34,7 +34,7 @@ def decide(features: Features, snapshot: Snapshot, state: State) -> Decision:
     reasons = list(features.reasons)
     if state.fixed_task_type is not None:
         task_type, confidence = state.fixed_task_type, 1.0
-        reasons = [f"the caller asked for {task_type}"]
+        reasons = [f"task type given: {task_type}"]
         claim = claim if task_type is TaskType.TOOL else None
     elif claim is not None:
         task_type, confidence = TaskType.TOOL, 1.0

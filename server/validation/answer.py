@@ -28,7 +28,7 @@ def check_answer(
     """Every deterministic check that applies; the first decisive `unsupported` one (`failed`) is worth a retry.
 
     `finish` is the engine's reason to stop ("length" means cut off). Numbers must stand in `evidence` for summaries
-    and cited answers (`task_type` `summarization` or `retrieval`); elsewhere they may be computed, so the check informs.
+    and cited answers (`task_type` `summarization` or `retrieval`); others may compute them, so there the check informs.
     """
     coding = task_type == "coding"
     prose = not coding and schema is None

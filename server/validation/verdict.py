@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rolecall.server.errors import BadRequest
 
 from .arithmetic import arithmetic_check
-from .blocks import parse_check
+from .blocks import can_parse, code_blocks, parse_check, parse_fault
 from .contract import Check, Subject, Validation, Verdict
 from .evidence import evidence_checks
 from .form import form_checks
@@ -35,18 +35,29 @@ def validate(subject: Subject) -> Validation:
     content never raises.
     """
     coded = subject.schema_ is not None or bool(subject.language)
-    checks = list(form_checks(subject.output, subject.question, coded=coded))
+    data = not coded and _is_data(subject.output)
+    checks = list(form_checks(subject.output, subject.question, coded=coded or data))
     if subject.schema_ is not None:
         checks.append(schema_check(subject.output, subject.schema_))
     if subject.language:
         checks.append(parse_check(subject.output, subject.language))
+    elif broken := next((block for block in code_blocks(subject.output) if block.parses is False), None):
+        checks.append(parse_check(broken.code, broken.language))
     if not coded:
         checks.append(arithmetic_check(subject.output, subject.question))
     if any(piece.strip() for piece in subject.evidence):
         found = evidence_checks(subject.output, subject.evidence, subject.question)
-        # The words of code and data (keys, names, labels) need not stand in the evidence: there they only inform.
-        checks.extend(check.model_copy(update={"decisive": check.decisive and not coded}) for check in found)
+        # The words of code and data (keys, names, labels) need not stand in the evidence: there they only inform. The
+        # numbers of data must, where no schema decides.
+        for check in found:
+            decides = check.decisive and not coded and (not data or check.name == "numbers")
+            checks.append(check.model_copy(update={"decisive": decides}))
     return combine(tuple(checks))
+
+
+def _is_data(text: str) -> bool:
+    """Whether the whole text is a JSON object or list."""
+    return text.lstrip()[:1] in ("{", "[") and can_parse("json", text) and parse_fault(text, "json") is None
 
 
 def combine(checks: tuple[Check, ...]) -> Validation:

@@ -72,6 +72,21 @@ def test_a_role_override_changes_that_role_alone(tmp_path: Path) -> None:
     assert roles["router"] == load_profile("starter").roles["router"]
 
 
+def test_an_overrides_lm_studio_id_means_its_repository(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text("profile: starter\nroles: {coding: {model: qwen/Qwen3-4B-thinking-2507}}\n")
+
+    assert load_settings(home).profile.roles["coding"].model == "mlx-community/Qwen3-4B-Thinking-2507-8bit"
+
+
+def test_a_value_that_cannot_be_is_named_with_what_may_stand_there(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text("memory: {budget_gb: .inf}\n")
+
+    with pytest.raises(ConfigError, match=r"memory\.budget_gb.*inf.*Allowed: a finite number"):
+        load_settings(home)
+
+
 def test_an_override_of_a_role_the_profile_lacks_is_refused(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.settings_file.write_text("profile: starter\nroles: {poetry: {max_tokens: 3}}\n")

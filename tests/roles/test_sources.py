@@ -169,7 +169,7 @@ def test_a_name_may_be_a_role_an_id_an_lm_studio_id_or_a_short_name() -> None:
 
 @pytest.mark.parametrize("name", ["", "nonsense", "a/b/c", "../etc", "org/..", "mlx-comunity"])
 def test_a_name_of_nothing_is_a_typed_error(name: str) -> None:
-    with pytest.raises(ModelUnknown, match=r"No such model\..*(Did you mean|rolecall models list)"):
+    with pytest.raises(ModelUnknown, match=r"No such model .*(Did you mean|rolecall models list)"):
         resolve(name)
 
 

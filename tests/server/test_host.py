@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import anyio
+import psutil
 import pytest
 
 from rolecall.config.errors import RemoteError
@@ -105,7 +106,8 @@ async def test_an_idle_host_leaves_and_one_with_a_session_stays(home: Home, toy_
     pid = client.tool("whoami").split()[0]
     async with ControlClient.open(home, start=False) as control:
         assert (await control.call("ping"))["clients"] == ["test"]
-    await anyio.sleep(1.0)
+    with pytest.raises(psutil.TimeoutExpired):  # more than twice the idle time, in which it must not end
+        psutil.Process(int(pid)).wait(1.0)
     assert client.tool("whoami").split()[0] == pid
     client.close()
     eventually(lambda: lock_holder(home) is None, "the idle host has left")

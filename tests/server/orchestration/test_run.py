@@ -354,6 +354,21 @@ def test_validate_asks_no_model_and_files_are_evidence_beside_an_output(desk: Ma
     assert (at.receipt().who, at.receipt().role, at.receipt().decision) == ("checks", None, None)
 
 
+def test_a_file_that_cannot_be_read_is_left_out_and_a_number_that_the_rest_lacks_is_pointed_out(desk: MakeDesk) -> None:
+    at = desk(["It holds 9."])
+    (at.folder / "a.md").write_text("It holds 3.")
+    (at.folder / "b.md").write_bytes(b"\xff")
+
+    outcome = at.run(ReasonCall, question="How many?", paths=("*.md",))
+
+    assert outcome.status == "partial" and "b.md was left out" in outcome.warnings[0]
+    assert "'9'" in outcome.warnings[1]
+
+
+def test_an_empty_output_is_a_finding_not_a_bad_request(desk: MakeDesk) -> None:
+    assert desk().run(ValidateCall, output="").verdict == "unsupported"
+
+
 def test_nothing_to_validate_and_nothing_to_summarize_are_bad_requests(desk: MakeDesk) -> None:
     with pytest.raises(BadRequest):
         desk().run(ValidateCall)

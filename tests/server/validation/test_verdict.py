@@ -193,3 +193,13 @@ def test_a_wrong_line_is_a_typed_error_that_names_the_fault(line: Any, says: str
     with pytest.raises(BadRequest) as caught:
         subject_from_line(line)
     assert says in str(caught.value)
+
+
+def test_data_without_a_schema_is_held_to_the_numbers_of_the_evidence_not_to_its_words() -> None:
+    assert verdict('{"length": 412}', evidence=(RIVER,)) is Verdict.ABSTAIN
+    assert verdict('{"length": 421}', evidence=(RIVER,)) is Verdict.UNSUPPORTED
+
+
+def test_a_fenced_block_that_does_not_parse_is_found_without_being_told_its_language() -> None:
+    assert verdict("So:\n```python\ndef f(:\n```\n") is Verdict.UNSUPPORTED
+    assert verdict("So:\n```python\nx = 1\n```\n") is Verdict.ABSTAIN

@@ -1,0 +1,64 @@
+"""What the command line says where it cannot do what it was asked; no test here starts a host."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from rolecall.config.home import Home
+from rolecall.server.cli.app import main
+from rolecall.server.cli.machine import _keep_profile
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["bogus", "--json"], "bogus"),
+        (["doctor", "--bogus", "--json"], "rolecall doctor --help"),
+        (["models", "load", "--json"], "name"),
+        (["search", "x", "-k", "0", "--json"], "greater than or equal to 1"),
+        (["allow", "--json"], "FOLDER"),
+        (["route", "--json"], "--batch"),
+    ],
+)
+def test_wrong_usage_is_a_typed_error_with_exit_code_2(
+    argv: list[str], named: str, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    out, errors = capsys.readouterr()
+    assert (out, json.loads(errors)["error"]["code"]) == ("", "bad_request")
+    assert named in errors
+
+
+def test_setup_that_nobody_answers_says_which_options_answer_for_it(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert main(["setup", "--profile", "mac-16", "--json"]) == 1
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert "--yes" in errors and "--starter-only" in errors
+    assert not home.settings_file.exists()
+
+
+def test_a_home_that_is_a_file_is_a_typed_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ROLECALL_HOME", str(tmp_path / "file"))
+    assert main(["setup", "--yes", "--json"]) == 1
+    assert json.loads(capsys.readouterr().err)["error"]["found"]
+    assert main(["doctor", "--json"]) == 3
+    assert "home_unusable" in {problem["code"] for problem in json.loads(capsys.readouterr().out)["problems"]}
+
+
+def test_choosing_a_profile_keeps_every_other_line_of_the_settings(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    _keep_profile(home, "mac-16")
+    home.settings_file.write_text(home.settings_file.read_text() + "# mine\nmemory: {reserve_gb: 3.0}\n")
+    _keep_profile(home, "starter")
+    assert home.settings_file.read_text() == "profile: starter\n# mine\nmemory: {reserve_gb: 3.0}\n"
