@@ -106,5 +106,5 @@ def _reasons(rules: list[Rule], scores: dict[TaskType, float], embedded: bool) -
     reasons = [f"{best}: {name}" for _, name in named] or [f"{best}: wording like the project's examples of it"]
     reasons.append(f"next likeliest: {second}")
     if not embedded:
-        reasons.append("no embedder on disk: rules and wording alone")
+        reasons.append("decided without an embedding, by rules and wording")
     return tuple(reasons)

@@ -99,13 +99,13 @@ def _bad_arguments(name: str, error: ValidationError, allowed: list[str]) -> Bad
         where = ".".join(str(part) for part in item["loc"]) or "arguments"
         value = item.get("input")
         seen = f"{type(value).__name__}" + (f" of length {len(value)}" if isinstance(value, str | list | dict) else "")
-        reason = "unknown argument" if item["type"] == "extra_forbidden" else item["msg"]
+        reason = "unknown argument" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
         problems.append(f"{where}: {reason} (got {seen})")
     return BadRequest(
         f"The arguments of {name} are not valid.",
         found="; ".join(problems),
         allowed=", ".join(allowed),
-        advice="Correct the call and send it again.",
+        advice="Correct the call and send it again; long content goes into a file named in `paths`.",
     )
 
 

@@ -34,6 +34,8 @@ def quantity(number: str | Decimal, unit: str) -> Any:
 def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
     """The quantity in the unit asked for; None where the two do not measure the same thing, or are the same unit."""
     try:
+        if parse[0] in ("percent_of", "plus", "minus"):
+            return _combined(parse)
         source, target = _sides(parse)
         if source.units == registry().Unit(target):
             return None
@@ -42,6 +44,26 @@ def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
         return None
     text = f"{pretty(Fraction(converted.magnitude), _DIGITS)} {shown(target)}"
     return Value(text, f"{pretty(Fraction(source.magnitude))} {shown(source.units)} = {text}")
+
+
+def _combined(parse: Parse) -> Value:
+    """A share, a sum or a difference, in the first quantity's unit where no other is asked for."""
+    first, *others = (part for part in parse[1:] if isinstance(part, list))
+    left = read_quantity(first)
+    if parse[0] == "percent_of":
+        working, result = f"{parse[1]}% of {_written(left)}", left * (Decimal(str(parse[1])) / 100)
+    else:
+        right = read_quantity(others[0])
+        working = f"{_written(left)} {'+' if parse[0] == 'plus' else '-'} {_written(right)}"
+        result = left + right if parse[0] == "plus" else left - right
+    if others and others[-1][0] == "unit":
+        result = result.to(unit_name(others[-1]))
+    text = _written(result)
+    return Value(text, f"{working} = {text}")
+
+
+def _written(value: Any) -> str:
+    return f"{pretty(Fraction(value.magnitude), _DIGITS)} {shown(value.units)}"
 
 
 def shown(unit: Any) -> str:

@@ -61,6 +61,9 @@ CALCULATIONS = [
     ("18% tip on 45.25", "8.15"),
 ]
 CONVERSIONS = [
+    ("what is 17% of 2350 kg?", "399.5 kg"),
+    ("2 kg + 300 g in pounds", "5.07063203 lb"),
+    ("5 km minus 200 m", "4.8 km"),
     ("how many km in 26.2 miles", "42.1648128 km"),
     ("convert 5 ft 10 to cm", "177.8 cm"),
     ("98.6 degrees fahrenheit to celsius please", "37 °C"),
@@ -165,6 +168,8 @@ TRAPS = [
     "convert 1010 to decimal",
     "what time is it in london, ontario",
     "what time is it in georgia",
+    "2 kg of flour plus 3 eggs",
+    "20 celsius is 5% of what",
     "how many cores does it have",
     "how much space is there",
     "how many scripts are in /usr/bin",

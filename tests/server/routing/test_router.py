@@ -166,7 +166,7 @@ def test_plain_requests_are_read_without_an_embedder(text: str, task_type: TaskT
     decision = decided(text, staff=Staff(embeds=False))
     assert decision.task_type is task_type
     if task_type is not TaskType.TOOL:
-        assert any("no embedder" in reason for reason in decision.reasons)
+        assert any("without an embedding" in reason for reason in decision.reasons)
 
 
 def test_rules_name_only_flags_and_regions_that_exist() -> None:
@@ -230,7 +230,7 @@ def test_a_broken_embedder_is_said_and_asked_again() -> None:
 
     first, second = anyio.run(ask)
     assert first == second
-    assert any("no embedder" in reason for reason in first.reasons)
+    assert any("without an embedding" in reason for reason in first.reasons)
     assert len(staff.asked) == 2
 
 
