@@ -129,7 +129,7 @@ async def _run(demo: Demo, folder: Path, home: Path, small: Path) -> None:
     number = random.randrange(1000, 10_000)
     notes = _notes(folder, number)
     demo.step("Index real documents")
-    for path in (notes, PROJECT / "docs", _package("lark")):
+    for path in (notes, PROJECT / "docs", _package("huggingface_hub") / "templates", _package("lark")):
         report = await anyio.to_thread.run_sync(_cli, home, "index", "add", str(path))
         demo.say(f"  {report['collection']}: {report['indexed']} files, {report['seconds']:.1f} s")
     async with _client(demo, home) as ask:
