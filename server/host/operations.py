@@ -122,7 +122,6 @@ class Operations:
         return {
             "profile": self.settings.profile.name,
             "budget_bytes": self.settings.budget_bytes(),
-            "settings_fingerprint": self.settings.fingerprint,
             "resident": [item.model_dump(mode="json") for item in self.models.resident()],
             "roles": [item.model_dump(mode="json") for item in self.models.roles()],
             "folders": folders,

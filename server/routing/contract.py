@@ -63,7 +63,6 @@ class RoleChoice(_Frozen):
     role: Role
     model: str
     context_length: int
-    present: bool
 
 
 class Snapshot(_Frozen):

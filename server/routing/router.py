@@ -76,7 +76,7 @@ class Router:
     def snapshot(self) -> Snapshot:
         """The policy under one hash: rules, weights, the profile's roles, the embedder's identity."""
         roles = tuple(
-            RoleChoice(role=info.role, model=info.model, context_length=info.context_length, present=info.present)
+            RoleChoice(role=info.role, model=info.model, context_length=info.context_length)
             for info in self.models.roles()
         )
         embedder = self.models.embedder()
