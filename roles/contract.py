@@ -44,10 +44,12 @@ class Message(_Frozen):
 class GenerationRequest(_Frozen):
     """One generation.
 
-    `temperature` 0 is greedy. `json_schema` constrains the answer (never the thinking) to that schema, or the call is
-    refused. `thinking_budget` bounds thinking in tokens where the model thinks (None: the role's default, 0: none).
-    `timeout_s` counts from the first prefill step, on a clock that stands still while the machine sleeps; None takes
-    the role's own. `client` groups requests for fairness.
+    `temperature` 0 is greedy. `json_schema`, or `regex` (at most one of them), constrains the answer (never the
+    thinking) and is checked again on what came; what cannot be enforced is refused. `thinking_budget` bounds thinking
+    in tokens where the model thinks (None: the role's default, 0: none). `timeout_s` counts from the first prefill
+    step, on a clock that stands still while the machine sleeps; None takes the role's own. `deadline_s` counts from the
+    call: the nearest goes first in the queue, and a request still in it then is refused (None: the role's time).
+    `client` groups requests for fairness.
     """
 
     messages: tuple[Message, ...] = Field(min_length=1)
@@ -58,8 +60,10 @@ class GenerationRequest(_Frozen):
     seed: int = 0
     stop: tuple[str, ...] = ()
     json_schema: dict[str, Any] | None = None
+    regex: str | None = None
     thinking_budget: int | None = Field(default=None, ge=0)
     timeout_s: float | None = Field(default=None, gt=0.0)
+    deadline_s: float | None = Field(default=None, gt=0.0)
     client: str = ""
 
 
@@ -102,7 +106,8 @@ class GenerationResult(_Frozen):
     """One finished generation. Times in seconds on the awake clock; `model_sha256` names the weights.
 
     `finish` is `stop` (the model ended or a stop sequence was met), `length` (max_tokens), or `timeout` (what was made
-    by then is in `text`). `degraded` is empty, or says which role's model is missing and the command that gets it.
+    by then is in `text`). `cached_tokens` of the prompt were taken from the prefix cache instead of prefilled.
+    `degraded` is empty, or says whose model did not answer, why, and the command that helps.
     """
 
     text: str
@@ -114,6 +119,7 @@ class GenerationResult(_Frozen):
     prompt_tokens: int
     completion_tokens: int
     thinking_tokens: int = 0
+    cached_tokens: int = 0
     queue_s: float = 0.0
     load_s: float = 0.0
     prefill_s: float = 0.0
@@ -141,7 +147,11 @@ class RoleInfo(_Frozen):
 
 
 class Resident(_Frozen):
-    """A model in memory: one line of `rolecall models ps --json`."""
+    """A model in memory: one line of `rolecall models ps --json`.
+
+    `tokens_per_s` is its decode rate: of its requests lately, until then as measured at the load. `queued` requests
+    wait for it.
+    """
 
     model: str
     roles: tuple[str, ...]
@@ -150,6 +160,40 @@ class Resident(_Frozen):
     in_use: int
     reserved_bytes: int
     measured_bytes: int
+    tokens_per_s: float = 0.0
+    queued: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvent:
+    """What happened to a model in memory, for telemetry.
+
+    `loaded` after `seconds`, with `size_bytes` measured, for a request or (`cold` False) ahead of one; `evicted`,
+    `idle`, `unloaded`, `died` when it went.
+    """
+
+    kind: Literal["loaded", "evicted", "idle", "unloaded", "died"]
+    model: str
+    seconds: float = 0.0
+    size_bytes: int = 0
+    cold: bool = False
+
+
+OnModelEvent = Callable[[ModelEvent], None]
+
+
+class MemoryState(_Frozen):
+    """The budget and who holds the machine's memory, in bytes.
+
+    `budget_bytes` is what holds now; `configured_bytes` what it is without pressure from other programs.
+    """
+
+    budget_bytes: int
+    configured_bytes: int
+    reserved_bytes: int
+    measured_bytes: int
+    machine_bytes: int
+    available_bytes: int
 
 
 Vectors: TypeAlias = "npt.NDArray[np.float32]"
@@ -186,6 +230,11 @@ class RoleModels(Protocol):
         """
         ...
 
+    async def score_labels(self, role: Role, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
+        """Natural log-probability of each label as the answer to `messages`, in one forward pass over the shared
+        prompt. Not normalised over the labels. Raises as `generate`, and ValueError for an empty label."""
+        ...
+
     def embedder(self) -> EmbedderInfo | None:
         """The embedding model, or None where it is not on disk."""
         ...
@@ -207,6 +256,12 @@ class RoleModels(Protocol):
         ...
 
     async def unload(self, name: str) -> bool: ...
+
+    async def pin(self, name: str, pinned: bool) -> Resident:
+        """Keep a role's or model's worker in memory (loading it first) until it is unpinned or the host ends."""
+        ...
+
+    def memory(self) -> MemoryState: ...
 
     async def aclose(self) -> None:
         """End every worker; returns when none is left."""
