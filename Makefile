@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ROOMS := server roles retrieval config
 
-.PHONY: setup demo test soak bench lint clean
+.PHONY: setup demo test soak bench mac-check lint clean
 
 setup: $(VENV)/.installed
 	@$(BIN)/rolecall setup --starter-only --yes
@@ -27,7 +27,10 @@ soak: setup
 	$(BIN)/python -m pytest -m soak
 
 bench: setup
-	$(BIN)/python -m tests.bench.startup
+	$(BIN)/python -m tests.bench
+
+mac-check: setup
+	$(BIN)/python -m tests.mac_check
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from .yaml_text import load_yaml
 class ModelEntry(BaseModel):
     """One repository. `architecture` is its `config.json` figures, or None where they are not known: then the
     published decimal GB on disk and KV KiB per token (16 bit) stand in, and a plan says `"source": "published"`.
+    `quantization` adds to `bits` and `group_size` what layers whose names end so have instead.
 
     `aliases` are LM Studio ids and short names that mean this repository.
     """
@@ -24,6 +25,7 @@ class ModelEntry(BaseModel):
     repository: str
     bits: int
     group_size: int = 64
+    quantization: dict[str, Any] = {}
     published_gb: float
     kv_kib_per_token: float
     fixed_mib: float = 0.0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Engines = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]  # YAML has lists only
 
 
 class _Strict(BaseModel):
@@ -10,10 +14,16 @@ class _Strict(BaseModel):
 
 
 class RoleSpec(_Strict):
-    """One role of a profile. `timeout_s` counts per model call from its first prefill step; `idle_ttl_s` 0 keeps it."""
+    """One role of a profile. `timeout_s` counts per model call from its first prefill step; `idle_ttl_s` 0 keeps it.
+
+    `engines` in order of preference: `mlx` (worker processes here), or keys of the settings' `endpoints`. `adapter` is
+    the folder of a LoRA adapter over `model`.
+    """
 
     model: str
     quantization: str
+    engines: Engines = ("mlx",)
+    adapter: str | None = None
     context_length: int = Field(gt=0)
     concurrency: int = Field(default=1, gt=0)
     timeout_s: float = Field(gt=0)

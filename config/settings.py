@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import ipaddress
 import json
 import sys
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import ConfigError
 from .home import Home
 from .models import known_repository
-from .profile import Profile
+from .profile import Profile, RoleSpec
 from .yaml_text import load_yaml
 
 GB = 1_000_000_000
@@ -66,20 +68,38 @@ class RetrievalSettings(_Strict):
     max_file_mb: float = Field(gt=0)
 
 
-class RoleOverride(_Strict):
-    """What a user may change of one role; unset fields keep the profile's value."""
+class EndpointSettings(_Strict):
+    """An OpenAI-compatible server that roles may name in `engines`.
 
-    model: str | None = None
-    quantization: str | None = None
+    `url` ends where `/chat/completions` begins (mostly in `/v1`). `api_key_env` names the environment variable (or line
+    of ROLECALL_HOME/env) that holds its key; the key itself stands in no settings file. `timeout_s` is how long the
+    server may be silent. At most `concurrency` requests are sent at once. `context_length` (tokens) where the server
+    does not say it.
+    """
+
+    url: str
+    model: str
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    timeout_s: float = Field(default=120.0, gt=0)
+    concurrency: int = Field(default=4, gt=0)
     context_length: int | None = Field(default=None, gt=0)
-    concurrency: int | None = Field(default=None, gt=0)
-    timeout_s: float | None = Field(default=None, gt=0)
-    max_tokens: int | None = Field(default=None, gt=0)
-    thinks: bool | None = None
-    thinking_budget: int | None = Field(default=None, ge=0)
-    repetition_penalty: float | None = Field(default=None, gt=0)
-    pinned: bool | None = None
-    idle_ttl_s: float | None = Field(default=None, ge=0)
+
+    @field_validator("url")
+    @classmethod
+    def _plain(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or set("@?#") & set(url):
+            raise ValueError("http://HOST:PORT/v1 or https://..., without credentials, query or fragment")
+        return url.rstrip("/")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the server is on this machine."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
 
 
 class _File(_Strict):
@@ -90,7 +110,12 @@ class _File(_Strict):
     host: HostSettings
     telemetry: TelemetrySettings
     retrieval: RetrievalSettings
-    roles: dict[str, RoleOverride]
+    offline_strict: bool
+    endpoints: dict[str, EndpointSettings]
+    roles: dict[str, dict[str, Any]]
+
+
+_NAMED: Mapping[str, type[BaseModel]] = {"roles": RoleSpec, "endpoints": EndpointSettings}
 
 
 class Settings(_Strict):
@@ -101,6 +126,7 @@ class Settings(_Strict):
     host: HostSettings
     telemetry: TelemetrySettings
     retrieval: RetrievalSettings
+    endpoints: dict[str, EndpointSettings] = {}
 
     def budget_bytes(self, machine_bytes: int | None = None) -> int:
         """The configured budget (the user's, else the profile's), at most the machine's memory less the reserve.
@@ -166,20 +192,35 @@ def load_settings(home: Home, config_path: Path | None = None, profile: str | No
         file = _File.model_validate(merged)
     except ValidationError as error:
         raise _invalid(error, source) from None
+    _check_endpoints(file, source)
     name = profile or file.profile
     chosen = load_profile(choose_profile(psutil.virtual_memory().total) if name == "auto" else name)
     return Settings(
-        profile=_override(chosen, file.roles, source),
+        profile=_override(chosen, file, source),
         memory=file.memory,
         host=file.host,
         telemetry=file.telemetry,
         retrieval=file.retrieval,
+        endpoints=file.endpoints,
     )
 
 
-def _override(profile: Profile, overrides: Mapping[str, RoleOverride], source: str) -> Profile:
+def _check_endpoints(file: _File, source: str) -> None:
+    for name, endpoint in file.endpoints.items():
+        if file.offline_strict and not endpoint.loopback:
+            raise ConfigError(
+                f"The endpoint {name!r} is on another machine, and offline_strict keeps all requests on this one.",
+                found=f"endpoints.{name}.url: {endpoint.url} in {source}",
+                allowed="localhost, 127.0.0.1 or [::1]",
+                advice="Set `offline_strict: false` if requests and their documents may go there, or remove it.",
+            )
+
+
+def _override(profile: Profile, file: _File, source: str) -> Profile:
+    """The profile with the user's values; what a file leaves out or sets to null stays the profile's."""
     roles = dict(profile.roles)
-    for name, override in overrides.items():
+    engines = ["mlx", *file.endpoints]
+    for name, override in file.roles.items():
         if name not in roles:
             raise ConfigError(
                 f"The profile {profile.name!r} has no role {name!r}.",
@@ -187,11 +228,23 @@ def _override(profile: Profile, overrides: Mapping[str, RoleOverride], source: s
                 allowed=", ".join(roles),
                 advice="Rename or remove that entry.",
             )
-        changed = override.model_dump(exclude_none=True)
-        if "model" in changed:
+        changed = {key: value for key, value in override.items() if value is not None}
+        if isinstance(changed.get("model"), str):
             changed["model"] = known_repository(changed["model"]) or changed["model"]
             changed.setdefault("quantization", "as stored")
-        roles[name] = roles[name].model_copy(update=changed)
+        try:
+            roles[name] = RoleSpec.model_validate(roles[name].model_dump() | changed)
+        except ValidationError as error:
+            raise _invalid(error, source, f"roles.{name}.") from None
+        for engine in roles[name].engines:
+            if engine not in engines:
+                near = difflib.get_close_matches(engine, engines, n=1)
+                raise ConfigError(
+                    f"The role {name!r} names the engine {engine!r}, which is not there.",
+                    found=f"roles.{name}.engines in {source}",
+                    allowed=", ".join(engines),
+                    advice=f"Did you mean {near[0]!r}?" if near else "Describe it under `endpoints:`.",
+                )
     return profile.model_copy(update={"roles": roles})
 
 
@@ -224,9 +277,9 @@ def _check_keys(data: Mapping[Any, Any], model: type[BaseModel], path: Path, pre
                 advice=f"Did you mean {prefix}{near[0]}?" if near else "Remove the key.",
             )
         if isinstance(value, Mapping):
-            if key == "roles":
-                for role, entry in value.items():
-                    _check_keys(entry if isinstance(entry, Mapping) else {}, RoleOverride, path, f"roles.{role}.")
+            if inner := _NAMED.get(str(key)):
+                for name, entry in value.items():
+                    _check_keys(entry if isinstance(entry, Mapping) else {}, inner, path, f"{key}.{name}.")
             elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
                 _check_keys(value, field.annotation, path, f"{prefix}{key}.")
 
@@ -239,12 +292,12 @@ def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _invalid(error: ValidationError, source: str) -> ConfigError:
+def _invalid(error: ValidationError, source: str, prefix: str = "") -> ConfigError:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = prefix + ".".join(str(part) for part in first["loc"])
     return ConfigError(
         f"Invalid value for {where} in {source}.",
-        found=repr(first.get("input"))[:100],
-        allowed=first["msg"].removeprefix("Input should be "),
+        found="not shown here" if where.endswith(".url") else repr(first.get("input"))[:100],  # it may hold a password
+        allowed=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
         advice="Correct the value.",
     )

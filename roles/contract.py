@@ -48,8 +48,8 @@ class GenerationRequest(_Frozen):
     thinking) and is checked again on what came; what cannot be enforced is refused. `thinking_budget` bounds thinking
     in tokens where the model thinks (None: the role's default, 0: none). `timeout_s` counts from the first prefill
     step, on a clock that stands still while the machine sleeps; None takes the role's own. `deadline_s` counts from the
-    call: the nearest goes first in the queue, and a request still in it then is refused (None: the role's time).
-    `client` groups requests for fairness.
+    call: the nearest goes first in the queue, and a request still in it then is refused. None orders by the role's
+    time, and waits ten minutes. `client` groups requests for fairness.
     """
 
     messages: tuple[Message, ...] = Field(min_length=1)

@@ -7,10 +7,11 @@ RoleError
 ├── ModelRefused       model_refused      remote code or pickled weights
 ├── DoesNotFit         does_not_fit       cannot be held within the memory budget
 ├── PromptTooLong      prompt_too_long    prompt and answer exceed the context
-├── SchemaRefused      schema_refused     a JSON Schema that cannot be enforced
+├── SchemaRefused      schema_refused     a JSON Schema or regex that cannot be, or was not, kept to
 ├── QueueFull          queue_full         try again later
 ├── WorkerDied         worker_died        the process ended; the next call starts another
 ├── WorkerTimeout      worker_timeout     no first token, or no finished load, in time
+├── EndpointUnavailable  endpoint_unavailable  a server of models cannot be reached
 └── DownloadFailed     download_failed    network, disk space or hash during a pull
 """
 
@@ -61,6 +62,10 @@ class WorkerDied(RoleError):
 
 class WorkerTimeout(RoleError):
     code = "worker_timeout"
+
+
+class EndpointUnavailable(RoleError):
+    code = "endpoint_unavailable"
 
 
 class DownloadFailed(RoleError):

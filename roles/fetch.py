@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rolecall.config.errors import RolecallError
 
 from .errors import DownloadFailed, ModelRefused, ModelUnknown
-from .manifest import MANIFEST, PICKLED, Manifest, refuse_code, sha256, verify, write_manifest
+from .manifest import MANIFEST, PICKLED, Manifest, read_json, refuse_code, refuse_keys, sha256, verify, write_manifest
 from .starter import fetch_starter
 
 if TYPE_CHECKING:
@@ -113,6 +113,18 @@ def _from_hub(model: str, staging: Path, emit: Emit) -> str:
             left.unlink()  # of an earlier revision
     shutil.rmtree(staging / PARTS, ignore_errors=True)
     return f"hub:{model}@{revision}"
+
+
+def fetch_config(model: str) -> dict[str, Any]:
+    """A repository's `config.json`, with the size of its weights as `download_bytes`; nothing else is fetched."""
+    from huggingface_hub import hf_hub_download
+
+    revision, files = _listing(model)
+    with _hub_errors(model):
+        file = Path(hf_hub_download(model, "config.json", revision=revision))
+    refuse_keys(file, model)
+    size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
+    return {**read_json(file, model), "download_bytes": size}
 
 
 def _listing(model: str) -> tuple[str, list[RepoSibling]]:
@@ -253,7 +265,10 @@ def _main() -> None:
         out.flush()
 
     try:
-        say({"manifest": fetch(job, lambda *progress: say({"progress": progress})).model_dump()})
+        if job["kind"] == "config":
+            say({"config": fetch_config(job["model"])})
+        else:
+            say({"manifest": fetch(job, lambda *progress: say({"progress": progress})).model_dump()})
     except RolecallError as error:
         say({"error": error.to_dict()})
     except OSError as error:

@@ -1,8 +1,9 @@
-"""What one model takes in memory: weights, KV cache per token, fixed state and the transient of a prefill step.
+"""What one model takes in memory: weights, KV cache per token, fixed state and the transients of a step.
 
 Weights come from safetensors headers, or from the architecture instantiated without weights; the KV cache comes from a
 dry run of the model's own code that computes shapes and never values, so that sliding windows, hybrids and MLA are
-right where formulas are not. Both run in a short-lived process of their own: the caller never imports mlx.
+right where formulas are not. Both run in a short-lived process of their own: the caller never imports mlx. What a
+worker measured once it had loaded the model replaces what was planned.
 """
 
 from __future__ import annotations
@@ -14,83 +15,140 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import BaseModel
 
 from rolecall.config.home import Home
 from rolecall.config.models import models_table
 from rolecall.config.settings import GB
 
-from .errors import ModelUnknown
+from .errors import ModelRefused, ModelUnknown, RoleError
 from .manifest import corrupt, read_json, weights_bytes, write_whole
 
+if TYPE_CHECKING:
+    from .worker.wire import Loaded
+
 KIB, MIB = 1 << 10, 1 << 20
+KV_STEP_TOKENS = 256  # Source: mlx-lm's KVCache.step
 DRY_RUN_TIMEOUT_S = 300.0
-PREFILL_STEP_TOKENS = 512  # the longest chunk a worker prefills at once
 FUSED_HEAD_DIMS = (64, 80, 128)  # Source: mlx's Metal kernel of scaled_dot_product_attention
 UNKNOWN_TRANSIENT_BYTES = 250_000_000
-_FORMAT = 1
+COPIES_IN_FLIGHT = 8  # of a layer's cache. Source: 7 to 8 measured on the CPU as prompts join a batch
+_FORMAT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """Bytes. `fixed_bytes` is per sequence (recurrent state, windows).
+def prefill_step_tokens(mac: bool) -> int:
+    """The longest chunk that a worker prefills at once: what a plan reserves working memory for."""
+    return 512 if mac else 128
 
-    `source`: `measured` from the files on disk, `computed` from architecture figures, `published` from the table.
+
+class Kv(NamedTuple):
+    """One sequence's cache in bytes: what grows with each token, and what does not (recurrent state, full windows).
+
+    `windows`: (tokens kept, bytes per token) of sliding-window layers; their full size is in `fixed_bytes`.
+    """
+
+    per_token_bytes: int
+    fixed_bytes: int = 0
+    windows: tuple[tuple[int, int], ...] = ()
+
+    def bytes(self, tokens: int, chunk_tokens: int) -> int:
+        """Exactly what it takes after a prefill of `tokens` in chunks: a power of two, at most the last one shorter.
+
+        A window layer keeps what the last chunk may see and the chunk itself; growing layers go in steps of 256 tokens.
+        """
+        last = tokens % chunk_tokens or min(tokens, chunk_tokens)
+        less = sum(width * (window - min(tokens - last, window - 1) - last) for window, width in self.windows)
+        return _stepped(tokens) * self.per_token_bytes + self.fixed_bytes - less
+
+    def reserved_bytes(self, tokens: int, sequences: int, chunk_tokens: int) -> int:
+        """The most that `sequences` may take which have `tokens` together, one of them in prefill."""
+        prefilled = sum(width * (chunk_tokens - 1) for _, width in self.windows)
+        return _stepped(tokens) * self.per_token_bytes + sequences * self.fixed_bytes + prefilled
+
+
+class Footprint(BaseModel, frozen=True):
+    """Bytes. `overhead_bytes` beside the weights were measured in a worker's process, 0 where none was.
+
+    `source`: `computed` from architecture figures, `files` on disk, `published` in the table, or `measured` in a
+    worker; then `planned` holds the figures that its measurement replaced.
     """
 
     weights_bytes: int
-    kv_bytes_per_token: int
-    fixed_bytes: int
-    figures: dict[str, Any]
-    source: Literal["measured", "computed", "published"]
+    kv: Kv
+    figures: dict[str, Any] = {}
+    source: Literal["computed", "files", "published", "measured"]
+    overhead_bytes: int = 0
+    planned: dict[str, int] = {}
 
-    def prefill_transient_bytes(self, context_tokens: int, fused: bool) -> int:
-        """An upper estimate of what one prefill step takes beside weights and cache: two layers' activations, logits,
-        and the attention scores where no fused kernel (Metal's) avoids them."""
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.kv.per_token_bytes
+
+    @property
+    def context_length(self) -> int | None:
+        """The longest context that the model was made for, in tokens, where it is known."""
+        return self.figures.get("max_position_embeddings")
+
+    def transient_bytes(self, context_tokens: int, kv_bytes: int, mac: bool) -> int:
+        """An upper estimate of what a step takes beside weights and `kv_bytes` of cache.
+
+        Two layers' activations and logits; off a Mac also what its fused kernels avoid, attention scores and recurrent
+        states, and copies of layers while the cache grows (on a Mac, where fewer and larger operations are in flight,
+        they fit within the cache limit, which is reserved as well).
+        """
         figures = self.figures
         if not (hidden := int(figures.get("hidden_size", 0))):
             return UNKNOWN_TRANSIENT_BYTES
-        step = min(PREFILL_STEP_TOKENS if fused else 64, context_tokens)
+        size = {name: int(figures.get(name) or 0) for name in _FIGURES if name != "torch_dtype"}
+        step = min(prefill_step_tokens(mac), context_tokens)
         width = 4 if figures.get("torch_dtype") == "float32" else 2
-        experts = int(figures.get("num_experts_per_tok") or 1)
-        inner = int(figures.get("moe_intermediate_size") or figures.get("intermediate_size") or 4 * hidden)
-        heads = int(figures.get("num_attention_heads") or 1)
-        head_dim = int(figures.get("head_dim") or hidden // heads)
-        activations = 2 * step * width * (8 * hidden + 3 * inner * experts + 4 * heads * head_dim)
-        scores = 0 if fused and head_dim in FUSED_HEAD_DIMS else 2 * heads * step * context_tokens * 4
-        return activations + scores + 3 * 4 * int(figures.get("vocab_size", 0))
+        heads = size["num_attention_heads"] or 1
+        head_dim = size["head_dim"] or hidden // heads
+        inner = (size["moe_intermediate_size"] or size["intermediate_size"] or 4 * hidden) * 3
+        linear = size["linear_num_value_heads"] * size["linear_value_head_dim"]
+        mixed = heads * head_dim + linear + size["mamba_num_heads"] * size["mamba_head_dim"]
+        inner *= size["num_experts_per_tok"] or 1
+        activations = 2 * step * width * (8 * hidden + inner + 4 * mixed) + 3 * 4 * size["vocab_size"]
+        scores = 0 if mac and head_dim in FUSED_HEAD_DIMS else 2 * heads * step * context_tokens * 4
+        states = 0 if mac else step * linear * size["linear_key_head_dim"] * 4
+        layers = max(COPIES_IN_FLIGHT, size["num_hidden_layers"])
+        copies = 0 if mac else COPIES_IN_FLIGHT * kv_bytes // layers
+        return activations + scores + states + copies
 
 
 def quick_footprint(home: Home, model: str) -> Footprint | None:
     """What is known without a dry run: figures that were kept, else headers and the table; None where it needs one."""
     if kept := _kept(home).get(_key(home, model)):
-        return Footprint(**kept)
+        return Footprint.model_validate(kept)
     folder, entry = home.models / model, models_table().get(model)
     present = (folder / "config.json").is_file()
     if present and (folder / "modules.json").is_file():
-        return Footprint(weights_bytes(folder), 0, 0, {}, "measured")
+        return Footprint(weights_bytes=weights_bytes(folder), kv=Kv(0), source="files")
     if entry is None:
         return None
-    weights, kv, fixed = entry.published_gb * GB, entry.kv_kib_per_token * KIB, entry.fixed_mib * MIB
-    size = Footprint(int(weights), int(kv), int(fixed), _figures(entry.architecture or {}), "published")
-    return replace(size, **_measured(folder)) if present else size
+    kv = Kv(int(entry.kv_kib_per_token * KIB), int(entry.fixed_mib * MIB))
+    known = {"max_position_embeddings": entry.context_length, **(entry.architecture or {})}
+    size = Footprint(weights_bytes=int(entry.published_gb * GB), kv=kv, figures=_figures(known), source="published")
+    return size.model_copy(update={"weights_bytes": weights_bytes(folder), "source": "files"}) if present else size
 
 
-def footprints(home: Home, models: Sequence[str]) -> dict[str, Footprint]:
+def footprints(home: Home, models: Sequence[str], configs: Mapping[str, Any] | None = None) -> dict[str, Footprint]:
     """Exact footprints of models; those not kept yet are worked out in one process (seconds) and kept. Blocking.
 
-    Raises ModelUnknown for one neither on disk nor in the table, ModelCorrupt for one that mlx-lm cannot read.
+    `configs`: the `config.json` of models of which only that is known. Raises ModelUnknown for one neither there, nor
+    on disk, nor in the table, ModelCorrupt for one that mlx-lm cannot read.
     """
     kept = _kept(home)
     found: dict[str, Footprint] = {}
     jobs: dict[str, dict[str, Any]] = {}
     for model in dict.fromkeys(models):
-        if old := kept.get(_key(home, model)):
-            found[model] = Footprint(**old)
-        elif job := _job(home, model):
+        config = (configs or {}).get(model)
+        if old := kept.get(_key(home, model, config)):
+            found[model] = Footprint.model_validate(old)
+        elif job := _job(home, model, config):
             jobs[model] = job
         elif quick := quick_footprint(home, model):
             found[model] = quick
@@ -98,16 +156,34 @@ def footprints(home: Home, models: Sequence[str]) -> dict[str, Footprint]:
             raise unknown_model(model, f"Its size is known once it is here: rolecall models pull {model}")
     for model, answer in zip(jobs, _dry_runs(list(jobs.values())), strict=True):
         if "error" in answer:
-            raise corrupt(model, f"mlx-lm cannot read it: {answer['error']}")
-        computed = {"figures": _figures(jobs[model].get("architecture", {})), "source": "computed"}
-        more = _measured(home.models / model) if "folder" in jobs[model] else computed
-        found[model] = Footprint(**{**answer, **more})
-        kept[_key(home, model)] = asdict(found[model])
+            raise _unreadable(model, answer["error"])
+        answer |= {"figures": _figures(jobs[model]["config"])}
+        answer |= {"source": "files" if "folder" in jobs[model] else "computed"}
+        found[model] = Footprint.model_validate(answer)
+        kept[_key(home, model, (configs or {}).get(model))] = found[model].model_dump()
     if jobs:
-        with contextlib.suppress(OSError):  # on a full disk it is only worked out again
-            home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_whole(home.root / "footprints.json", json.dumps(kept))
+        _keep(home, kept)
     return found
+
+
+def remember(home: Home, model: str, loaded: Loaded) -> None:
+    """Let the next plan of a model use what its worker measured; of overheads, the largest seen. Blocking."""
+    planned = quick_footprint(home, model)
+    if planned is None:
+        return
+    kv = Kv(loaded.kv_bytes_per_token, loaded.fixed_state_bytes)
+    same = kv[:2] == planned.kv[:2]
+    figures = {"weights_bytes": planned.weights_bytes, "kv_bytes_per_token": planned.kv_bytes_per_token}
+    measured = {"weights_bytes": loaded.weights_bytes, "kv_bytes_per_token": loaded.kv_bytes_per_token}
+    replaced = {name: value for name, value in figures.items() if measured[name] != value}
+    update = {
+        "weights_bytes": loaded.weights_bytes,
+        "kv": planned.kv if same else kv,
+        "overhead_bytes": max(planned.overhead_bytes, loaded.measured_bytes - loaded.weights_bytes),
+        "source": "measured",
+        "planned": {**replaced, **planned.planned},
+    }
+    _keep(home, _kept(home) | {_key(home, model): planned.model_copy(update=update).model_dump()})
 
 
 def unknown_model(name: str, advice: str = "See `rolecall models list`.") -> ModelUnknown:
@@ -121,31 +197,53 @@ def unknown_model(name: str, advice: str = "See `rolecall models list`.") -> Mod
     )
 
 
-def _job(home: Home, model: str) -> dict[str, Any] | None:
+def _unreadable(model: str, error: str) -> RoleError:
+    if "not supported" in error:
+        return ModelRefused(
+            f"mlx-lm does not know the architecture of model {model!r}.",
+            found=error,
+            allowed="an architecture of the installed mlx-lm",
+            advice="Choose another model, or an OpenAI-compatible engine that runs it.",
+        )
+    return corrupt(model, f"mlx-lm cannot read it: {error}")
+
+
+def _job(home: Home, model: str, config: dict[str, Any] | None) -> dict[str, Any] | None:
     folder, entry = home.models / model, models_table().get(model)
+    if config is not None:
+        return {"config": config}
     if (folder / "config.json").is_file():
-        return None if (folder / "modules.json").is_file() else {"folder": str(folder)}
+        on_disk = {"config": read_json(folder / "config.json", model), "folder": str(folder)}
+        return None if (folder / "modules.json").is_file() else on_disk
     if entry is None or entry.architecture is None:
         return None
-    return {"architecture": entry.architecture, "bits": entry.bits, "group_size": entry.group_size}
+    config = {"max_position_embeddings": entry.context_length, **entry.architecture}
+    if entry.bits == 32:
+        return {"config": config | {"torch_dtype": "float32"}}
+    return {
+        "config": config | {"quantization": {"group_size": entry.group_size, "bits": entry.bits, **entry.quantization}}
+    }
 
 
-def _measured(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json", "/".join(folder.parts[-2:]))
-    figures = _figures({**config, **config.get("text_config", {})})
-    return {"weights_bytes": weights_bytes(folder), "figures": figures, "source": "measured"}
+_FIGURES = (
+    *("hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts_per_tok", "num_attention_heads"),
+    *("head_dim", "vocab_size", "torch_dtype", "num_hidden_layers", "max_position_embeddings", "mamba_num_heads"),
+    *("mamba_head_dim", "linear_num_value_heads", "linear_value_head_dim", "linear_key_head_dim", "download_bytes"),
+)
 
 
 def _figures(config: dict[str, Any]) -> dict[str, Any]:
-    names = ("hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts_per_tok", "num_attention_heads")
-    return {n: config[n] for n in (*names, "head_dim", "vocab_size", "torch_dtype") if config.get(n)}
+    flat = {**config, **config.get("text_config", {})}
+    return {name: flat[name] for name in _FIGURES if flat.get(name)}
 
 
-def _key(home: Home, model: str) -> str:
+def _key(home: Home, model: str, config: dict[str, Any] | None = None) -> str:
     """Changes with the files, the figures or the version of the reader, so that nothing stale is used."""
     folder = home.models / model
     parts: list[Any] = [_FORMAT, model]
-    if (folder / "config.json").is_file():
+    if config is not None:
+        parts.append(config)
+    elif (folder / "config.json").is_file():
         for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
             status = file.stat()
             parts.append([file.name, status.st_size, status.st_mtime_ns])
@@ -161,10 +259,20 @@ def _kept(home: Home) -> dict[str, Any]:
         return {}
 
 
+def _keep(home: Home, kept: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # on a full disk it is only worked out again
+        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(home.root / "footprints.json", json.dumps(kept))
+
+
+def _stepped(tokens: int) -> int:
+    return -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
+
+
 def _dry_runs(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not jobs:
         return []
-    command = [sys.executable, "-P", "-m", "rolecall.roles.footprint"]
+    command = [sys.executable, "-P", "-m", "rolecall.roles.dry_run"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     found = ""
     try:
@@ -175,69 +283,3 @@ def _dry_runs(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return list(json.loads(result.stdout.splitlines()[-1]))
     except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
         return [{"error": f"the dry run gave no answer ({found or type(error).__name__})"} for _ in jobs]
-
-
-# What follows runs in that process only.
-
-
-def _dry_run(job: dict[str, Any]) -> dict[str, Any]:
-    from mlx.utils import tree_flatten
-    from mlx_lm.utils import load_model
-
-    if "folder" in job:
-        model, _ = load_model(Path(job["folder"]), lazy=True)
-    else:
-        model = _instantiate(job)
-    weights = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
-    per_token, fixed = _kv(model)
-    return {"weights_bytes": weights, "kv_bytes_per_token": per_token, "fixed_bytes": fixed}
-
-
-def _instantiate(job: dict[str, Any]) -> Any:
-    """The architecture with random weights that are never computed, quantised as mlx-lm's converter would."""
-    import mlx.core as mx
-    from mlx import nn
-    from mlx_lm.utils import _get_classes
-
-    model_class, args_class = _get_classes(job["architecture"])
-    model = model_class(args_class.from_dict(job["architecture"]))
-    bits, group_size = job["bits"], job["group_size"]
-    model.set_dtype(mx.float32 if bits == 32 else mx.bfloat16)
-    if bits < 16:
-        predicate = getattr(model, "quant_predicate", None)
-
-        def quantise(path: str, module: Any) -> Any:
-            if not hasattr(module, "to_quantized") or module.weight.shape[-1] % group_size:
-                return False
-            return predicate(path, module) if predicate else True
-
-        nn.quantize(model, group_size, bits, class_predicate=quantise)
-    return model
-
-
-def _kv(model: Any) -> tuple[int, int]:
-    """(bytes per token, fixed bytes) of one sequence, from the cache's shapes after 4,096 and 8,192 tokens."""
-    import mlx.core as mx
-    from mlx_lm.models.cache import make_prompt_cache
-
-    cache = make_prompt_cache(model)
-    sizes = {}
-    for done in range(512, 8192 + 1, 512):
-        model(mx.zeros((1, 512), dtype=mx.int32), cache=cache)
-        sizes[done] = sum(layer.nbytes for layer in cache)
-    per_token = (sizes[8192] - sizes[4096]) // 4096
-    return per_token, sizes[8192] - 8192 * per_token
-
-
-def _main() -> None:
-    answers = []
-    for job in json.load(sys.stdin):
-        try:
-            answers.append(_dry_run(job))
-        except Exception as error:  # any failure of a foreign model's code is this job's answer
-            answers.append({"error": f"{type(error).__name__}: {error}"})
-    sys.stdout.write("\n" + json.dumps(answers) + "\n")
-
-
-if __name__ == "__main__":
-    _main()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.abc
@@ -16,22 +16,39 @@ from rolecall.config.home import Home
 from rolecall.config.profile import RoleSpec
 from rolecall.config.settings import GB, Settings
 
-from .contract import EmbedderInfo, GenerationRequest, GenerationResult, OnEvent, Resident, Role, RoleInfo
-from .errors import ModelCorrupt, ModelMissing, PromptTooLong, RoleError
-from .footprint import footprints, quick_footprint
-from .manifest import Manifest, corrupt, read_manifest, verify, write_manifest
-from .plan import EMBEDDER_OVERHEAD_BYTES, Reservation, reserve, working_set_bytes
-from .pool import Phase, PooledModel, StartWorker, WorkerPool
+from .contract import (
+    EmbedderInfo,
+    GenerationRequest,
+    GenerationResult,
+    MemoryState,
+    Message,
+    OnEvent,
+    OnModelEvent,
+    Resident,
+    Role,
+    RoleInfo,
+)
+from .errors import DoesNotFit, EndpointUnavailable, ModelCorrupt, ModelMissing, PromptTooLong, RoleError, SchemaRefused
+from .footprint import footprints, quick_footprint, remember
+from .manifest import corrupt, read_manifest, verify, write_manifest
+from .memory import Machine, ThisMachine
+from .plan import EMBEDDER_OVERHEAD_BYTES, Reservation, adapter_bytes, reserve, working_set_bytes
+from .pool import WorkerPool
+from .pooled import Phase, PooledModel
+from .schema import keep_to
 from .sources import resolve
-from .staff import EMBEDDER_ROLE, Staff
-from .worker.wire import WorkerSpec
+from .spare import StartWorker
+from .staff import EMBEDDER_ROLE, Staff, key_of
+from .worker.wire import Loaded, WorkerSpec
 
 if TYPE_CHECKING:
     from .contract import Vectors
+    from .openai_compatible import Endpoint  # imported where a role names one
     from .worker.process import Worker  # imported where one is started
 
+T = TypeVar("T")
+
 EMBEDDER_SLOTS = 8  # the embedder takes turns between its requests
-TTL_CHECKS = 8  # idle times are looked at so often per time-out
 
 
 async def start_process(spec: WorkerSpec | None) -> Worker:
@@ -45,7 +62,7 @@ class ModelManager:
     """The staff of models of one home: see `contract.RoleModels` for what each method promises.
 
     An async context manager, entered and left in the same task; leaving ends every worker. `start_worker` makes
-    worker processes; `machine_bytes` None is this machine's memory.
+    worker processes; `on_event` hears what happens to models in memory and must return at once.
     """
 
     def __init__(
@@ -53,34 +70,40 @@ class ModelManager:
         home: Home,
         settings: Settings,
         start_worker: StartWorker = start_process,
-        machine_bytes: int | None = None,
+        machine: Machine | None = None,
+        on_event: OnModelEvent | None = None,
     ) -> None:
         self._home = home
         self._settings = settings
-        self._staff = Staff(home, settings.profile)
+        self._machine = machine or ThisMachine()
+        self._staff = Staff(home, settings.profile, self._in_memory)
         self._tasks = anyio.create_task_group()
-        self._tokenizers: dict[str, Any] = {}
+        self._tokenizers: dict[Path, Any] = {}
+        self._endpoints: dict[str, Endpoint] = {}
         self._cache_bytes = int(settings.profile.cache_limit_gb * GB)
         self._pool = WorkerPool(
-            self._tasks,
-            settings.budget_bytes(machine_bytes),
-            settings.host.queue_limit,
-            self._cache_bytes,
-            start_worker,
-            self._prepared,
-            self._wants_spare,
+            tasks=self._tasks,
+            machine=self._machine,
+            configured_bytes=settings.budget_bytes(self._machine.total_bytes),
+            queue_limit=settings.host.queue_limit,
+            cache_limit_bytes=self._cache_bytes,
+            start_worker=start_worker,
+            prepared=self._prepared,
+            wants_spare=self._wants_spare,
+            learned=self._learned,
+            on_event=on_event,
         )
 
     @property
     def budget_bytes(self) -> int:
-        """Configured, at most the machine less the reserve, at most Metal's recommended working set."""
+        """Configured, at most the machine less the reserve, at most Metal's recommended working set, and less where
+        other programs need the memory."""
         return self._pool.budget_bytes
 
     async def __aenter__(self) -> ModelManager:
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._heed_metal)
-        if limits := [spec.idle_ttl_s for spec in self._staff.profile.roles.values() if spec.idle_ttl_s > 0]:
-            self._tasks.start_soon(self._end_the_idle, min(limits) / TTL_CHECKS)
+        self._tasks.start_soon(self._pool.tend)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -90,32 +113,39 @@ class ModelManager:
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+        for endpoint in self._endpoints.values():
+            await endpoint.aclose()
 
     async def generate(
         self, role: Role, request: GenerationRequest, on_event: OnEvent | None = None
     ) -> GenerationResult:
-        spec, degraded = self._staff.post(role)
-        model = await self._model(spec.model)
-        await self._check_length(spec, model, request)
-        changes: dict[str, Any] = {
-            "timeout_s": request.timeout_s or spec.timeout_s,
-            "repetition_penalty": request.repetition_penalty or spec.repetition_penalty,
-        }
-        budget = spec.thinking_budget if request.thinking_budget is None else request.thinking_budget
-        async with self._pool.place(model, role, spec, on_event) as (ticket, worker):
-            waited_s = time.monotonic() - ticket.queued_at
-            load_s = min(model.reload_s, waited_s) if ticket.cold else 0.0
-            made = await worker.generate(request.model_copy(update=changes), spec.thinks, budget, on_event)
-        return GenerationResult(
-            **asdict(made),
-            role=role,
-            model=spec.model,
-            model_sha256=model.weights_sha256,
-            queue_s=waited_s - load_s,
-            load_s=load_s,
-            cold_start=ticket.cold,
-            degraded=degraded,
-        )
+        async def by(engine: str, last: bool) -> GenerationResult:
+            if engine == "mlx":
+                return await self._generate_here(role, request, on_event, stand_in=last)
+            endpoint, spec = self._endpoint(engine), self._staff.profile.roles[role]
+            made = await endpoint.generate(*_filled(request, spec), on_event)
+            return GenerationResult(**asdict(made), role=role, model=endpoint.model)
+
+        result, gave_way = await self._by_engines(role, by)
+        if gave_way:
+            result = result.model_copy(update={"degraded": (gave_way + result.degraded).strip()})
+        if request.json_schema is not None or request.regex is not None:
+            await anyio.to_thread.run_sync(keep_to, request, result.text, result.finish, result.completion_tokens)
+        return result
+
+    async def score_labels(self, role: Role, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
+        if not labels or not all(labels):
+            raise ValueError("labels must not be empty")
+
+        async def by(engine: str, last: bool) -> tuple[float, ...]:
+            if engine != "mlx":
+                return await self._endpoint(engine).score(messages, labels)
+            spec, _ = self._staff.post(role, stand_in=last)
+            model = await self._model(key_of(spec))
+            async with self._pool.place(model, role, spec) as (_, worker):
+                return await worker.score(messages, labels)
+
+        return (await self._by_engines(role, by))[0]
 
     async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
         model = await self._model(self._staff.profile.embedder.model)
@@ -129,57 +159,152 @@ class ModelManager:
         return tuple(self._info(Role(name), spec) for name, spec in self._staff.profile.roles.items())
 
     def resident(self) -> tuple[Resident, ...]:
-        return tuple(self._resident(model, model.worker) for model in self._pool.models.values() if model.worker)
+        return tuple(self._resident(model) for model in self._pool.models.values() if model.worker)
 
     def count_tokens(self, role: Role, text: str) -> int:
         try:
-            return self._count(self._staff.post(role)[0].model, text)
+            return self._count(self._home.models / self._staff.post(role)[0].model, text)
         except ModelMissing:
             return _estimate(text)
 
     def preload(self, role: Role) -> None:
         spec = self._staff.profile.roles.get(role)
-        if spec is not None and self._staff.present(spec.model):
-            self._tasks.start_soon(self._preload, spec.model)
+        if spec is not None and self._staff.present(key_of(spec)):
+            self._tasks.start_soon(self._preload, key_of(spec))
 
     async def load(self, name: str) -> Resident:
-        model = await self._model(resolve(name, self._staff.profile))
-        async with self._pool.place(model, "", None) as (_, worker):
-            return self._resident(model, worker)
+        model = await self._model(self._key(name))
+        async with self._pool.place(model, "", None):
+            return self._resident(model)
 
     async def unload(self, name: str) -> bool:
-        model = self._pool.models.get(resolve(name, self._staff.profile))
+        model = self._pool.models.get(self._key(name))
         return model is not None and await self._pool.unload(model)
+
+    async def pin(self, name: str, pinned: bool) -> Resident:
+        model = await self._model(self._key(name))
+        if not pinned:
+            if any(spec.pinned for spec in model.specs):
+                raise RoleError(
+                    f"Model {model.model!r} is pinned by the profile.",
+                    found=", ".join(self._staff.roles_of(model.model)),
+                    advice="Set `pinned: false` for its roles in config.yaml.",
+                )
+            self._pool.pin(model, False)
+            return self._resident(model)
+        await self._leave_room(model)
+        async with self._pool.place(model, "", None):
+            self._pool.pin(model, True)
+            return self._resident(model)
+
+    def memory(self) -> MemoryState:
+        self._pool.heed_memory()
+        return MemoryState(
+            budget_bytes=self._pool.budget_bytes,
+            configured_bytes=self._pool.configured_bytes,
+            reserved_bytes=self._pool.reserved_bytes,
+            measured_bytes=self._pool.held_bytes,
+            machine_bytes=self._machine.total_bytes,
+            available_bytes=self._machine.available_bytes(),
+        )
+
+    async def _by_engines(self, role: Role, by: Callable[[str, bool], Awaitable[T]]) -> tuple[T, str]:
+        """What the role's first engine gives that can, and in words which gave way. `by` gets an engine and whether it
+        is the last."""
+        spec, gave_way = self._staff.profile.roles.get(role), ""
+        *preferred, last = spec.engines if spec else ("mlx",)
+        for engine in preferred:
+            try:
+                return await by(engine, False), gave_way
+            except (EndpointUnavailable, ModelMissing, SchemaRefused) as error:
+                gave_way += f"{error.message} ({engine}) "
+        return await by(last, True), gave_way
+
+    def _endpoint(self, name: str) -> Endpoint:
+        if name not in self._endpoints:
+            from .openai_compatible import Endpoint
+
+            self._endpoints[name] = Endpoint(name, self._settings.endpoints[name])
+        return self._endpoints[name]
+
+    async def _generate_here(
+        self, role: Role, request: GenerationRequest, on_event: OnEvent | None, stand_in: bool
+    ) -> GenerationResult:
+        spec, degraded = self._staff.post(role, stand_in)
+        model = await self._model(key_of(spec))
+        await self._check_length(spec, model, request)
+        place = self._pool.place(model, role, spec, on_event, client=request.client, deadline_s=request.deadline_s)
+        async with place as (ticket, worker):
+            waited_s = anyio.current_time() - ticket.queued_at
+            load_s = min(model.reload_s, waited_s) if ticket.cold else 0.0
+            made = await worker.generate(*_filled(request, spec), on_event)
+        model.made(made.completion_tokens, made.decode_s)
+        return GenerationResult(
+            **asdict(made),
+            role=role,
+            model=model.model,
+            model_sha256=model.weights_sha256,
+            queue_s=waited_s - load_s,
+            load_s=load_s,
+            cold_start=ticket.cold,
+            degraded=degraded,
+        )
 
     async def _preload(self, name: str) -> None:
         with contextlib.suppress(RoleError):  # the call that needs it will say what is wrong
             self._pool.preload(await self._model(name))
 
-    async def _model(self, name: str) -> PooledModel:
-        """The pool's entry for a model on disk."""
-        if not self._staff.present(name):
-            raise ModelMissing(
-                f"Model {name!r} is not on disk.",
-                found=f"no {self._home.models / name / 'config.json'}",
-                advice=f"Get it with: rolecall models pull {name}",
-            )
+    def _key(self, name: str) -> str:
+        """The pool's key for a role, a model, or what `models ps` shows."""
         if name in self._pool.models:
-            return self._pool.models[name]
+            return name
+        spec = self._staff.profile.roles.get(name)
+        return key_of(spec) if spec else resolve(name, self._staff.profile)
+
+    async def _leave_room(self, model: PooledModel) -> None:
+        """Refuse to pin what would leave no room for any other role's model."""
+        keys = {key_of(spec) for spec in self._staff.profile.roles.values()} - {model.model}
+        others = [await self._model(key) for key in keys if self._staff.present(key)]
+        need_bytes = min((other.reserved_bytes for other in others if not other.pinned), default=0)
+        pinned = [other for other in self._pool.models.values() if other.pinned or other is model]
+        left_bytes = max(0, self._pool.budget_bytes - sum(other.reserved_bytes for other in pinned))
+        if left_bytes < need_bytes:
+            raise DoesNotFit(
+                f"With model {model.model!r} pinned, no other role's model could be loaded.",
+                found=f"{left_bytes / GB:.1f} GB of the {self._pool.budget_bytes / GB:.1f} GB budget would be left; "
+                f"the smallest of the others needs {need_bytes / GB:.1f} GB",
+                advice="Lower its context_length or concurrency, unpin another, or raise memory.budget_gb.",
+            )
+
+    async def _model(self, key: str) -> PooledModel:
+        """The pool's entry for a model on disk."""
+        name, _, adapter = key.partition("+")
+        if not self._staff.present(key):
+            missing = f", or no adapter_config.json in {self._staff.adapter(adapter)}" if adapter else ""
+            raise ModelMissing(
+                f"Model {key!r} is not on disk.",
+                found=f"no {self._home.models / name / 'config.json'}{missing}",
+                advice=f"Get it with: rolecall models pull {name}"
+                + (", and put its adapter there." if adapter else ""),
+            )
+        if key in self._pool.models:
+            return self._pool.models[key]
         size = quick_footprint(self._home, name)
         if size is None:
             size = (await anyio.to_thread.run_sync(footprints, self._home, [name]))[name]
-        folder = self._home.models / name
+        folder, adapter_folder = self._home.models / name, self._staff.adapter(adapter)
         if (folder / "modules.json").is_file():
             specs: tuple[RoleSpec, ...] = ()
             reservation = Reservation(size.weights_bytes, 0, 0, EMBEDDER_OVERHEAD_BYTES, 0, 0, EMBEDDER_SLOTS)
         else:
-            specs = self._staff.specs(name)
-            reservation = reserve(size, specs, self._cache_bytes)
-        model = PooledModel(name, folder, specs, reservation, reservation.total_bytes)
-        return self._pool.models.setdefault(name, model)
+            specs = self._staff.specs(key)
+            more_bytes = adapter_bytes(str(adapter_folder) if adapter_folder else None)
+            reservation = reserve(size, specs, self._cache_bytes, adapter_bytes=more_bytes)
+        model = PooledModel(key, folder, specs, reservation, reservation.total_bytes, adapter_folder)
+        return self._pool.models.setdefault(key, model)
 
     def _info(self, role: Role, spec: RoleSpec) -> RoleInfo:
-        pooled = self._pool.models.get(spec.model)
+        pooled = self._pool.models.get(key_of(spec))
         try:
             size = pooled.reservation if pooled else quick_footprint(self._home, spec.model)
         except ModelCorrupt:  # a call to the role says what is wrong; the others go on
@@ -187,20 +312,25 @@ class ModelManager:
         return RoleInfo(
             **spec.model_dump(include={"model", "context_length", "concurrency", "timeout_s", "max_tokens", "thinks"}),
             role=role,
-            present=self._staff.present(spec.model),
-            resident=pooled is not None and pooled.phase is Phase.READY,
+            present=self._staff.present(key_of(spec)) or spec.engines != ("mlx",),
+            resident=self._in_memory(key_of(spec)),
             size_bytes=size.weights_bytes if size else 0,
         )
 
-    def _resident(self, model: PooledModel, worker: Worker) -> Resident:
+    def _in_memory(self, key: str) -> bool:
+        return key in self._pool.models and self._pool.models[key].phase is Phase.READY
+
+    def _resident(self, model: PooledModel) -> Resident:
         return Resident(
             model=model.model,
             roles=self._staff.roles_of(model.model),
-            pid=worker.pid,
+            pid=model.worker.pid if model.worker else 0,
             pinned=model.pinned,
             in_use=sum(1 for ticket in model.active if ticket.role),
             reserved_bytes=model.reserved_bytes,
-            measured_bytes=worker.measured_bytes,
+            measured_bytes=model.held_bytes,
+            tokens_per_s=model.tokens_per_s,
+            queued=len(model.waiting),
         )
 
     async def _check_length(self, spec: RoleSpec, model: PooledModel, request: GenerationRequest) -> None:
@@ -208,7 +338,7 @@ class ModelManager:
         if spec.context_length == max(each.context_length for each in model.specs):
             return
         text = "\n".join(message.content for message in request.messages)
-        prompt_tokens = await anyio.to_thread.run_sync(self._count, spec.model, text)
+        prompt_tokens = await anyio.to_thread.run_sync(self._count, model.folder, text)
         if prompt_tokens + request.max_tokens > spec.context_length:
             raise PromptTooLong(
                 "The prompt and its answer exceed the role's context.",
@@ -217,30 +347,36 @@ class ModelManager:
                 advice="Shorten the text, ask for a shorter answer, or raise the role's context_length.",
             )
 
-    def _count(self, model: str, text: str) -> int:
-        file = self._home.models / model / "tokenizer.json"
-        if model not in self._tokenizers:
+    def _count(self, folder: Path, text: str) -> int:
+        if folder not in self._tokenizers:
             from tokenizers import Tokenizer
 
             try:
-                self._tokenizers[model] = Tokenizer.from_file(str(file))
+                self._tokenizers[folder] = Tokenizer.from_file(str(folder / "tokenizer.json"))
             except Exception:  # its only type of error; a load says what is wrong with the file
                 return _estimate(text)
-        return len(self._tokenizers[model].encode(text, add_special_tokens=False).ids)
+        return len(self._tokenizers[folder].encode(text, add_special_tokens=False).ids)
 
-    def _prepared(self, model: PooledModel) -> Manifest:
+    async def _prepared(self, model: PooledModel) -> str:
+        return await anyio.to_thread.run_sync(self._checked, model, abandon_on_cancel=True)
+
+    async def _learned(self, model: PooledModel, loaded: Loaded) -> None:
+        name = model.model.partition("+")[0]
+        await anyio.to_thread.run_sync(remember, self._home, name, loaded)
+
+    def _checked(self, model: PooledModel) -> str:
         """What a load does before its process starts. A folder that was put there by hand gets a manifest. Blocking."""
-        self._count(model.model, "")
+        self._count(model.folder, "")
         try:
             if read_manifest(model.folder) is None:
-                return write_manifest(model.folder, model.model, "found in place")
-            return verify(model.folder, full=False)
+                return write_manifest(model.folder, model.model, "found in place").weights_sha256
+            return verify(model.folder, full=False).weights_sha256
         except OSError as error:
             raise corrupt(model.model, str(error)) from None
 
     def _wants_spare(self) -> bool:
         """A spare is for the next load: pointless where every model on disk is in memory."""
-        models = {spec.model for spec in self._staff.profile.roles.values()}
+        models = {key_of(spec) for spec in self._staff.profile.roles.values() if "mlx" in spec.engines}
         resident = {model.model for model in self._pool.models.values() if model.phase is Phase.READY}
         return self._settings.host.spare_worker and any(self._staff.present(model) for model in models - resident)
 
@@ -248,10 +384,15 @@ class ModelManager:
         if limit := await anyio.to_thread.run_sync(working_set_bytes, abandon_on_cancel=True):
             self._pool.limit(limit)
 
-    async def _end_the_idle(self, every_s: float) -> None:
-        while True:
-            await anyio.sleep(every_s)
-            self._pool.end_idle()
+
+def _filled(request: GenerationRequest, spec: RoleSpec) -> tuple[GenerationRequest, bool, int | None]:
+    """The request with what its role sets where it says nothing; whether the model thinks, and at most how much."""
+    changes: dict[str, Any] = {
+        "timeout_s": request.timeout_s or spec.timeout_s,
+        "repetition_penalty": request.repetition_penalty or spec.repetition_penalty,
+    }
+    budget = spec.thinking_budget if request.thinking_budget is None else request.thinking_budget
+    return request.model_copy(update=changes), spec.thinks, budget
 
 
 def _estimate(text: str) -> int:

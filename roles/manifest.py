@@ -140,14 +140,20 @@ def refuse_code(folder: Path, model: str) -> None:
         if name.endswith(PICKLED):
             raise _refused(model, f"pickled weights: {name}")
     for name in ("config.json", "tokenizer_config.json"):
-        keys = read_json(folder / name, model) if (folder / name).exists() else {}
-        for key in ("auto_map", "model_file"):
-            if keys.get(key):
-                raise _refused(model, f"{key!r} in {name}")
+        if (folder / name).exists():
+            refuse_keys(folder / name, model)
     modules = folder / "modules.json"
     for entry in read_json(modules, model, list) if modules.exists() else []:
         if not str(entry.get("type", "")).startswith("sentence_transformers."):
             raise _refused(model, f"module class {entry.get('type')!r} in modules.json")
+
+
+def refuse_keys(file: Path, model: str) -> None:
+    """Raise ModelRefused where a config names code of its own."""
+    config = read_json(file, model)
+    for key in ("auto_map", "model_file"):
+        if config.get(key):
+            raise _refused(model, f"{key!r} in {file.name}")
 
 
 def read_json(file: Path, model: str, kind: type = dict) -> Any:
@@ -176,14 +182,14 @@ def write_whole(file: Path, text: str) -> None:
         raise
 
 
-def corrupt(model: str, found: str) -> ModelCorrupt:
+def corrupt(model: str, found: str, advice: str = "") -> ModelCorrupt:
     """The error for a model whose files are not what they should be."""
     again = "with the path of its folder" if model.startswith("local/") else model
     return ModelCorrupt(
         f"The files of model {model!r} cannot be used.",
         found=" ".join(found.split())[:300],
         allowed="every file of its manifest with its SHA-256, in a form that mlx-lm or sentence-transformers reads",
-        advice=f"Fetch it again (rolecall models pull {again}), or choose another model.",
+        advice=advice or f"Fetch it again (rolecall models pull {again}), or choose another model.",
     )
 
 

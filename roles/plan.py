@@ -11,13 +11,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rolecall.config.home import Home
 from rolecall.config.profile import Profile, RoleSpec
-from rolecall.config.settings import GB
+from rolecall.config.settings import GB, load_profile, profile_names
 
-from .footprint import Footprint, footprints
+from .footprint import KV_STEP_TOKENS, Footprint, footprints, prefill_step_tokens
+from .manifest import corrupt, weights_bytes
 
 PROCESS_OVERHEAD_BYTES = 300_000_000  # Source: 254 MB RSS of a process that has imported mlx-lm, rounded up
 EMBEDDER_OVERHEAD_BYTES = 700_000_000  # Source: RSS of a process that has imported torch and sentence-transformers
@@ -44,10 +46,12 @@ class Reservation:
 @dataclass(frozen=True, slots=True)
 class ProfilePlan:
     """The fields of `rolecall models plan --json`. `total_bytes` if every role were resident; `resident_together`: the
-    sets that fit and cannot grow, each with every pinned role, since those are never evicted.
+    sets that fit and cannot grow, each with every pinned role, since those are never evicted. `needed_bytes`: the
+    pinned roles and the largest other one at the same time; `missing_bytes` of that exceed the budget.
 
-    A role's `reserved_bytes` is what a worker for it alone would reserve; it has `"source": "published"` where its
-    figures are not computed.
+    A role's `reserved_bytes` is what a worker for it alone would reserve, `bytes_per_8k` what 8,192 more tokens of
+    context would add to its cache, `fixed_bytes` what a sequence takes whatever its length. `source` is there where
+    figures are not computed from the architecture; `planned` holds those that a worker's measurement replaced.
     """
 
     profile: str
@@ -55,47 +59,67 @@ class ProfilePlan:
     roles: list[dict[str, Any]]
     total_bytes: int
     resident_together: list[list[str]]
+    needed_bytes: int
+    missing_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def plan_profile(profile: Profile, home: Home, budget_bytes: int | None = None) -> ProfilePlan:
-    """Plan a profile; no weights are needed. `budget_bytes` None takes the profile's own, whatever this machine has.
+def plan_profile(
+    profile: Profile,
+    home: Home,
+    budget_bytes: int | None = None,
+    context_length: int | None = None,
+    configs: Mapping[str, Any] | None = None,
+) -> ProfilePlan:
+    """Plan the roles of a profile that run here; no weights are needed. `budget_bytes` None takes the profile's own,
+    whatever this machine has. `context_length` plans every role at that, or at its model's own where that is less.
 
-    Blocking: seconds the first time, then at once. Raises: as `footprints`.
+    Blocking: seconds the first time, then at once. `configs` and raises: as `footprints`.
     """
     budget = budget_bytes if budget_bytes is not None else int(profile.budget_gb * GB)
-    sizes = footprints(home, [spec.model for spec in profile.roles.values()])
+    roles = {name: spec for name, spec in profile.roles.items() if "mlx" in spec.engines}
+    sizes = footprints(home, [spec.model for spec in roles.values()], configs)
+    if context_length:
+        for name, spec in roles.items():
+            length = min(context_length, sizes[spec.model].context_length or context_length)
+            roles[name] = spec.model_copy(update={"context_length": length})
     mac, cache_bytes = _MAC or profile.name.startswith("mac-"), int(profile.cache_limit_gb * GB)
 
     def together_bytes(names: Iterable[str]) -> int:
-        by_model: dict[str, list[RoleSpec]] = {}
+        workers: dict[tuple[str, str | None], list[RoleSpec]] = {}
         for name in names:
-            by_model.setdefault(profile.roles[name].model, []).append(profile.roles[name])
-        return sum(reserve(sizes[model], specs, cache_bytes, mac).total_bytes for model, specs in by_model.items())
+            workers.setdefault((roles[name].model, roles[name].adapter), []).append(roles[name])
+        return sum(
+            reserve(sizes[model], specs, cache_bytes, mac, adapter_bytes(adapter)).total_bytes
+            for (model, adapter), specs in workers.items()
+        )
 
-    roles = []
-    for name, spec in profile.roles.items():
-        size = sizes[spec.model]
-        role = {
-            "role": name,
-            **spec.model_dump(include={"model", "quantization", "context_length", "concurrency"}),
-            "weights_bytes": size.weights_bytes,
-            "kv_bytes_per_token": size.kv_bytes_per_token,
-            "reserved_bytes": together_bytes([name]),
-        }
-        roles.append(role | ({"source": "published"} if size.source == "published" else {}))
+    pinned = [name for name, spec in roles.items() if spec.pinned]
+    needed_bytes = max((together_bytes({*pinned, name}) for name in roles), default=0)
     return ProfilePlan(
         profile=profile.name,
         budget_bytes=budget,
-        roles=roles,
-        total_bytes=together_bytes(profile.roles),
-        resident_together=_fitting_sets(profile.roles, together_bytes, budget),
+        roles=[_role(name, spec, sizes[spec.model], together_bytes([name])) for name, spec in roles.items()],
+        total_bytes=together_bytes(roles),
+        resident_together=_fitting_sets(roles, together_bytes, budget),
+        needed_bytes=needed_bytes,
+        missing_bytes=max(0, needed_bytes - budget),
     )
 
 
-def reserve(size: Footprint, roles: Sequence[RoleSpec], cache_bytes: int, mac: bool = _MAC) -> Reservation:
+def plans_by_fit(home: Home, budget_bytes: int, context_length: int | None = None) -> list[ProfilePlan]:
+    """Every packaged profile planned within a budget, the best first: those whose pinned roles fit together with their
+    largest other role, most demanding first; then the others, those that miss least first. Blocking, as `plan_profile`.
+    """
+    plans = [plan_profile(load_profile(name), home, budget_bytes, context_length) for name in profile_names()]
+    return sorted(plans, key=lambda plan: (plan.missing_bytes, -plan.needed_bytes))
+
+
+def reserve(
+    size: Footprint, roles: Sequence[RoleSpec], cache_bytes: int, mac: bool = _MAC, adapter_bytes: int = 0
+) -> Reservation:
     """What a worker reserves to serve `roles`, which share its weights; at least one role.
 
     Requests of roles that are not pinned share the largest part that one of them asks for (context x concurrency, each
@@ -106,20 +130,31 @@ def reserve(size: Footprint, roles: Sequence[RoleSpec], cache_bytes: int, mac: b
     slots = sum(s.concurrency for s in pinned) + max((s.concurrency for s in shared), default=0)
     kv_tokens = sum(context_tokens(s) * s.concurrency for s in pinned)
     kv_tokens += max((context_tokens(s) * s.concurrency for s in shared), default=0)
+    kv_bytes = size.kv.reserved_bytes(kv_tokens, slots, prefill_step_tokens(mac))
     return Reservation(
-        weights_bytes=size.weights_bytes,
-        kv_bytes=kv_tokens * size.kv_bytes_per_token + slots * size.fixed_bytes,
-        transient_bytes=max(size.prefill_transient_bytes(spec.context_length, fused=mac) for spec in roles),
-        overhead_bytes=PROCESS_OVERHEAD_BYTES,
+        weights_bytes=size.weights_bytes + adapter_bytes,
+        kv_bytes=kv_bytes,
+        transient_bytes=max(size.transient_bytes(spec.context_length, kv_bytes, mac) for spec in roles),
+        overhead_bytes=max(PROCESS_OVERHEAD_BYTES, size.overhead_bytes),
         cache_bytes=cache_bytes,
         kv_tokens=kv_tokens,
         slots=slots,
     )
 
 
+def adapter_bytes(folder: str | None) -> int:
+    """What an adapter's weights take, 0 without one. Raises ModelCorrupt where the folder holds none."""
+    if folder is None:
+        return 0
+    path = Path(folder).expanduser()
+    if not (found := weights_bytes(path)):
+        raise corrupt(folder, f"no safetensors weights in {path}", "Check the role's `adapter` in the settings.")
+    return found
+
+
 def context_tokens(spec: RoleSpec) -> int:
     """The role's context as mlx-lm allocates it, in steps of 256 tokens."""
-    return -(-spec.context_length // 256) * 256
+    return -(-spec.context_length // KV_STEP_TOKENS) * KV_STEP_TOKENS
 
 
 def working_set_bytes() -> int | None:
@@ -129,6 +164,22 @@ def working_set_bytes() -> int | None:
     code = "import mlx.core as mx; print(int(mx.device_info()['max_recommended_working_set_size']))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return int(result.stdout) if result.returncode == 0 else None
+
+
+def _role(name: str, spec: RoleSpec, size: Footprint, reserved_bytes: int) -> dict[str, Any]:
+    role = {
+        "role": name,
+        **spec.model_dump(include={"model", "quantization", "context_length", "concurrency"}),
+        "weights_bytes": size.weights_bytes,
+        "kv_bytes_per_token": size.kv_bytes_per_token,
+        "reserved_bytes": reserved_bytes,
+        "fixed_bytes": size.kv.fixed_bytes,
+        "bytes_per_8k": 8192 * size.kv_bytes_per_token * spec.concurrency,
+        "model_context_length": size.context_length,
+    }
+    source = size.source if size.source in ("published", "measured") else None
+    more = {"source": source, "planned": size.planned, "download_bytes": size.figures.get("download_bytes")}
+    return role | {name: value for name, value in more.items() if value}
 
 
 def _fitting_sets(

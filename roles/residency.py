@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -11,7 +11,7 @@ class ResidentModel:
     """What the decision may know of one model in memory.
 
     `reserved_bytes` counts from the start of its load until its memory was seen to come back; a model that loads is in
-    use. `next_use` is the probability that it is the next model used; `last_used` any rising number.
+    use if anyone waits for it. `next_use` is the probability that it is the next model used; `last_used` rises.
     """
 
     key: str
@@ -53,11 +53,28 @@ class Refuse:
 Verdict = Admit | Evict | Wait | Refuse
 
 
-def admit(need_bytes: int, resident: Sequence[ResidentModel], budget_bytes: int) -> Verdict:
+def worth(model: ResidentModel) -> tuple[float, float, str]:
+    """What its memory is worth: seconds of reloading to be expected per byte, then how lately it was used."""
+    return (model.reload_s * model.next_use / max(model.reserved_bytes, 1), model.last_used, model.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How memory is used. The defaults are the product's; the simulator compares them with others.
+
+    `worth` orders the victims; `preloads` what is likely to come next; `idle_ttl_s`, where set, is every model's.
+    """
+
+    worth: Callable[[ResidentModel], tuple[float | str, ...]] = worth
+    preloads: bool = True
+    idle_ttl_s: float | None = None
+
+
+def admit(need_bytes: int, resident: Sequence[ResidentModel], budget_bytes: int, policy: Policy = Policy()) -> Verdict:
     """Whether a load of `need_bytes` may start, and what has to end before.
 
     Pinned models never end, models in use are waited for, and nothing ends unless the load fits afterwards and needs
-    it. First goes the least (reload seconds x probability of next use) per byte, then the one unused for longest.
+    it. First goes what the policy holds of least worth.
     """
     pinned_bytes = sum(model.reserved_bytes for model in resident if model.pinned and not model.ending)
     if need_bytes > budget_bytes - pinned_bytes:
@@ -67,7 +84,7 @@ def admit(need_bytes: int, resident: Sequence[ResidentModel], budget_bytes: int)
         return Admit()
     ending = [model for model in resident if model.ending]
     missing -= sum(model.reserved_bytes for model in ending)
-    loose = sorted((model for model in resident if not model.pinned and not model.ending), key=_worth)
+    loose = sorted((model for model in resident if not model.pinned and not model.ending), key=policy.worth)
     idle = [model for model in loose if not model.in_use]
     if 0 < missing <= sum(model.reserved_bytes for model in idle):
         return Evict(_fewest(idle, missing))
@@ -75,8 +92,14 @@ def admit(need_bytes: int, resident: Sequence[ResidentModel], budget_bytes: int)
     return Wait(tuple(model.key for model in ending) + _fewest(idle + used, missing))
 
 
-def _worth(model: ResidentModel) -> tuple[float, float, str]:
-    return (model.reload_s * model.next_use / max(model.reserved_bytes, 1), model.last_used, model.key)
+def shed(resident: Sequence[ResidentModel], budget_bytes: int, policy: Policy = Policy()) -> tuple[Evict, Wait]:
+    """What a budget that has become too small asks for: whom to end now, and whom once nobody uses them."""
+    missing = sum(model.reserved_bytes for model in resident if not model.ending) - budget_bytes
+    loose = sorted((model for model in resident if not model.pinned and not model.ending), key=policy.worth)
+    idle = [model for model in loose if not model.in_use]
+    now = _fewest(idle, missing)
+    missing -= sum(model.reserved_bytes for model in idle if model.key in now)
+    return Evict(now), Wait(_fewest([model for model in loose if model.in_use], missing))
 
 
 def _fewest(candidates: Sequence[ResidentModel], missing_bytes: int) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -19,12 +20,12 @@ from anyio.streams.text import TextReceiveStream
 
 from rolecall.config.home import Home
 from rolecall.config.models import known_repository, models_table
-from rolecall.config.profile import Profile
+from rolecall.config.profile import Profile, RoleSpec
 from rolecall.config.settings import GB, Settings
 
 from .errors import DownloadFailed, ModelUnknown, RoleError
 from .footprint import footprints, unknown_model
-from .manifest import Manifest, read_manifest, weights_bytes
+from .manifest import Manifest, read_json, read_manifest, refuse_keys, weights_bytes
 from .staff import EMBEDDER_ROLE, Staff
 from .starter import STARTER_MODELS
 
@@ -91,41 +92,83 @@ async def pull(name: str, home: Home, settings: Settings, on_progress: OnProgres
     Raises:
         ModelUnknown, DownloadFailed, ModelCorrupt, ModelRefused.
     """
-    job = _job(name, home, settings)
-    home.models.mkdir(mode=0o700, parents=True, exist_ok=True)
+    manifest: Manifest = await _fetch(_job(name, home, settings), on_progress or (lambda *_: None))
+    if not (home.models / manifest.model / "modules.json").is_file():
+        await anyio.to_thread.run_sync(footprints, home, [manifest.model])
+    return manifest
+
+
+async def to_plan(names: Sequence[str], home: Home, settings: Settings) -> tuple[Profile, dict[str, Any]]:
+    """The profile cut down to what `names` mean, and the `config.json` of those of which only that is there.
+
+    A name as for `resolve`, a folder, or the path of a `config.json`. Of a repository neither on disk nor in the table
+    that file alone is fetched. A model without a role here is planned as the worker of a call to it would be.
+
+    Raises:
+        ModelUnknown, ModelRefused, ModelCorrupt, DownloadFailed.
+    """
+    staff, roles, configs = Staff(home, settings.profile), dict[str, RoleSpec](), dict[str, Any]()
+    for name in names:
+        held = staff.profile.roles
+        if name in held:
+            roles[name] = held[name]
+            continue
+        if _is_path(name):
+            file = _config_file(name)
+            model = str(file if name.endswith(".json") else file.parent)
+            refuse_keys(file, model)
+            configs[model] = read_json(file, model)
+        else:
+            model = resolve(name, staff.profile)
+            if not (staff.present(model) or model in models_table()):
+                configs[model] = await _fetch({"kind": "config", "model": model, "models": str(home.models)})
+        roles |= {role: held[role] for role in staff.roles_of(model) if role in held} or {model: staff.specs(model)[0]}
+    return settings.profile.model_copy(update={"roles": roles}), configs
+
+
+async def _fetch(job: dict[str, str], on_progress: OnProgress = lambda *_: None) -> Any:
+    """What the process for one job of `fetch` answers."""
+    Path(job["models"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     command, null = [sys.executable, "-P", "-m", "rolecall.roles.fetch", json.dumps(job)], subprocess.DEVNULL
     process = await anyio.open_process(command, stdin=null, stderr=null, start_new_session=True)
     try:
-        manifest = await _listen(process, job["model"], on_progress or (lambda *_: None))
+        return await _listen(process, job["model"], on_progress)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with whatever it started; nothing half-made is ever in place
         with anyio.CancelScope(shield=True):
             await process.wait()
             await process.aclose()
-    if not (home.models / manifest.model / "modules.json").is_file():
-        await anyio.to_thread.run_sync(footprints, home, [manifest.model])
-    return manifest
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~"))
+
+
+def _config_file(name: str) -> Path:
+    path = Path(name).expanduser().resolve()
+    file = path if path.suffix == ".json" else path / "config.json"
+    if file.is_file():
+        return file
+    raise ModelUnknown(
+        "That folder holds no model.",
+        found=str(path),
+        allowed="a folder with config.json and safetensors weights",
+        advice="Check the path.",
+    )
 
 
 def _job(name: str, home: Home, settings: Settings) -> dict[str, str]:
     models = str(home.models)
-    if name.startswith(("/", "./", "../", "~")):
-        folder = Path(name).expanduser().resolve()
-        if not (folder / "config.json").is_file():
-            raise ModelUnknown(
-                "That folder holds no model.",
-                found=str(folder),
-                allowed="a folder with config.json and safetensors weights",
-                advice="Check the path.",
-            )
+    if _is_path(name):
+        folder = _config_file(name).parent
         model = "local/" + re.sub(r"[^\w.-]+", "-", folder.name, flags=re.ASCII).strip("-.")
         return {"kind": "folder", "model": model, "folder": str(folder), "models": models}
     model = STARTER_MODELS[0] if name == "starter" else resolve(name, settings.profile)
     return {"kind": "starter" if model in STARTER_MODELS else "hub", "model": model, "models": models}
 
 
-async def _listen(process: anyio.abc.Process, model: str, on_progress: OnProgress) -> Manifest:
+async def _listen(process: anyio.abc.Process, model: str, on_progress: OnProgress) -> Any:
     assert process.stdout is not None
     pending = ""
     async for text in TextReceiveStream(process.stdout):
@@ -136,6 +179,8 @@ async def _listen(process: anyio.abc.Process, model: str, on_progress: OnProgres
                     on_progress(what, done, total)
                 case {"manifest": manifest}:
                     return Manifest.model_validate(manifest)
+                case {"config": config}:
+                    return config
                 case {"error": error}:
                     raise _error(**error)
     raise DownloadFailed(

@@ -5,7 +5,6 @@ ServerError
 ├── HostUnavailable    host_unavailable   no host can be reached or started
 ├── HostDied           host_died          the host ended while a request was open
 ├── HostMismatch       host_mismatch      the running host has other settings or a newer version
-├── AnswerRefused      answer_refused     no valid answer of the asked form could be had from a model
 ├── DeadlineExceeded   deadline_exceeded  the call's own `budget_s` ran out
 ├── StoreNewer         store_newer        a newer Rolecall wrote this file
 └── StoreUnusable      store_unusable     receipts cannot be read or written
@@ -34,10 +33,6 @@ class HostDied(ServerError):
 
 class HostMismatch(ServerError):
     code = "host_mismatch"
-
-
-class AnswerRefused(ServerError):
-    code = "answer_refused"
 
 
 class DeadlineExceeded(ServerError):

@@ -78,19 +78,23 @@ def _engine(kind: str, send: Send) -> TextEngine | EmbedderEngine:
     from .blas import load_fast_blas
 
     blas = load_fast_blas()  # before anything imports mlx
+    # transformers imports torch where it finds it: 135 MB and half a second that a tokenizer has no use for
+    sys.modules["torch"] = None  # type: ignore[assignment]
     from .mlx_text import TextEngine
 
     return TextEngine(send, blas)
 
 
 def _serve(engine: TextEngine | EmbedderEngine, inbox: Inbox, send: Send) -> None:
-    reported_at = 0.0
+    reported_at, reported_progress = 0.0, -1
     while True:
-        if time.monotonic() - reported_at >= MEMORY_EVERY_S:
+        patience_s = engine.patience_s
+        gets_on = patience_s != 0.0 or engine.progress != reported_progress
+        if gets_on and time.monotonic() - reported_at >= MEMORY_EVERY_S:  # silence is how the parent sees it hang
             send(0, engine.measured_bytes())
-            reported_at = time.monotonic()
+            reported_at, reported_progress = time.monotonic(), engine.progress
         try:
-            message = inbox.get(block=engine.idle)
+            message = inbox.get(block=patience_s != 0.0, timeout=patience_s)
         except queue.Empty:
             engine.step()
             continue
@@ -103,6 +107,8 @@ def _serve(engine: TextEngine | EmbedderEngine, inbox: Inbox, send: Send) -> Non
                 case None:
                     engine.cancel(message.id)
                     send(message.id, wire.failure(RoleError("The request was cancelled.")))
+                case "grant":
+                    engine.grant()
                 case body:
                     engine.submit(message.id, body)
         except Exception as error:
@@ -113,8 +119,9 @@ def _load(engine: TextEngine | EmbedderEngine, id: int, spec: WorkerSpec, send: 
     def on_loading(done_bytes: int, total_bytes: int) -> None:
         send(id, Loading(spec.model, done_bytes, total_bytes))
 
-    refuse_code(spec.folder, spec.model)
-    check_weights(spec.folder, spec.model)
+    for folder in (spec.folder, *([spec.adapter] if spec.adapter else ())):
+        refuse_code(folder, spec.model)
+        check_weights(folder, spec.model)
     try:
         send(id, engine.load(spec, on_loading))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -42,6 +42,7 @@ class EmbedderEngine:
         self._model: Any = None
         self._dimensions = 0
         self._threads = torch.get_num_threads()
+        self.progress = 0  # counts steps
 
     def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None]) -> Loaded:
         started = time.monotonic()
@@ -62,7 +63,7 @@ class EmbedderEngine:
             blas="metal" if device == "mps" else "torch",
         )
 
-    def submit(self, id: int, message: wire.Generate | wire.Embed) -> None:
+    def submit(self, id: int, message: wire.Generate | wire.Score | wire.Embed) -> None:
         assert isinstance(message, wire.Embed) and self._model is not None
         by_length = sorted(range(len(message.texts)), key=lambda i: len(message.texts[i]))
         job = _Job(id, message, by_length, np.zeros((len(by_length), self._dimensions), np.float32))
@@ -74,11 +75,16 @@ class EmbedderEngine:
     def cancel(self, id: int) -> None:
         self._jobs = deque(job for job in self._jobs if job.id != id)
 
+    def grant(self) -> None:
+        """It asks for none."""
+
     @property
-    def idle(self) -> bool:
-        return not self._jobs
+    def patience_s(self) -> float | None:
+        """How long a message may be waited for before the next step is due; None: for ever."""
+        return 0.0 if self._jobs else None
 
     def step(self) -> None:
+        self.progress += 1
         job = self._jobs.popleft()
         now, job.left = job.left[: self._step_texts], job.left[self._step_texts :]
         try:

@@ -1,30 +1,36 @@
-"""The text engine: mlx-lm's BatchGenerator, stepped one prefill chunk or token at a time."""
+"""The text engine: mlx-lm's BatchGenerator, stepped one prefill chunk or token at a time.
+
+A request waits here, holding nothing, until the generator has a place for it and no other prompt is being prefilled: so
+it begins with all that earlier ones have computed of its prompt, and what runs and what is kept fit the spec's bytes.
+"""
 
 from __future__ import annotations
 
 import importlib
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import mlx.core as mx
 import psutil
-from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import load_model, load_tokenizer
+from mlx_lm.models.cache import can_trim_prompt_cache
 
 from rolecall.roles.contract import Generated, GenerationRequest, Prefilling
+from rolecall.roles.dry_run import kv_of
 from rolecall.roles.errors import PromptTooLong, WorkerTimeout
+from rolecall.roles.footprint import KV_STEP_TOKENS
 
 from . import wire
 from .channels import TextStream
-from .steering import Grammars, Steering, sampler
-from .wire import Channel, Finish, Loaded, WorkerResult, WorkerSpec
+from .loading import MAX_PREFILL_STEP, MIN_PREFILL_STEP, rates, read_model
+from .prefixes import Layers, Prefixes
+from .scoring import label_tokens, score
+from .steering import Grammars, Steering, closing, sampler
+from .wire import Channel, Finish, Loaded, Scored, WorkerResult, WorkerSpec
 
-MAX_PREFILL_STEP = 2048  # Source: mlx-lm's default; larger chunks gain nothing on the devices it was tuned for
-MIN_PREFILL_STEP = 8
-_LOAD_SLICE_BYTES = 256 << 20
+LEASE_PATIENCE_S = 1.0  # how often a worker that waits for its lease looks at time-outs and says it lives
 _CHARACTERS_PER_TOKEN = 64  # far above any text's: longer prompts are refused without being tokenised
 _ANSWER_SHARE = 4  # thinking is closed where only this part (a quarter) of max_tokens is left
 
@@ -37,14 +43,22 @@ _generate.maybe_set_recommended_wired_limit = lambda: None
 
 @dataclass(slots=True)
 class _Job:
-    """A request under way. Times on the awake clock; `began` is the start of its first prefill step."""
+    """A request under way. Times on the awake clock; `began` is the start of its first prefill step.
+
+    Of the prompt, `cached` tokens were taken from the prefix cache, `done` are in its KV cache; a snapshot is due at
+    `boundary`; `left` is what the generator gave back of it. With `labels` nothing is generated: these are scored.
+    """
 
     id: int
     request: GenerationRequest
-    prompt_tokens: int
+    prompt: list[int]
     steering: Steering
     stream: TextStream
-    prefill_tokens: int = 0
+    labels: list[list[int]] = field(default_factory=list)
+    cached: int = 0
+    done: int = 0
+    boundary: int = 0
+    left: tuple[Layers, list[int]] | None = None
     began: float = 0.0
     prefilled: float = 0.0
 
@@ -56,29 +70,31 @@ class TextEngine:
         self._send = send
         self._blas = blas
         self._before_load_bytes = psutil.Process().memory_info().rss
+        self._waiting: deque[_Job] = deque()
         self._jobs: dict[int, _Job] = {}  # by the batch generator's uid
+        self._prefilling: int | None = None  # the one whose prompt is not done
+        self._lease: Literal["want", "held"] | None = None
+        self._prefixes = Prefixes()
         self._model: Any = None
         self._tokenizer: Any = None
         self._generator: Any = None
+        self.progress = 0  # counts chunks and tokens
 
     def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None]) -> Loaded:
         started = time.monotonic()
         self._spec = spec
         mx.set_cache_limit(spec.cache_limit_bytes)  # of freed buffers; unbounded by default
-        self._model, config = load_model(spec.folder, lazy=True, trust_remote_code=False)
-        weights_bytes = _read_weights(self._model, on_loading)
-        eos = config.get("eos_token_id")
-        self._tokenizer = load_tokenizer(spec.folder, {"trust_remote_code": False}, eos_token_ids=eos)
+        self._model, self._tokenizer, weights_bytes = read_model(spec, on_loading)
         self._grammars = Grammars(self._tokenizer)
-        kv_bytes_per_token, fixed_state_bytes = _cache_bytes(self._model)
-        self._step_tokens, prefill_rate, decode_rate = _rates(self._model, spec)
-        self._new_generator()
+        self._kv = kv_of(self._model)
+        self._step_tokens, prefill_rate, decode_rate = rates(self._model, spec)
+        self._reset()
         mx.clear_cache()
         return Loaded(
             weights_bytes=weights_bytes,
             measured_bytes=self.measured_bytes(),
-            kv_bytes_per_token=kv_bytes_per_token,
-            fixed_state_bytes=fixed_state_bytes,
+            kv_bytes_per_token=self._kv.per_token_bytes,
+            fixed_state_bytes=self._kv.fixed_bytes,
             prefill_step=self._step_tokens,
             prefill_tokens_per_s=prefill_rate,
             decode_tokens_per_s=decode_rate,
@@ -86,48 +102,69 @@ class TextEngine:
             blas=self._blas,
         )
 
-    def submit(self, id: int, message: wire.Generate | wire.Embed) -> None:
+    def submit(self, id: int, message: wire.Generate | wire.Score | wire.Embed) -> None:
         """Queue one request.
 
         Raises:
             PromptTooLong, SchemaRefused.
         """
-        assert isinstance(message, wire.Generate) and self._generator is not None
+        assert self._generator is not None and not isinstance(message, wire.Embed)
+        labels: tuple[str, ...] = ()
+        if isinstance(message, wire.Score):
+            labels, messages = message.labels, message.messages
+            longest = max(len(self._tokenizer.encode(label)) for label in labels)
+            message = wire.Generate(GenerationRequest(messages=messages, max_tokens=longest), False, 0)
         request = message.request
-        prompt = self._prompt(request, message.thinks and message.thinking_budget != 0)
+        prompt, text = self._prompt(request, message.thinks and message.thinking_budget != 0)
         thinking, budget = self._thinking(prompt, message)
-        matcher = self._grammars.matcher(request.json_schema)
-        steering = Steering(
-            self._tokenizer, matcher, request.repetition_penalty, thinking, may_think=message.thinks, budget=budget
-        )
-        [uid] = self._generator.insert(
-            [prompt],
-            max_tokens=[request.max_tokens],
-            samplers=[sampler(request)],
-            logits_processors=[[steering] if steering.needed else []],
-        )
+        if labels and thinking:  # a label is an answer, no thought
+            prompt += closing(self._tokenizer)
+        matcher = self._grammars.matcher(request)
+        steering = Steering(self._tokenizer, matcher, request.repetition_penalty, thinking, message.thinks, budget)
         stream = TextStream(self._tokenizer, thinking=thinking, stop=request.stop)
-        self._jobs[uid] = _Job(id, request, len(prompt), steering, stream)
+        tokens = label_tokens(self._tokenizer, prompt, text, labels)
+        self._waiting.append(_Job(id, request, prompt, steering, stream, tokens))
 
     def cancel(self, id: int) -> None:
+        self._waiting = deque(job for job in self._waiting if job.id != id)
         for uid in [uid for uid, job in self._jobs.items() if job.id == id]:
             self._drop(uid)
 
+    def grant(self) -> None:
+        """One prefill chunk may run. Comes too late for a request that was let go: then it means nothing."""
+        if self._lease == "want":
+            self._lease = "held"
+
     @property
-    def idle(self) -> bool:
-        return not self._jobs
+    def patience_s(self) -> float | None:
+        """How long a message may be waited for before the next step is due; None: for ever."""
+        if not self._jobs and not self._waiting:
+            return None
+        return LEASE_PATIENCE_S if self._lease == "want" and len(self._jobs) == 1 else 0.0
 
     def step(self) -> None:
         """One token for each decoding request and one chunk of one prompt; then what is over is answered."""
+        if self._waiting and self._prefilling is None and len(self._jobs) < self._spec.concurrency:
+            job = self._waiting.popleft()
+            try:
+                self._begin(job)
+            except Exception as error:
+                self._send(job.id, wire.failure(error))
+        # with no place left for completions the generator decodes those that it has, and prefills nothing
+        self._generator.completion_batch_size = self._spec.concurrency if self._may_prefill() else 0
         began = time.monotonic()
         try:
             prefilled, decoded = self._generator.next()
         except Exception as error:  # the batch's state is unknown now: nobody in it can go on
-            self._new_generator()
+            self._reset()
             for uid in list(self._jobs):
                 self._fail(uid, error)
             return
         now = time.monotonic()
+        if self._lease == "held":
+            self._lease = None
+            self._send(0, "done")
+        self.progress += len(prefilled) + len(decoded)
         for response in prefilled:
             self._on_prefill(response, began, now)
         for response in decoded:
@@ -147,22 +184,82 @@ class TextEngine:
         return int(max(psutil.Process().memory_info().rss, held))
 
     def close(self) -> None:
+        self._generator = None
+        self._prefixes.trim_to(0)
         mx.synchronize()
         mx.clear_cache()
 
-    def _prompt(self, request: GenerationRequest, think: bool) -> list[int]:
+    def _begin(self, job: _Job) -> None:
+        """Give a request to the generator, with what is known of its prompt."""
+        with mx.stream(self._generator.stream):
+            running = self._generator.extract_cache(list(self._jobs)).values() if self._jobs else ()
+            layers, cached = self._prefixes.fetch(job.prompt, running)
+            mx.eval([layer.state for layer in layers or ()])  # before a running batch changes what it was taken from
+        self._prefixes.trim_to(self._room_bytes(job))
+        job.cached = job.done = cached
+        job.boundary = max(cached, self._prefixes.boundary(job.prompt, cached))
+        [uid] = self._generator.insert_segments(
+            [[job.prompt[cached : job.boundary], job.prompt[job.boundary :]]],
+            max_tokens=[job.request.max_tokens],
+            caches=[layers],
+            all_tokens=[job.prompt[:cached]],
+            samplers=[sampler(job.request)],
+            logits_processors=[[job.steering] if job.steering.needed else []],
+        )
+        self._jobs[uid] = job
+        self._prefilling = uid
+        if job.labels and job.done == len(job.prompt) - 1:
+            self._score(uid)
+
+    def _may_prefill(self) -> bool:
+        """Whether the next step may run a chunk, or has none to run. Asks for the lease where it is needed."""
+        job = self._jobs.get(-1 if self._prefilling is None else self._prefilling)
+        if not self._spec.leased or job is None or job.done == len(job.prompt) - 1:
+            return True
+        if self._lease is None:
+            self._lease = "want"
+            self._send(0, "want")
+        return self._lease == "held"
+
+    def _kv_bytes(self, *jobs: _Job) -> int:
+        """What the caches of requests come to take: each is padded to the longest."""
+        longest = max((len(job.prompt) + job.request.max_tokens for job in jobs), default=0)
+        padded = -(-longest // KV_STEP_TOKENS) * KV_STEP_TOKENS
+        return self._kv.reserved_bytes(len(jobs) * padded, len(jobs), MAX_PREFILL_STEP)
+
+    def _room_bytes(self, *more: _Job) -> int:
+        """What running requests, and `more`, leave for the prefix cache."""
+        return self._spec.kv_bytes - self._kv_bytes(*self._jobs.values(), *more)
+
+    def _score(self, uid: int) -> None:
+        job = self._jobs[uid]
+        try:
+            with mx.stream(self._generator.stream):
+                layers, _ = self._generator.extract_cache([uid])[uid]
+                rows = 1 + max(0, self._room_bytes() - self._prefixes.nbytes) // self._kv_bytes(job)
+                scores = score(self._model, layers, job.prompt[-1], job.labels, rows)
+        except Exception as error:
+            self._fail(uid, error)
+            return
+        self._drop(uid)
+        self._send(job.id, Scored(scores))
+
+    def _prompt(self, request: GenerationRequest, think: bool) -> tuple[list[int], str]:
+        """The prompt's tokens and its text."""
         room = self._spec.context_length
         count = sum(len(message.content) for message in request.messages) // _CHARACTERS_PER_TOKEN
         if count <= room:
-            if self._tokenizer.has_chat_template:
+            templated = self._tokenizer.has_chat_template
+            if templated:
                 messages = [message.model_dump() for message in request.messages]
-                tokens = self._tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, enable_thinking=think
+                text = self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, enable_thinking=think
                 )
             else:
-                tokens = self._tokenizer.encode("\n\n".join(message.content for message in request.messages))
+                text = "\n\n".join(message.content for message in request.messages)
+            tokens = list(self._tokenizer.encode(text, add_special_tokens=not templated))
             if (count := len(tokens)) + request.max_tokens <= room:
-                return list(tokens)
+                return tokens, text
         raise PromptTooLong(
             f"The prompt is too long for model {self._spec.model!r}.",
             found=f"at least {count} prompt tokens and {request.max_tokens} for the answer",
@@ -184,16 +281,28 @@ class TextEngine:
         job.began = job.began or began
         if response.end_of_prompt:
             job.prefilled = now
-        done, total = response.progress
-        self._adapt(now - began, done - job.prefill_tokens)
-        job.prefill_tokens = done
-        self._send(job.id, Prefilling(done, total))
+            self._prefilling = None
+        done = job.cached + response.progress[0]
+        self._adapt(now - began, done - job.done)
+        job.done = done
+        self._send(job.id, Prefilling(done, len(job.prompt)))
+        if response.end_of_prompt:
+            return
+        if done == job.boundary:
+            with mx.stream(self._generator.stream):
+                layers, tokens = self._generator.extract_cache([response.uid])[response.uid]
+                if not can_trim_prompt_cache(layers):  # one that can be cut is kept once, at the end
+                    self._prefixes.keep(layers, tokens, self._room_bytes())
+        if job.labels and done == len(job.prompt) - 1:
+            self._score(response.uid)
 
     def _on_token(self, response: Any) -> None:
         job = self._jobs[response.uid]
         if response.finish_reason != "stop":  # then the token is the model's own end mark
             self._say(job, job.stream.add(response.token))
         if job.stream.stopped or response.finish_reason:
+            if response.finish_reason:
+                job.left = response.prompt_cache, response.all_tokens
             self._finish(response.uid, "stop" if job.stream.stopped else response.finish_reason)
 
     def _say(self, job: _Job, pieces: list[tuple[Channel, str]]) -> None:
@@ -209,11 +318,12 @@ class TextEngine:
             text=job.stream.text("answer"),
             thinking=job.stream.text("thinking"),
             finish=finish,
-            prompt_tokens=job.prompt_tokens,
+            prompt_tokens=len(job.prompt),
             completion_tokens=job.stream.tokens,
             thinking_tokens=job.stream.thinking_tokens,
             prefill_s=job.prefilled - job.began,
             decode_s=now - job.prefilled,
+            cached_tokens=job.cached,
         )
         self._send(job.id, result)
 
@@ -223,7 +333,7 @@ class TextEngine:
             return self._finish(uid, "timeout")
         error = WorkerTimeout(
             f"Model {self._spec.model!r} made no token in time.",
-            found=f"{elapsed_s:.1f} s in a prompt of {job.prompt_tokens} tokens",
+            found=f"{elapsed_s:.1f} s in a prompt of {len(job.prompt)} tokens",
             allowed=f"{job.request.timeout_s:.1f} s from the first prefill step",
             advice="Send less text, or raise the role's timeout_s.",
         )
@@ -234,8 +344,17 @@ class TextEngine:
         self._drop(uid)
 
     def _drop(self, uid: int) -> None:
-        self._generator.remove([uid])
-        del self._jobs[uid]
+        """Let go of a request and keep what was computed of it."""
+        job = self._jobs.pop(uid)
+        with mx.stream(self._generator.stream):
+            if left := self._generator.remove([uid], return_prompt_caches=True).get(uid, job.left):
+                layers, tokens = left
+                self._prefixes.keep(layers, tokens, self._room_bytes())
+        if uid == self._prefilling:
+            self._prefilling = None
+            if self._lease:
+                self._lease = None
+                self._send(0, "done")
 
     def _adapt(self, step_s: float, tokens: int) -> None:
         """Follow what a chunk takes now: attention grows with the context, and other processes share the device."""
@@ -246,7 +365,9 @@ class TextEngine:
             self._step_tokens = min(MAX_PREFILL_STEP, self._step_tokens * 2)
         self._generator.prefill_step_size = self._step_tokens
 
-    def _new_generator(self) -> None:
+    def _reset(self) -> None:
+        """Start with nothing running and nothing kept."""
+        self._prefixes.trim_to(0)
         self._generator = _generate.BatchGenerator(
             self._model,
             stop_tokens=[(token,) for token in self._tokenizer.eos_token_ids],
@@ -254,52 +375,3 @@ class TextEngine:
             prefill_batch_size=1,  # a chunk is then never longer than one prompt's, and its time stays bounded
             prefill_step_size=self._step_tokens,
         )
-
-
-def _read_weights(model: Any, on_loading: Callable[[int, int], None]) -> int:
-    """Bring the lazy weights into memory in slices; returns their bytes."""
-    arrays = [array for _, array in tree_flatten(model.parameters())]
-    total = sum(array.nbytes for array in arrays)
-    done = told = 0
-    waiting: list[Any] = []
-    on_loading(0, total)
-    for array in arrays:
-        waiting.append(array)
-        done += array.nbytes
-        if done - told >= _LOAD_SLICE_BYTES or done == total:
-            mx.eval(waiting)
-            waiting.clear()
-            on_loading(done, total)
-            told = done
-    return int(total)
-
-
-def _cache_bytes(model: Any) -> tuple[int, int]:
-    """KV bytes per token and state bytes that do not grow, from shapes alone: nothing is computed."""
-    cache = make_prompt_cache(model)
-    sizes = []
-    for _ in range(2):
-        model(mx.zeros((1, 256), dtype=mx.int32), cache=cache)
-        sizes.append(sum(layer.nbytes for layer in cache))
-    per_token = (sizes[1] - sizes[0]) // 256
-    return int(per_token), int(sizes[0] - 256 * per_token)
-
-
-def _rates(model: Any, spec: WorkerSpec) -> tuple[int, float, float]:
-    """The largest prefill chunk that stays under the target, and tokens per second of prefill and of decode."""
-
-    def seconds(tokens: int, cache: Any) -> float:
-        began = time.monotonic()
-        logits = model(mx.ones((1, tokens), dtype=mx.int32), cache=cache)
-        mx.eval(logits if tokens == 1 else [layer.state for layer in cache])
-        return time.monotonic() - began
-
-    cache = make_prompt_cache(model)
-    seconds(MIN_PREFILL_STEP, cache)  # the first pass compiles and touches pages
-    decode_s = min(seconds(1, cache) for _ in range(3))
-    step = MIN_PREFILL_STEP
-    step_s = seconds(step, make_prompt_cache(model))
-    while step_s * 2 < spec.prefill_target_s * 0.8 and step * 2 <= min(MAX_PREFILL_STEP, spec.context_length):
-        step *= 2
-        step_s = seconds(step, make_prompt_cache(model))
-    return step, step / step_s, 1 / decode_s

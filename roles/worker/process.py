@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 import anyio.abc
@@ -21,7 +21,8 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from rolecall.config.errors import RolecallError
 from rolecall.roles import errors
-from rolecall.roles.contract import Generated, GenerationRequest, Loading, OnEvent, Prefilling, Vectors
+from rolecall.roles.contract import Generated, GenerationRequest, Loading, Message, OnEvent, Prefilling, Vectors
+from rolecall.roles.lease import PrefillLease
 
 from . import wire
 from .wire import Loaded, WorkerResult, WorkerSpec
@@ -29,13 +30,13 @@ from .wire import Loaded, WorkerResult, WorkerSpec
 __all__ = ["Loaded", "Worker", "WorkerResult", "WorkerSpec"]
 
 START_TIMEOUT_S = 120.0  # imports take 2 to 5 s; a cold disk or a busy machine takes much longer
-EXIT_GRACE_S = 4.0
+EXIT_GRACE_S = 4.0  # for each rung of the ladder that ends a process
 PIPE_GRACE_S = 2.0  # between the end of its output and its own
 CANCEL_GRACE_S = 2.0
 HUNG_AFTER_S = 60.0  # one step is measured to take under a second, so this is a worker that will not come back
 LINE_LIMIT_BYTES = 1 << 30
 
-T = TypeVar("T", Loaded, WorkerResult, wire.Embedded)
+T = TypeVar("T", Loaded, WorkerResult, wire.Scored, wire.Embedded)
 OnBody = Callable[[Any], None]
 _log = structlog.get_logger(__name__)
 Outcome = wire.Result | RolecallError
@@ -47,6 +48,8 @@ class Worker:
 
     Make it with `start`, give it a model with `load`, end it with `stop`. If the process ends by itself, every
     pending call raises `WorkerDied` at once and `exited` is set. The process ends when its parent does.
+
+    A model whose spec is `leased` prefills as `lease` lets it (`comes_first`: before others); without one, freely.
     """
 
     def __init__(self, process: anyio.abc.Process) -> None:
@@ -56,6 +59,9 @@ class Worker:
         self._ready = anyio.Event()
         self._heard_at = 0.0
         self._silent_s = 0.0  # for how long, where it was killed for that
+        self._granting: asyncio.Task[None] | None = None
+        self.lease: PrefillLease | None = None
+        self.comes_first = False
         self.spec: WorkerSpec | None = None
         self.measured_bytes = 0
         self.exited = anyio.Event()
@@ -125,6 +131,16 @@ class Worker:
         """
         return await self._call(WorkerResult, wire.Generate(request, thinks, thinking_budget), on_event)
 
+    async def score(self, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
+        """Natural log-probability of each label as the answer to `messages`, in order; see `RoleModels.score_labels`.
+
+        Raises:
+            PromptTooLong, WorkerDied; ValueError without a label, or for an empty one.
+        """
+        if not labels or not all(labels):
+            raise ValueError("each label needs a text, and there must be one")
+        return (await self._call(wire.Scored, wire.Score(tuple(messages), tuple(labels)))).logprobs
+
     async def embed(self, texts: Sequence[str], alone: bool = False) -> Vectors:
         """Unit-length vectors, shape (len(texts), dimensions), float32, in order; see `RoleModels.embed`.
 
@@ -134,21 +150,38 @@ class Worker:
         done = await self._call(wire.Embedded, wire.Embed(tuple(texts), alone))
         return np.frombuffer(base64.b64decode(done.base64), np.float32).reshape(done.rows, done.dimensions)
 
-    async def stop(self) -> str:
-        """End the process; pending calls raise `WorkerDied`. Returns `exited` (by itself) or `killed`."""
+    def grant_prefill(self) -> None:
+        """Let it prefill one chunk. Returns at once; a worker that died meanwhile is not told."""
+        self._granting = asyncio.create_task(self._grant())
+
+    async def stop(self) -> Literal["exited", "terminated", "killed"]:
+        """End the process; pending calls raise `WorkerDied`. Returns what it took: the end of its input, on which it
+        finishes its step and frees the device; SIGTERM; or SIGKILL, after which macOS may keep wired memory."""
         assert self._process.stdin is not None
         with anyio.CancelScope(shield=True):
             await self._process.stdin.aclose()
-            with anyio.move_on_after(EXIT_GRACE_S):
+            if await self._ends_in(EXIT_GRACE_S):
+                return "exited"
+            self._signal(signal.SIGTERM)  # its default action ends a process whose interpreter hangs, too
+            if await self._ends_in(EXIT_GRACE_S):
+                outcome: Literal["terminated", "killed"] = "terminated"
+            else:
+                outcome = "killed"
+                self._signal(signal.SIGKILL)
                 await self.exited.wait()
-            outcome = "exited" if self.exited.is_set() else "killed"
-            self._kill()
-            await self.exited.wait()
+        _log.warning("worker_would_not_exit", pid=self.pid, outcome=outcome)
         return outcome
 
-    async def _call(
-        self, kind: type[T], body: WorkerSpec | wire.Generate | wire.Embed, on_event: OnBody | None = None
-    ) -> T:
+    async def _ends_in(self, grace_s: float) -> bool:
+        with anyio.move_on_after(grace_s):
+            await self.exited.wait()
+        return self.exited.is_set()
+
+    async def _grant(self) -> None:
+        with contextlib.suppress(RolecallError):
+            await self._send(wire.ToWorker(0, "grant"))
+
+    async def _call(self, kind: type[T], body: wire.Request, on_event: OnBody | None = None) -> T:
         if self.exited.is_set():
             raise self._death()
         id, done, asked_at = next(self._ids), asyncio.get_running_loop().create_future(), anyio.current_time()
@@ -162,7 +195,7 @@ class Worker:
                 if kind is not Loaded and silent_s >= HUNG_AFTER_S and not done.done():
                     _log.warning("worker_hung", pid=self.pid, silent_s=round(silent_s))
                     self._silent_s = silent_s
-                    self._kill()
+                    await self.stop()
         except asyncio.CancelledError:
             if kind is not Loaded:
                 with anyio.move_on_after(CANCEL_GRACE_S, shield=True), contextlib.suppress(RolecallError):
@@ -206,10 +239,12 @@ class Worker:
         finally:
             with anyio.move_on_after(PIPE_GRACE_S):
                 await self._process.wait()
-            self._kill()
+            self._signal(signal.SIGKILL)
             await self._process.wait()
             self.exited.set()
             self._ready.set()
+            if self.lease:
+                self.lease.leave(self)
             for id in self._calls:
                 self._finish(id, self._death())
             await self._process.aclose()
@@ -220,6 +255,13 @@ class Worker:
             case int(measured_bytes):
                 self.measured_bytes = measured_bytes
                 self._ready.set()
+            case "want" if self.lease:
+                self.lease.want(self, self.comes_first)
+            case "want":
+                self.grant_prefill()
+            case "done":
+                if self.lease:
+                    self.lease.leave(self)
             case wire.Failure(error):
                 fields = dict(error)
                 self._finish(message.id, _ERRORS.get(fields.pop("code"), errors.RoleError)(**fields))
@@ -238,9 +280,9 @@ class Worker:
         if done and not done.done():  # else it was cancelled and given up on
             done.set_result(outcome)
 
-    def _kill(self) -> None:
+    def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+            self._process.send_signal(number)
 
     def _death(self) -> errors.WorkerDied:
         code = self._process.returncode
@@ -259,7 +301,7 @@ class Worker:
 
 def _environment() -> dict[str, str]:
     """The host's, without credentials a worker has no use for, and with the libraries kept off the network."""
-    secrets = ("TOKEN", "SECRET", "PASSWORD", "API_KEY")
+    secrets = ("TOKEN", "SECRET", "PASSWORD", "KEY")
     kept = {name: value for name, value in os.environ.items() if not name.upper().endswith(secrets)}
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "PYTHONUTF8": "1"}

@@ -20,6 +20,17 @@ from rolecall.roles.errors import SchemaRefused
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 """One way to write each value: free white space invites a small model to loop in it."""
 
+_COMBINED = {
+    "allOf",
+    "if",
+    "not",
+    "$ref",
+    "patternProperties",
+    "propertyNames",
+    "minProperties",
+    "unevaluatedProperties",
+}
+
 
 def sampler(request: GenerationRequest) -> Callable[[mx.array], mx.array]:
     """Log-probabilities to tokens. Of a request with a temperature the same seed draws the same way."""
@@ -38,39 +49,68 @@ def sampler(request: GenerationRequest) -> Callable[[mx.array], mx.array]:
 
 
 class Grammars:
-    """JSON Schemas to matchers for one tokenizer; its table is built at the first use (about 0.5 s)."""
+    """Requests to matchers for one tokenizer; its table is built at the first use (about 0.5 s)."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._table: LLTokenizer | None = None
 
-    def matcher(self, schema: dict[str, Any] | None) -> LLMatcher | None:
-        """A matcher at its start; None without a schema.
+    def matcher(self, request: GenerationRequest) -> LLMatcher | None:
+        """A matcher of its JSON Schema or regex at the start; None without one.
 
         Raises:
-            SchemaRefused: not a JSON Schema, or with a part that cannot be enforced.
+            SchemaRefused: not one, or with a part that cannot be enforced.
         """
-        if schema is None:
+        if request.json_schema is None and request.regex is None:
             return None
         if self._table is None:
             eos = sorted(self._tokenizer.eos_token_ids)
             self._table = from_tokenizer(self._tokenizer._tokenizer, eos_token=eos)
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_STYLE)
-        except (ValueError, RecursionError):
-            raise _refused("nested too deeply") from None
-        failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._table)
-        if failed:
-            raise _refused(messages[0])
-        return LLMatcher(self._table, grammar, log_level=0)
+        for form in (_closed, lambda schema: schema):
+            try:
+                if request.regex is not None:
+                    grammar = LLMatcher.grammar_from_regex(request.regex)
+                else:
+                    schema = json.dumps(form(request.json_schema))
+                    grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_STYLE)
+            except (ValueError, RecursionError):
+                raise _refused(request, "nested too deeply") from None
+            failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._table)
+            if not failed:
+                return LLMatcher(self._table, grammar, log_level=0)
+        raise _refused(request, messages[0])
 
 
-def _refused(reason: str) -> SchemaRefused:
+def _closed(schema: Any) -> Any:
+    """The schema with only the named properties in objects that it says no more of: a small model goes on inventing
+    others until it is cut off. What is valid under it is valid under the original."""
+    if not isinstance(schema, dict) or _COMBINED & schema.keys():  # closing one part might contradict another
+        return schema
+    closed = dict(schema)
+    for key in ("items", "prefixItems", "$defs", "properties", "anyOf", "oneOf"):
+        match schema.get(key):
+            case dict(one) if key == "items":
+                closed[key] = _closed(one)
+            case dict(named):
+                closed[key] = {name: _closed(each) for name, each in named.items()}
+            case list(several) if "properties" not in schema:
+                closed[key] = [_closed(each) for each in several]
+    names, required = schema.get("properties"), schema.get("required", [])
+    known = isinstance(names, dict) and isinstance(required, list) and all(name in [*names] for name in required)
+    if names and known and not {"anyOf", "oneOf"} & schema.keys():
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def _refused(request: GenerationRequest, reason: str) -> SchemaRefused:
+    schema = request.regex is None
     return SchemaRefused(
-        "This JSON Schema cannot be enforced on the answer.",
+        f"This {'JSON Schema' if schema else 'regex'} cannot be enforced on the answer.",
         found=" ".join(reason.split())[:300],
         allowed="JSON Schema 2020-12 that llguidance compiles: types, properties, required, enum, const, bounds, "
-        "arrays, anyOf, local $ref",
+        "arrays, anyOf, local $ref"
+        if schema
+        else "the syntax of Rust's regex crate, which has no look-around and no back-references",
         advice="Leave that part out and check it on the result yourself.",
     )
 
@@ -93,7 +133,7 @@ class Steering:
         self._start, self._end = tokenizer.think_start_tokens or (), tokenizer.think_end_tokens or ()
         self._may_open = may_think and not thinking and len(self._start) == 1
         self._eos = tokenizer.eos_token_ids
-        self._closing = _closing(tokenizer) if (thinking or may_think) and budget is not None else []
+        self._closing = closing(tokenizer) if (thinking or may_think) and budget is not None else []
         self._forced: deque[int] = deque()
         self._was_forced = False
         self._thought: list[int] = []
@@ -157,7 +197,7 @@ class Steering:
         return mx.where(mx.array(allowed)[None], logits, -mx.inf)
 
 
-def _closing(tokenizer: Any) -> list[int]:
+def closing(tokenizer: Any) -> list[int]:
     """The tokens that end a thinking section, each side on its own line as the models were trained."""
     if not tokenizer.has_thinking:
         return []

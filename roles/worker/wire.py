@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import ConfigDict, TypeAdapter
 
 from rolecall.config.errors import RolecallError
-from rolecall.roles.contract import Generated, GenerationRequest, Loading, Prefilling
+from rolecall.roles.contract import Generated, GenerationRequest, Loading, Message, Prefilling
 from rolecall.roles.errors import RoleError
 
 Finish = Literal["stop", "length", "timeout"]
@@ -24,7 +24,9 @@ Channel = Literal["thinking", "answer"]
 class WorkerSpec:
     """What one worker holds. `context_length` in tokens, prompt and answer together; `concurrency` requests at once.
 
-    `prefill_target_s` is how long one prefill chunk may take: nothing can be cancelled within a chunk.
+    `prefill_target_s` is how long one prefill chunk may take: nothing can be cancelled within a chunk. Running KV
+    caches and the prefix cache take at most `kv_bytes` together (0: none is kept). `leased`: each chunk waits for a
+    grant.
     """
 
     kind: Literal["text", "embedder"]
@@ -34,6 +36,9 @@ class WorkerSpec:
     concurrency: int
     cache_limit_bytes: int
     prefill_target_s: float = 0.5
+    kv_bytes: int = 0
+    adapter: Path | None = None
+    leased: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,14 @@ class WorkerResult:
     thinking_tokens: int
     prefill_s: float
     decode_s: float
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Natural log-probability of each label, in order."""
+
+    logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +99,12 @@ class Generate:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    messages: tuple[Message, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Embed:
     texts: tuple[str, ...]
     alone: bool
@@ -98,10 +117,12 @@ class Failure:
     error: dict[str, str]
 
 
-Result = Loaded | WorkerResult | Embedded
-Body = Loading | Prefilling | Generated | Result | Failure | int
+Request = WorkerSpec | Generate | Score | Embed
+Result = Loaded | WorkerResult | Scored | Embedded
+Body = Loading | Prefilling | Generated | Result | Failure | int | Literal["want", "done"]
 """What a worker says: how far it is, the result or failure that ends a request, or (to request 0) its bytes of memory:
-once a second while it works, and first of all when its imports are done."""
+once a second while it gets on, and first of all when its imports are done; that it wants to prefill a chunk, and that
+it no longer does."""
 
 
 _LATER = ConfigDict(defer_build=True)  # validators are made at the first message, not while the host starts
@@ -109,11 +130,12 @@ _LATER = ConfigDict(defer_build=True)  # validators are made at the first messag
 
 @dataclass(frozen=True, slots=True)
 class ToWorker:
-    """A model to load, a request, or None: let go of request `id`, which is answered with a failure."""
+    """A model to load, a request, the grant of one prefill chunk, or None: let go of request `id`, which is answered
+    with a failure."""
 
     __pydantic_config__ = _LATER
     id: int
-    body: WorkerSpec | Generate | Embed | None
+    body: Request | Literal["grant"] | None
 
 
 @dataclass(frozen=True, slots=True)

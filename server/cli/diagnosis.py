@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import psutil
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
-from rolecall.config.profile import RoleSpec
 from rolecall.config.settings import GB, Settings, load_settings
 
 from ..connect import lock_holder
 from ..errors import HostUnavailable
 from ..protocol import VERSION
+from .memory import pressure
 from .output import ask_host, gb
 
 STARTER_NOTE = (
@@ -43,8 +44,10 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
             {"code": "settings_changed", "what": what, "do": "rolecall stop; the next call starts a new one."}
         )
     resident = {item["model"] for item in host["resident"]} if host else set()
-    models = _models(settings, home, resident)
+    models = [{**item, "resident": item["model"] in resident} for item in staff_models(settings, home)]
     notes = [STARTER_NOTE] if settings.profile.name == "starter" else []
+    memory = _ask("memory", config) if host else None
+    notes += filter(None, [pressure(memory) if memory else ""])
     _check_models(settings, home, models, verify, problems, notes)
     _check_budget(settings, home, problems)
     _check_machine(home, problems)
@@ -52,6 +55,11 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
         problems.append(
             {"code": "download_failed", "what": f"{model}: {reason}", "do": f"rolecall models pull {model}"}
         )
+    endpoints = _ask("endpoints", config) if host and settings.endpoints else []
+    for item in endpoints:
+        if error := item["error"]:
+            what = f"endpoint {item['name']}: {error['message']} {error['found']}".rstrip()
+            problems.append({"code": error["code"], "what": what, "do": error["advice"]})
     for folder in host["folders"] if host else ():
         if folder["problem"]:
             do = (
@@ -66,12 +74,14 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
         "profile": settings.profile.name,
         "budget_bytes": settings.budget_bytes(),
         "memory_bytes": psutil.virtual_memory().total,
+        "memory": memory,
         "blas": _blas(problems),
         "models": models,
         "index": _ask("index_list", config) if host else None,
         "host": {key: host[key] for key in ("pid", "version", "sessions")} if host else None,
         "clients": host.get("clients", []) if host else [],
         "downloads": host["downloads"] if host else None,
+        "endpoints": endpoints,
         "notes": notes,
         "problems": problems,
     }
@@ -91,19 +101,14 @@ def _ask(op: str, config: Path | None) -> Any:
     return ask_host(op, {}, config, start=False)
 
 
-def _models(settings: Settings, home: Home, resident: set[str]) -> list[dict[str, Any]]:
-    roles: dict[str, list[str]] = {settings.profile.embedder.model: ["embedder"]}
-    for role, spec in settings.profile.roles.items():
-        roles.setdefault(spec.model, []).append(role)
-    return [
-        {
-            "model": model,
-            "roles": names,
-            "present": (home.models / model / "config.json").is_file(),
-            "resident": model in resident,
-        }
-        for model, names in roles.items()
-    ]
+def staff_models(settings: Settings, home: Home) -> list[dict[str, Any]]:
+    """The models that the profile needs on this disk, in order of use: `{"model", "roles", "present", ...}`."""
+    from rolecall.roles.sources import list_models
+
+    needed = {spec.model for spec in settings.profile.roles.values() if "mlx" in spec.engines}
+    needed.add(settings.profile.embedder.model)
+    found = [asdict(item) for item in list_models(home, settings) if item.model in needed]
+    return sorted(found, key=lambda item: "embedder" in item["roles"])
 
 
 def _check_models(
@@ -135,13 +140,11 @@ def _check_budget(settings: Settings, home: Home, problems: list[dict[str, str]]
     from rolecall.roles.footprint import quick_footprint
     from rolecall.roles.plan import reserve
 
-    specs: dict[str, list[RoleSpec]] = {}
-    for spec in settings.profile.roles.values():
-        specs.setdefault(spec.model, []).append(spec)
+    specs = [spec for spec in settings.profile.roles.values() if "mlx" in spec.engines]
     budget_bytes, cache_bytes = settings.budget_bytes(), int(settings.profile.cache_limit_gb * GB)
-    for model, uses in specs.items():
+    for model in dict.fromkeys(spec.model for spec in specs):
         with suppress(RolecallError):  # damaged: said above
-            size = quick_footprint(home, model)
+            size, uses = quick_footprint(home, model), [spec for spec in specs if spec.model == model]
             if size and (needed := reserve(size, uses, cache_bytes).total_bytes) > budget_bytes:
                 what = f"{model} needs {gb(needed)} of a budget of {gb(budget_bytes)}"
                 do = "Raise memory.budget_gb, or lower its roles' context_length or concurrency."

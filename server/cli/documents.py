@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_host, console, emit, note, table_of
+from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_host, console, emit, note, show, show_rows
 
 index_app = typer.Typer(no_args_is_help=True, help="Index folders for retrieval.")
 
@@ -29,13 +29,7 @@ def allow(
         raise typer.BadParameter("Name a FOLDER, or use --list.")
     params = {"folder": str(Path(folder).expanduser().absolute()), "remove": remove} if folder else {}
     folders = ask_host("allow", params, config)["folders"]
-    if as_json:
-        emit({"folders": folders})
-    elif not folders:
-        console().print("No folder is allowed. Add one: rolecall allow FOLDER")
-    else:
-        for name in folders:
-            console().print(name, markup=False)
+    show({"folders": folders}, as_json, *(folders or ["No folder is allowed. Add one: rolecall allow FOLDER"]))
 
 
 @index_app.command("add", help="Index a folder (again: only what changed is read).")
@@ -48,38 +42,23 @@ def index_add(
     params = {"folder": str(folder.expanduser().absolute()), "collection": collection or None}
     with Bar("indexing") as bar:
         report = ask_host("index_add", params, config, bar.update)
-    if as_json:
-        emit(report)
-    else:
-        console().print(
-            f"[bold]{report['collection']}[/]: {report['indexed']} files indexed, {report['skipped']} skipped, "
-            f"{len(report['failed'])} failed in {report['seconds']:.1f} s"
-        )
-        for failed in report["failed"]:
-            console().print(f"  ({failed['code']}) {failed['path']}: {failed['reason']}", markup=False)
+    counts = f"{report['indexed']} files indexed, {report['skipped']} skipped, {len(report['failed'])} failed"
+    failures = (f"  ({failed['code']}) {failed['path']}: {failed['reason']}" for failed in report["failed"])
+    show(report, as_json, f"{report['collection']}: {counts} in {report['seconds']:.1f} s", *failures)
     if report["failed"]:
         raise typer.Exit(EXIT_ATTENTION)
 
 
 @index_app.command("list", help="Collections, their size and freshness.")
 def index_list(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None:
-    collections = ask_host("index_list", {}, config)
-    if as_json:
-        emit(collections)
-        return
-    table = table_of("collection", "files", "chunks", "pending", "failed", "age", "folders")
-    for item in collections:
+    def row(item: dict[str, Any]) -> tuple[str, ...]:
         state = item["index"]
-        table.add_row(
-            item["collection"],
-            str(item["files"]),
-            str(item["chunks"]),
-            str(state["pending"]),
-            str(state["failed"]),
-            _age(state["age_s"]),
-            "\n".join(item["folders"]),
-        )
-    console().print(table if collections else "Nothing is indexed. Start with: rolecall index add FOLDER")
+        counts = map(str, (item["files"], item["chunks"], state["pending"], state["failed"]))
+        return item["collection"], *counts, _age(state["age_s"]), "\n".join(item["folders"])
+
+    columns = ("collection", "files", "chunks", "pending", "failed", "age", "folders")
+    empty = "Nothing is indexed. Start with: rolecall index add FOLDER"
+    show_rows(ask_host("index_list", {}, config), as_json, columns, row, empty)
 
 
 @index_app.command("remove", help="Drop a collection (the files stay).")
@@ -89,10 +68,7 @@ def index_remove(
     as_json: bool = JSON_OPTION,
 ) -> None:
     removed = ask_host("index_remove", {"collection": collection}, config)
-    if as_json:
-        emit(removed)
-    else:
-        console().print(f"Dropped {collection}: {removed['files']} files.", markup=False)
+    show(removed, as_json, f"Dropped {collection}: {removed['files']} files.")
 
 
 def search(

@@ -12,11 +12,11 @@ import anyio
 import typer
 
 from rolecall.config.home import Home
-from rolecall.config.models import models_table
 from rolecall.config.profile import Profile
-from rolecall.config.settings import AUTO_PROFILES, GB, load_profile, load_settings
+from rolecall.config.settings import AUTO_PROFILES, load_profile, load_settings
 
 from ..errors import BadRequest, HostUnavailable
+from .memory import bar, day_in_words
 from .output import (
     CONFIG_OPTION,
     EXIT_ATTENTION,
@@ -29,6 +29,7 @@ from .output import (
     errors,
     gb,
     note,
+    show,
     table_of,
 )
 
@@ -66,15 +67,13 @@ def setup(
     rest = [] if starter_only else [item["model"] for item in _downloads(chosen, home) if not item["present"]]
     if rest:
         ask_host("models_download", {"names": rest}, None)
-    if as_json:
-        emit({"profile": chosen.name, "fetched": fetched, "background": rest})
-        return
-    console().print(f"Ready: profile [bold]{chosen.name}[/], models in {home.models}")
+    said = [f"Ready: profile {chosen.name}, models in {home.models}"]
     if rest:
-        console().print(
+        said.append(
             f"{len(rest)} more are being fetched in the background (`rolecall doctor` shows how far). Until then the "
             "starter answers in their place, marked `degraded`."
         )
+    show({"profile": chosen.name, "fetched": fetched, "background": rest}, as_json, *said)
 
 
 def _fetch_first(home: Home, profile: Profile, starter_only: bool) -> list[str]:
@@ -97,27 +96,14 @@ def _fetch_first(home: Home, profile: Profile, starter_only: bool) -> list[str]:
 
 
 def _downloads(profile: Profile, home: Home) -> list[dict[str, Any]]:
-    """The profile's models in order of use: router first."""
-    roles: dict[str, list[str]] = {}
-    for role, spec in profile.roles.items():
-        roles.setdefault(spec.model, []).append(role)
-    roles.setdefault(profile.embedder.model, ["embedder"])
+    """The profile's models in order of use: router first. `size_bytes` is what is to be fetched, 0 where unknown."""
     from rolecall.roles.starter import PACKAGED_BYTES
 
-    return [
-        {
-            "model": model,
-            "roles": names,
-            "size_bytes": PACKAGED_BYTES.get(model) or _published_bytes(model),
-            "present": (home.models / model / "config.json").is_file(),
-        }
-        for model, names in roles.items()
-    ]
+    from .diagnosis import staff_models
 
-
-def _published_bytes(model: str) -> int:
-    known = models_table().get(model)  # a user's own choice may not be in the table
-    return int(known.published_gb * GB) if known else 0
+    settings = load_settings(home).model_copy(update={"profile": profile})
+    models = staff_models(settings, home)
+    return [{**item, "size_bytes": PACKAGED_BYTES.get(item["model"], item["size_bytes"])} for item in models]
 
 
 def _asked(question: str) -> str:
@@ -209,6 +195,15 @@ def _show_report(report: dict[str, Any]) -> None:
         here = "yes" if item["present"] else "no"
         table.add_row(item["model"], ", ".join(item["roles"]), here, "yes" if item["resident"] else "")
     out.print(table)
+    if report["memory"]:
+        out.print(bar(report["memory"], out))
+        out.print(day_in_words(report["memory"]) or "nothing was loaded in the last 24 h")
+    for item in report["endpoints"]:
+        can = item["capabilities"] or {}
+        has = ", ".join(name for name, value in can.items() if value is True) or "nothing beyond chat"
+        context = f", context {can['context_length']}" if can.get("context_length") else ""
+        state = f"{has}{context}" if can else "not reachable"
+        out.print(f"endpoint {item['name']} ({item['host']}, {item['model']}): {state}", markup=False)
     for item in report["index"] or ():
         out.print(f"index [bold]{item['collection']}[/]: {item['files']} files, {item['chunks']} chunks")
     if host and not report["index"]:
@@ -231,7 +226,7 @@ def logs(
 ) -> None:
     log = Home.find().logs / "host.log"
     if path:
-        emit({"path": str(log)}) if as_json else console().print(str(log), markup=False)
+        show({"path": str(log)}, as_json, str(log))
         return
     found: list[str] = []
     if log.exists():
@@ -239,18 +234,13 @@ def logs(
             found = list(deque(handle, maxlen=lines))
     else:
         note(f"No log yet at {log}.")
-    if as_json:
-        emit({"path": str(log), "lines": [line.rstrip("\n") for line in found]})
-    else:
-        for line in found:
-            console().print(line.rstrip("\n"), markup=False)
+    kept = [line.rstrip("\n") for line in found]
+    show({"path": str(log), "lines": kept}, as_json, *kept)
 
 
 def stop(as_json: bool = JSON_OPTION) -> None:
     from ..host.control import stop_host
 
     pid = anyio.run(stop_host, Home.find())
-    if as_json:
-        emit({"stopped": pid is not None, "pid": pid})
-    else:
-        console().print("Stopped." if pid is not None else "No host is running.")
+    said = "Stopped." if pid is not None else "No host is running."
+    show({"stopped": pid is not None, "pid": pid}, as_json, said)

@@ -1,7 +1,8 @@
-"""Models: `rolecall models pull|list|ps|load|unload|plan`."""
+"""Models: `rolecall models pull|list|ps|load|unload|pin|plan`."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import anyio
 import typer
 
 from rolecall.config.home import Home
-from rolecall.config.settings import load_settings
+from rolecall.config.settings import GB, load_settings
 
-from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, gb, note, table_of
+from ..errors import BadRequest
+from .memory import bar, pressure, resident_table
+from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, gb, note, show, show_rows, table_of
 
 models_app = typer.Typer(no_args_is_help=True, help="Get, plan, load and unload models.")
 
@@ -33,10 +36,8 @@ def pull(
     settings = load_settings(home, config)
     with Bar(name) as bar:
         manifest = anyio.run(sources.pull, name, home, settings, bar.bytes)
-    if as_json:
-        emit({"model": manifest.model, "source": manifest.source, "weights_sha256": manifest.weights_sha256})
-    else:
-        console().print(f"{manifest.model} is here ({manifest.weights_sha256[:12]}).", markup=False)
+    got = {"model": manifest.model, "source": manifest.source, "weights_sha256": manifest.weights_sha256}
+    show(got, as_json, f"{manifest.model} is here ({manifest.weights_sha256[:12]}).")
 
 
 @models_app.command("list", help="The profile's models and what else is on disk.")
@@ -45,34 +46,22 @@ def list_(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> N
 
     home = Home.find()
     found = [asdict(item) for item in list_models(home, load_settings(home, config))]
-    if as_json:
-        emit(found)
-        return
-    table = table_of("model", "roles", "size", "on disk")
-    for item in found:
+
+    def row(item: dict[str, Any]) -> tuple[str, ...]:
         here = item["source"].partition(" ")[0] or "yes" if item["present"] else "no"
-        table.add_row(item["model"], ", ".join(item["roles"]), gb(item["size_bytes"]), here)
-    console().print(table)
+        return item["model"], ", ".join(item["roles"]), gb(item["size_bytes"]), here
+
+    show_rows(found, as_json, ("model", "roles", "size", "on disk"), row)
 
 
-@models_app.command("ps", help="Models in memory.")
+@models_app.command("ps", help="Models in memory, and who holds the machine's.")
 def ps(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None:
     resident = ask_host("models_ps", {}, config)
     if as_json:
         emit(resident)
         return
-    table = table_of("model", "roles", "pid", "pinned", "in use", "reserved", "measured")
-    for item in resident:
-        table.add_row(
-            item["model"],
-            ", ".join(item["roles"]),
-            str(item["pid"]),
-            "yes" if item["pinned"] else "",
-            str(item["in_use"]),
-            gb(item["reserved_bytes"]),
-            gb(item["measured_bytes"]),
-        )
-    console().print(table if resident else "No model is in memory.")
+    memory, out = ask_host("memory", {}, config), console()
+    show(resident, False, resident_table(resident), bar(memory, out), *filter(None, [pressure(memory)]))
 
 
 @models_app.command("load", help="Load a role's model now.")
@@ -80,10 +69,7 @@ def load(
     name: str = typer.Argument(help="Role or model."), config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION
 ) -> None:
     loaded = ask_host("models_load", {"name": name}, config)
-    if as_json:
-        emit(loaded)
-    else:
-        console().print(f"{loaded['model']}: pid {loaded['pid']}, {gb(loaded['measured_bytes'])}", markup=False)
+    show(loaded, as_json, f"{loaded['model']}: pid {loaded['pid']}, {gb(loaded['measured_bytes'])}")
 
 
 @models_app.command("unload", help="Take a model out of memory.")
@@ -91,40 +77,75 @@ def unload(
     name: str = typer.Argument(help="Role or model."), config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION
 ) -> None:
     done = ask_host("models_unload", {"name": name}, config)
-    if as_json:
-        emit(done)
-    else:
-        console().print("Unloaded." if done["unloaded"] else "It was not in memory.")
+    show(done, as_json, "Unloaded." if done["unloaded"] else "It was not in memory.")
 
 
-@models_app.command("plan", help="What each role takes and which fit together; no weights needed.")
-def plan(
-    profile: str = typer.Option("", "--profile", help="A profile instead of the one in use."),
+@models_app.command("pin", help="Keep a role's model in memory, loading it first, until the host ends.")
+def pin(
+    name: str = typer.Argument(help="Role or model."),
+    off: bool = typer.Option(False, "--off", help="Let it go again when room is needed."),
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
-    from rolecall.roles.plan import plan_profile
+    pinned = ask_host("models_pin", {"name": name, "pinned": not off}, config)
+    words = "stays in memory" if pinned["pinned"] else "may be taken out of memory"
+    show(pinned, as_json, f"{pinned['model']} {words} ({gb(pinned['reserved_bytes'])} reserved).")
+
+
+@models_app.command("plan", help="What each role takes, which fit together, and the profile that fits a budget.")
+def plan(
+    names: list[str] = typer.Argument(None, help="Roles, models, folders, or config.json files.", show_default=False),
+    profile: str = typer.Option("", "--profile", help="A profile instead of the one in use."),
+    context: int | None = typer.Option(None, min=1, help="Tokens of context for every role.", show_default=False),
+    fit: str = typer.Option("", "--fit", help="A budget such as 30GB: the best packaged profile for it."),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    from rolecall.roles.plan import plan_profile, plans_by_fit
+    from rolecall.roles.sources import to_plan
 
     home = Home.find()
     settings = load_settings(home, config, profile=profile or None)
     note("planning (the first time takes some seconds)")
-    budget_bytes = None if profile else settings.budget_bytes()
-    result: dict[str, Any] = plan_profile(settings.profile, home, budget_bytes).to_dict()
+    chosen, configs = anyio.run(to_plan, names, home, settings) if names else (settings.profile, {})
+    budget_bytes = _bytes(fit) if fit else None if profile else settings.budget_bytes()
+    plans = plans_by_fit(home, budget_bytes, context) if budget_bytes and fit and not (names or profile) else []
+    shown = plans[0] if plans else plan_profile(chosen, home, budget_bytes, context, configs)
+    keys = ("profile", "needed_bytes", "missing_bytes")
+    fits: list[dict[str, Any]] = [{key: getattr(each, key) for key in keys} for each in plans]
     if as_json:
-        emit(result)
+        emit(shown.to_dict() | ({"fit": fits} if fits else {}))
         return
-    table = table_of("role", "model", "context", "at once", "weights", "KV/token", "reserved")
-    for item in result["roles"]:
+    table = table_of("role", "model", "context", "weights", "KV/token", "8k more", "reserved")
+    for item in shown.roles:
+        most = " (its most)" if context and item["context_length"] < context else ""
         table.add_row(
             item["role"],
             item["model"],
-            str(item["context_length"]),
-            str(item["concurrency"]),
-            gb(item["weights_bytes"]),
+            f"{item['concurrency']} x {item['context_length']}{most}",
+            ("~" if item.get("source") == "published" else "") + gb(item["weights_bytes"]),
             f"{item['kv_bytes_per_token'] / 1024:.0f} KiB",
+            gb(item["bytes_per_8k"]),
             gb(item["reserved_bytes"]),
         )
+        if planned := item.get("planned"):
+            note(f"{item['role']}: measured in its worker, instead of planned {planned}")
     console().print(table)
-    console().print(f"all together {gb(result['total_bytes'])}, budget {gb(result['budget_bytes'])}")
-    for group in result["resident_together"]:
-        console().print("fits together: " + ", ".join(group))
+    say = console().print
+    say(f"{shown.profile}: all together {gb(shown.total_bytes)}, budget {gb(shown.budget_bytes)}")
+    for group in shown.resident_together:
+        say("fits together: " + ", ".join(group))
+    if fits:
+        say("A profile fits where its pinned roles and its largest other role fit at the same time; the largest first.")
+    for each in fits:
+        missing = f"{gb(each['missing_bytes'])} too much" if each["missing_bytes"] else "fits"
+        say(f"{each['profile']}: {gb(each['needed_bytes'])}, {missing}")
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(GB|GiB|)", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise BadRequest(
+            "That is no size of memory.", found=repr(text), allowed="a number of GB", advice="For example: --fit 30GB"
+        )
+    return int(float(match[1]) * (1 << 30 if match[2].lower() == "gib" else GB))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -40,6 +40,25 @@ def console() -> Console:
 
 def errors() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show(value: Any, as_json: bool, *readable: RenderableType) -> None:
+    """A result: as JSON where that was asked for, else what a person reads, text as it stands."""
+    if as_json:
+        emit(value)
+        return
+    for part in readable:
+        console().print(part, markup=False)
+
+
+def show_rows(
+    found: list[Any], as_json: bool, columns: Sequence[str], row: Callable[[Any], Sequence[str]], empty: str = ""
+) -> None:
+    """A list as JSON, else as a table; `empty` is said where nothing was found."""
+    table = table_of(*columns)
+    for item in () if as_json else found:
+        table.add_row(*row(item))
+    show(found, as_json, table if found or not empty else empty)
 
 
 def table_of(*columns: str, title: str | None = None) -> Table:

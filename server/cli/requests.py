@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import typer
+from rich.json import JSON
 from rich.markdown import Markdown
 
 from ..errors import BadRequest
-from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, note, read_jsonl, table_of
+from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, note, read_jsonl, show, show_rows
 
 BATCH_LINES = 64
 """Lines per control request: few enough for progress, many enough that the round trip costs nothing."""
@@ -69,15 +70,12 @@ def route(
                 advice="Correct the line.",
             )
     lines = _in_chunks("route_batch", [{"id": row["id"], "text": row["text"]} for row in rows], config)
-    if as_json:
-        for line in lines:
-            emit(line)
-        return
-    table = table_of("id", "task type", "who", "confidence", "why")
-    for line in lines:
-        who = line["agent"] or line["role"]
-        table.add_row(str(line["id"]), line["task_type"], who, f"{line['confidence']:.2f}", "; ".join(line["reasons"]))
-    console().print(table)
+
+    def cells(line: dict[str, Any]) -> tuple[str, ...]:
+        who, sure = line["agent"] or line["role"], f"{line['confidence']:.2f}"
+        return str(line["id"]), line["task_type"], who, sure, "; ".join(line["reasons"])
+
+    _show_lines(lines, as_json, ("id", "task type", "who", "confidence", "why"), cells)
 
 
 def validate(
@@ -94,24 +92,21 @@ def validate(
     if batch is not None:
         rows = list(read_jsonl(batch))
     else:
-        row: dict[str, Any] = {"id": "1", "output": _text(output)}
+        given: dict[str, Any] = {"id": "1", "output": _text(output)}
         if evidence:
-            row["evidence"] = [_text(path) for path in evidence]
-        row |= {key: value for key, value in (("question", question), ("language", language)) if value}
-        rows = [row]
+            given["evidence"] = [_text(path) for path in evidence]
+        given |= {key: value for key, value in (("question", question), ("language", language)) if value}
+        rows = [given]
     lines = _in_chunks("validate_batch", rows, config)
-    if as_json:
-        for line in lines:
-            emit(line)
-        return
-    table = table_of("id", "verdict", "confidence", "checks")
-    for line in lines:
+
+    def cells(line: dict[str, Any]) -> tuple[str, ...]:
         checks = "\n".join(
             f"{'!' if check['decisive'] else ' '} {check['name']}: {check['verdict']} ({check['detail']})"
             for check in line["checks"]
         )
-        table.add_row(str(line["id"]), line["verdict"], f"{line['confidence']:.2f}", checks)
-    console().print(table)
+        return str(line["id"]), line["verdict"], f"{line['confidence']:.2f}", checks
+
+    _show_lines(lines, as_json, ("id", "verdict", "confidence", "checks"), cells)
 
 
 @receipt_app.command("show", help="One receipt, whole.")
@@ -121,10 +116,7 @@ def receipt_show(
     as_json: bool = JSON_OPTION,
 ) -> None:
     receipt = ask_host("receipt", {"id": receipt_id}, config)
-    if as_json:
-        emit(receipt)
-    else:
-        console().print_json(data=receipt)
+    show(receipt, as_json, JSON.from_data(receipt))
 
 
 @receipt_app.command("list", help="The latest receipts.")
@@ -133,14 +125,17 @@ def receipt_list(
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
+    columns = ("id", "tool", "who", "status", "seconds")
     receipts = ask_host("receipts", {"count": count}, config)
-    if as_json:
-        emit(receipts)
-        return
-    table = table_of("id", "tool", "who", "status", "seconds")
-    for item in receipts:
-        table.add_row(item["id"], item["tool"], item["who"], item["status"], f"{item['seconds']:.2f}")
-    console().print(table)
+    show_rows(receipts, as_json, columns, lambda each: (*map(each.get, columns[:4]), f"{each['seconds']:.2f}"))
+
+
+def _show_lines(lines: list[Any], as_json: bool, columns: Sequence[str], row: Callable[[Any], Sequence[str]]) -> None:
+    """A batch's results: JSON lines, else a table."""
+    for line in lines if as_json else ():
+        emit(line)
+    if not as_json:
+        show_rows(lines, False, columns, row)
 
 
 def _in_chunks(op: str, rows: list[Any], config: Path | None) -> list[Any]:

@@ -19,6 +19,7 @@ from rolecall.roles.sources import OnProgress, pull
 from ..orchestration.contract import Call, Outcome
 from ..orchestration.contract import OnProgress as OnWords
 from ..surface.server import build_server
+from ..telemetry.history import ModelHistory
 from ..telemetry.store import ReceiptStore
 from .downloads import Downloads
 from .operations import Desk, Operations
@@ -32,7 +33,11 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
     access = AllowedFolders(home)
     store = ReceiptStore(home.receipts_db)
     await store.recent(1)  # a host refuses a store that a newer one wrote before it serves anyone
-    async with ModelManager(home, settings) as models, anyio.create_task_group() as background:
+    history = ModelHistory(store)
+    async with (
+        ModelManager(home, settings, on_event=history.note) as models,
+        anyio.create_task_group() as background,
+    ):
 
         @cache
         def desk() -> Desk:
@@ -46,7 +51,8 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
 
         downloads = Downloads(get)
         background.start_soon(downloads.run)
-        operations = Operations(settings, access, models, store, downloads, desk)
+        background.start_soon(history.watch, models)
+        operations = Operations(settings, access, models, store, history, downloads, desk)
         try:
             yield Services(
                 mcp=build_server(run, lambda: models.preload(Role.ROUTER)),
@@ -60,6 +66,7 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
             with anyio.CancelScope(shield=True):
                 if desk.cache_info().currsize:
                     await desk().retriever.aclose()
+                await history.flush()
                 await store.aclose()
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import anyio
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rolecall.config.settings import Settings
+from rolecall.config.settings import EndpointSettings, Settings
 from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import Filters, Retriever
 from rolecall.roles.contract import RoleModels
+from rolecall.roles.errors import EndpointUnavailable, RoleError
 
 from ..errors import BadRequest
-from ..surface.results import result_of
 from ..surface.server import parse_call
+from ..surface.tools import result_of
+from ..telemetry.history import ModelHistory
 from ..telemetry.store import ReceiptStore
 from .downloads import Downloads
 from .services import Operation, OperationContext
@@ -25,6 +28,10 @@ from .services import Operation, OperationContext
 if TYPE_CHECKING:
     from ..orchestration.run import Orchestrator
     from ..routing.router import Router
+
+
+PROBE_S = 20.0
+"""For one server to show what it can do; it may have to load its model."""
 
 
 class _Params(BaseModel):
@@ -65,6 +72,10 @@ class _Model(_Params):
     name: str
 
 
+class _Pin(_Model):
+    pinned: bool
+
+
 class _Models(_Params):
     names: list[str]
 
@@ -94,28 +105,18 @@ class Operations:
     access: AllowedFolders
     models: RoleModels
     store: ReceiptStore
+    history: ModelHistory
     downloads: Downloads
     desk: Callable[[], Desk]
 
     def table(self) -> Mapping[str, Operation]:
         """Every operation by the name it has on the wire."""
-        return {
-            "status": self.status,
-            "tool": self.tool,
-            "route_batch": self.route_batch,
-            "validate_batch": self.validate_batch,
-            "allow": self.allow,
-            "index_add": self.index_add,
-            "index_list": self.index_list,
-            "index_remove": self.index_remove,
-            "search": self.search,
-            "models_ps": self.models_ps,
-            "models_load": self.models_load,
-            "models_unload": self.models_unload,
-            "models_download": self.models_download,
-            "receipt": self.receipt,
-            "receipts": self.receipts,
-        }
+        offered: tuple[Operation, ...] = (
+            self.status, self.tool, self.route_batch, self.validate_batch, self.allow, self.index_add, self.index_list,
+            self.index_remove, self.search, self.models_ps, self.models_load, self.models_unload, self.models_pin,
+            self.models_download, self.memory, self.endpoints, self.receipt, self.receipts,
+        )  # fmt: skip
+        return {each.__name__: each for each in offered}
 
     async def status(self, context: OperationContext, params: dict[str, Any]) -> Any:
         folders = await anyio.to_thread.run_sync(self._probe_folders)
@@ -205,6 +206,18 @@ class Operations:
     async def models_unload(self, context: OperationContext, params: dict[str, Any]) -> Any:
         return {"unloaded": await self.models.unload(_parse(_Model, params).name)}
 
+    async def models_pin(self, context: OperationContext, params: dict[str, Any]) -> Any:
+        given = _parse(_Pin, params)
+        return (await self.models.pin(given.name, given.pinned)).model_dump(mode="json")
+
+    async def memory(self, context: OperationContext, params: dict[str, Any]) -> Any:
+        """Who holds the machine's memory now, and what the models took in the last 24 hours."""
+        return {**self.models.memory().model_dump(), **await self.history.last_day()}
+
+    async def endpoints(self, context: OperationContext, params: dict[str, Any]) -> Any:
+        """What each server of models in the settings can do, tried now. Never its key."""
+        return [await _probed(name, each) for name, each in self.settings.endpoints.items()]
+
     async def models_download(self, context: OperationContext, params: dict[str, Any]) -> Any:
         """Queue downloads that go on after this client has left."""
         self.downloads.add(_parse(_Models, params).names)
@@ -241,6 +254,25 @@ class Operations:
             except OSError as error:
                 found.append({"path": str(folder), "problem": error.strerror or type(error).__name__})
         return found
+
+
+async def _probed(name: str, settings: EndpointSettings) -> dict[str, Any]:
+    from rolecall.roles.openai_compatible import Endpoint
+
+    endpoint, can = Endpoint(name, settings), None
+    error: RoleError | None = None
+    try:
+        with anyio.fail_after(PROBE_S):
+            can = asdict(await endpoint.capabilities())
+    except TimeoutError:
+        error = EndpointUnavailable("It did not answer in time.", allowed=f"{PROBE_S:.0f} s", advice="Try it again.")
+    except RoleError as refused:
+        error = refused
+    finally:
+        with anyio.CancelScope(shield=True):
+            await endpoint.aclose()
+    shown = {"name": name, "host": urlsplit(settings.url).netloc, "model": settings.model, "capabilities": can}
+    return {**shown, "reachable": can is not None, "error": error.to_dict() if error else None}
 
 
 Model = TypeVar("Model", bound=BaseModel)

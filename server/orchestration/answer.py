@@ -12,14 +12,14 @@ from rolecall.retrieval.contract import SourceText
 from rolecall.retrieval.errors import IndexEmpty
 from rolecall.roles.contract import Role
 from rolecall.roles.errors import SchemaRefused
+from rolecall.roles.schema import keeps_to
 
-from ..errors import AnswerRefused, BadRequest
+from ..errors import BadRequest
 from ..routing.contract import Agent, TaskType
 from ..validation.blocks import CodeBlock, code_blocks
-from ..validation.contract import Subject, Verdict
-from ..validation.json_answer import against_schema, parse_json
+from ..validation.contract import Subject
 from ..validation.verdict import validate as check_subject
-from .ask import SMALL_BYTES, Ask, ask, checker, info_of, settle
+from .ask import Ask, ask, checker, info_of, is_small, settle
 from .contract import CodeCall, Outcome, ReasonCall, RetrieveCall, RouteCall, ValidateCall
 from .record import Run
 from .retrieve import in_words, search
@@ -81,8 +81,8 @@ async def reason(run: Run, staff: Staff, call: ReasonCall) -> Outcome:
     """
     sources = await staff.read(run, call.paths, call.cwd)
     if call.schema is not None:
-        verdict, problem = against_schema(None, call.schema)
-        if verdict is Verdict.ABSTAIN:
+        usable, problem = keeps_to(None, call.schema)
+        if usable is None:
             raise SchemaRefused("The schema cannot be used.", found=problem, advice="Give a valid JSON Schema object.")
     elif (parsed := await claimed(run, staff, call.question)) and (value := await agent_answer(run, staff, parsed)):
         return run.outcome(value)
@@ -139,7 +139,7 @@ async def _answer(
     name = "check" if kind is TaskType.VALIDATION else "read" if evidence else "answer"
     values = {
         "documents": as_data(sources, call.context),
-        "length": ", in one or two sentences" if info_of(staff.models, role).size_bytes < SMALL_BYTES else "",
+        "length": ", in one or two sentences" if is_small(info_of(staff.models, role)) else "",
         "question": call.question,
         "schema": json.dumps(call.schema, ensure_ascii=False),
     }
@@ -149,21 +149,12 @@ async def _answer(
         max_tokens, thinking_budget = spec.max_tokens + spec.thinking_budget, 2 * spec.thinking_budget
     wanted = Ask(
         role=role, name=name if call.schema is None else "data", values=values, schema=call.schema,
-        check=checker(kind, call.question, evidence=evidence, schema=call.schema), max_tokens=max_tokens,
-        thinking_budget=thinking_budget,
+        check=checker(kind, call.question, evidence=evidence, structured=call.schema is not None),
+        max_tokens=max_tokens, thinking_budget=thinking_budget,
     )  # fmt: skip
     said = await ask(run, staff.models, wanted)
     settle(run, said)
-    if call.schema is None:
-        return run.outcome(said.text)
-    value, problem = parse_json(said.text, call.schema)
-    if problem:
-        raise AnswerRefused(
-            "No answer of the model validates against the schema.",
-            found=problem,
-            advice="Simplify the schema, give a fuller context, or answer this yourself.",
-        )
-    return run.outcome(json.dumps(value, ensure_ascii=False), data=value)
+    return run.outcome(said.text, data=None if call.schema is None else json.loads(said.text))
 
 
 async def _passages(run: Run, staff: Staff, call: RouteCall) -> Outcome | None:

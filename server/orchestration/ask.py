@@ -12,11 +12,12 @@ import anyio.to_thread
 from rolecall.config.prompts import plain, prompt
 from rolecall.roles import contract as roles
 from rolecall.roles.contract import GenerationRequest, GenerationResult, Message, Role, RoleInfo, RoleModels
-from rolecall.roles.errors import PromptTooLong, RoleError, WorkerTimeout
+from rolecall.roles.errors import PromptTooLong, RoleError, SchemaRefused, WorkerTimeout
 
 from ..routing.contract import TaskType
 from ..validation.answer import check_answer, failed
 from ..validation.contract import Check, Verdict
+from ..validation.said import fault
 from .record import Run
 from .states import Event
 
@@ -66,38 +67,48 @@ async def ask(run: Run, models: RoleModels, wanted: Ask) -> Said:
     """Ask until the checks pass or nobody is left to ask. Goes from MODEL_SELECTION to VALIDATION.
 
     Raises:
-        PromptTooLong: with the figures of this request. Other `RoleError`s of the first attempt; where a later one
-        fails, or would outlast the call's budget, the earlier answer stands.
+        PromptTooLong: with the figures of this request.
+        SchemaRefused: no attempt kept to the form that was asked for.
+        Other `RoleError`s of the first attempt; where a later one fails, or would outlast the call's budget, the
+        earlier answer stands.
     """
-    role, said = wanted.role, None
+    role, said, failing = wanted.role, None, None
     run.advance(Event.ROLE_SELECTED)
     for attempt in range(1, wanted.attempts + 1):
-        left_s = run.left_s()
+        left_s, refused, result = run.left_s(), None, None
         try:
             with anyio.fail_after(left_s - HAND_BACK_S if said and left_s else None):
-                result = await _generate(run, models, wanted, role, said.failing if said else None)
+                result = await _generate(run, models, wanted, role, failing)
+        except SchemaRefused as error:  # another attempt, or a heavier model, may keep to the form
+            refused = error
         except (RoleError, TimeoutError):
             if said is None:
                 raise
             run.advance(Event.FELL_BACK)
             return said
         run.advance(Event.GENERATED)
-        checks = await anyio.to_thread.run_sync(wanted.check, result.text, result.finish)
-        failing = failed(checks)
-        if result.finish == "timeout" and failing is not None and failing.name == "finished":
-            failing = None  # said already, as a partial answer
-        said = Said(result.text.strip(), checks, failing)
+        stopped = result is not None and result.finish == "timeout"
+        if result is not None:
+            checks = await anyio.to_thread.run_sync(wanted.check, result.text, result.finish)
+            failing = failed(checks)
+            if stopped and failing is not None and failing.name == "finished":
+                failing = None  # said already, as a partial answer
+            said = Said(result.text.strip(), checks, failing)
+        elif refused:
+            failing = fault("schema", refused.found or refused.message)
         run.rounds = max(run.rounds, attempt)
-        if failing is None or result.finish == "timeout" or attempt == wanted.attempts:
+        if failing is None or stopped or attempt == wanted.attempts:
             break
-        heavier = role if attempt == 1 else _heavier(models, role, result.model)
+        heavier = role if attempt == 1 else _heavier(models, role, (result or info_of(models, role)).model)
         if heavier is None or (attempt > 1 and failing.name in wanted.mends):
             break
         run.tell(f"checking: {failing.name} failed, asking {heavier}", None)
         for event in (Event.RETRY,) if attempt == 1 else (Event.ESCALATE, Event.ROLE_SELECTED):
             run.advance(event)
         role = heavier
-    assert said is not None
+    if said is None:
+        assert refused is not None
+        raise refused
     return said
 
 
@@ -117,7 +128,7 @@ def checker(
     question: str,
     *,
     evidence: tuple[str, ...] = (),
-    schema: dict[str, Any] | None = None,
+    structured: bool = False,
     language: str | None = None,
     max_words: int | None = None,
 ) -> Checker:
@@ -125,8 +136,8 @@ def checker(
 
     def check(text: str, finish: str) -> tuple[Check, ...]:
         checks = check_answer(
-            text, task_type=task_type, question=question, evidence=evidence, schema=schema, language=language,
-            finish=finish, max_words=max_words,
+            text, task_type=task_type, question=question, evidence=evidence, structured=structured,
+            language=language, finish=finish, max_words=max_words,
         )  # fmt: skip
         if "<document" in text and task_type is not TaskType.CODING:
             detail = "the answer repeats the document instead of answering"
@@ -141,6 +152,11 @@ def info_of(models: RoleModels, role: Role) -> RoleInfo:
     return next(info for info in models.roles() if info.role is role)
 
 
+def is_small(info: RoleInfo) -> bool:
+    """Whether a role is answered by a small model, or may be; one on an endpoint (present, of no size here) is not."""
+    return info.size_bytes < SMALL_BYTES and not (info.present and info.size_bytes == 0)
+
+
 async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, finding: Check | None) -> GenerationResult:
     info, used = info_of(models, role), prompt(wanted.name)
     values = {name: text if name == "documents" else plain(text) for name, text in wanted.values.items()}
@@ -151,10 +167,12 @@ async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, findi
     max_tokens = min(wanted.max_tokens or info.max_tokens, info.context_length // 2)
     _must_fit(models, info, system + user, max_tokens)
     left_s = run.left_s()
-    timeout_s = None if left_s is None or left_s >= info.timeout_s else max(0.1, left_s - HAND_BACK_S)
+    deadline_s = None if left_s is None else max(0.1, left_s - HAND_BACK_S)
+    timeout_s = None if left_s is None or left_s >= info.timeout_s else deadline_s
     request = GenerationRequest(
         messages=(Message(role="system", content=system), Message(role="user", content=user)), max_tokens=max_tokens,
-        json_schema=wanted.schema, thinking_budget=wanted.thinking_budget, timeout_s=timeout_s, client=run.call.session,
+        json_schema=wanted.schema, thinking_budget=wanted.thinking_budget, timeout_s=timeout_s, deadline_s=deadline_s,
+        client=run.call.session,
     )  # fmt: skip
     result = await models.generate(role, request, lambda event: run.tell(*_in_words(role, event)))
     run.called(used, result)
@@ -189,7 +207,7 @@ def _heavier(models: RoleModels, role: Role, used_model: str) -> Role | None:
     coding = role in (Role.CODING, Role.CODING_LARGE_CONTEXT)
     order = (Role.CODING_LARGE_CONTEXT if coding else Role.REASONING, Role.REASONING_HEAVY)
     size = max((info.size_bytes for info in models.roles() if info.model == used_model), default=0)
-    others = {info.role for info in models.roles() if info.present and info.size_bytes >= size}
+    others = {info.role for info in models.roles() if info.present and (info.size_bytes or size) >= size}
     others -= {role, *(info.role for info in models.roles() if info.model == used_model)}
     return next((other for other in order if other in others), None)
 

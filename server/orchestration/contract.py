@@ -121,6 +121,7 @@ class Meta:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     thinking_tokens: int = 0
+    cached_tokens: int = 0
     queue_s: float = 0.0
     load_s: float = 0.0
     prefill_s: float = 0.0

@@ -19,7 +19,8 @@ from .contract import Call, Meta, OnProgress, Outcome, RouteCall, Status
 from .states import Event, Machine
 
 _WORST: tuple[Status, ...] = ("ok", "degraded", "partial", "unverified")
-_SUMMED = ("prompt_tokens", "completion_tokens", "thinking_tokens", "queue_s", "load_s", "prefill_s", "decode_s")
+_TOKENS = ("prompt_tokens", "completion_tokens", "thinking_tokens", "cached_tokens")
+_SUMMED = (*_TOKENS, "queue_s", "load_s", "prefill_s", "decode_s")
 
 
 @dataclass
@@ -113,7 +114,7 @@ class Run:
                 {"prompt": used.name, **result.model_dump(mode="json", exclude={"text", "thinking"})}
                 for used, result in self.calls
             ),
-            tokens={name: meta[name] for name in _SUMMED if name.endswith("_tokens")},
+            tokens={name: meta[name] for name in _TOKENS},
             timings={name: round(value, 4) for name, value in meta.items() if name.endswith("_s")},
             checks=tuple(check.model_dump(mode="json") | hidden for check in self.checks), rounds=self.rounds,
             warnings=tuple(self.warnings) if kept else (),

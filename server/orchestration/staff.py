@@ -73,9 +73,12 @@ class Staff:
 
 
 def as_data(sources: Sequence[SourceText], context: str | None) -> str:
-    """Files and context as delimited data for a prompt; "" where there is none."""
-    parts = [document(context, "context")] if context else []
-    return "\n\n".join([*parts, *(document(source.text, source.path.name) for source in sources)])
+    """Files and context as delimited data for a prompt; "" where there is none.
+
+    Files first: what several questions to the same files share is then one prefix, which is read once.
+    """
+    parts = [document(source.text, source.path.name) for source in sources]
+    return "\n\n".join([*parts, document(context, "context")] if context else parts)
 
 
 def estimated_tokens(sources: Sequence[SourceText], context: str | None) -> int:

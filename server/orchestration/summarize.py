@@ -18,7 +18,7 @@ from rolecall.roles.errors import WorkerDied, WorkerTimeout
 from ..errors import BadRequest
 from ..routing.contract import TaskType
 from ..validation.answer import failed
-from .ask import MARGIN_TOKENS, SMALL_BYTES, Ask, ask, checker, info_of
+from .ask import MARGIN_TOKENS, Ask, ask, checker, info_of, is_small
 from .contract import Item, Outcome, SummarizeCall
 from .record import Run
 from .staff import Staff, choose
@@ -93,7 +93,7 @@ class Summarizer:
         """Tokens of text that one call may read."""
         info, models = info_of(self.staff.models, self.role), self.staff.models
         frame = models.count_tokens(self.role, prompt("summarize").text + self.focus)
-        most = SMALL_PART_TOKENS if info.size_bytes < SMALL_BYTES else PART_TOKENS
+        most = SMALL_PART_TOKENS if is_small(info) else PART_TOKENS
         room = info.context_length - 2 * MARGIN_TOKENS - frame
         # A part's own summary takes up to half as many tokens as the part.
         limit = min(most, room - min(_tokens(self.max_words), info.context_length // 2), room * 2 // 3)

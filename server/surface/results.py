@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..orchestration.contract import Outcome
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,47 +92,3 @@ class RetrieveResult(Result):
 class ValidateResult(Result):
     verdict: Literal["supported", "unsupported", "abstain"]
     checks: list[CheckOut]
-
-
-def result_of(tool: str, outcome: Outcome) -> Result:
-    """The tool's own result of an outcome."""
-    common: dict[str, Any] = {
-        "answer": outcome.answer,
-        "status": outcome.status,
-        "receipt_id": outcome.receipt_id,
-        "warnings": list(outcome.warnings),
-    }
-    match tool:
-        case "route":
-            assert outcome.decision is not None
-            decision = outcome.decision
-            return RouteResult(
-                **common,
-                decision=DecisionOut(
-                    task_type=decision.task_type.value,
-                    agent=decision.agent.value if decision.agent else None,
-                    role=decision.role.value if decision.role else None,
-                    model=decision.model,
-                    confidence=decision.confidence,
-                    reasons=list(decision.reasons),
-                ),
-            )
-        case "reason":
-            return ReasonResult(**common, data=outcome.data)
-        case "code":
-            blocks = [BlockOut(language=b.language, code=b.code, parses=b.parses) for b in outcome.blocks]
-            return CodeResult(**common, blocks=blocks, saved_path=outcome.saved_path)
-        case "summarize":
-            items = [ItemOut(path=i.path, answer=i.answer, status=i.status) for i in outcome.items]
-            return SummarizeResult(**common, items=items, saved_path=outcome.saved_path)
-        case "retrieve":
-            assert outcome.index is not None
-            return RetrieveResult(
-                **common,
-                passages=[PassageOut(**p.model_dump()) for p in outcome.passages],
-                index=IndexOut(**outcome.index.model_dump()),
-            )
-        case _:
-            assert outcome.verdict is not None
-            checks = [CheckOut(**c.model_dump(mode="json")) for c in outcome.checks]
-            return ValidateResult(**common, verdict=outcome.verdict.value, checks=checks)

@@ -20,8 +20,7 @@ from ..errors import BadRequest
 from ..orchestration.contract import Call, OnProgress, Outcome
 from ..protocol import VERSION
 from ..session import current_session
-from .results import result_of
-from .tools import INSTRUCTIONS, TOOLS, spec_of, tool_list
+from .tools import INSTRUCTIONS, TOOLS, result_of, spec_of, tool_list
 
 RunCall = Callable[[Call, OnProgress], Awaitable[Outcome]]
 

@@ -9,6 +9,7 @@ from typing import Any
 import mcp_types as types
 from pydantic import BaseModel
 
+from ..orchestration.contract import Outcome
 from . import arguments, results
 
 INSTRUCTIONS = """\
@@ -95,6 +96,13 @@ def tool_list() -> types.ListToolsResult:
 
 def spec_of(name: str) -> ToolSpec | None:
     return next((spec for spec in TOOLS if spec.name == name), None)
+
+
+def result_of(tool: str, outcome: Outcome) -> results.Result:
+    """The tool's own result: of what the outcome holds, the fields that the tool shows."""
+    spec = spec_of(tool)
+    assert spec is not None
+    return spec.result.model_validate(outcome, from_attributes=True)
 
 
 def _declare(spec: ToolSpec) -> types.Tool:

@@ -18,7 +18,12 @@ from ..errors import StoreNewer, StoreUnusable
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
-MIGRATIONS = ("CREATE TABLE receipts (id TEXT PRIMARY KEY, tool TEXT, started_at TEXT, state TEXT, body TEXT) STRICT",)
+MIGRATIONS = (
+    "CREATE TABLE receipts (id TEXT PRIMARY KEY, tool TEXT, started_at TEXT, state TEXT, body TEXT) STRICT",
+    "CREATE TABLE model_events (at REAL, kind TEXT, model TEXT, seconds REAL, size_bytes INTEGER, cold INTEGER) STRICT",
+    "CREATE TABLE memory_hours (hour INTEGER PRIMARY KEY, samples INTEGER, measured_sum INTEGER, "
+    "measured_peak INTEGER, reserved_sum INTEGER, reserved_peak INTEGER, models_peak INTEGER) STRICT",
+)
 """Statement i takes the file from schema i to i + 1; the schema number is SQLite's `user_version`."""
 
 _LATEST = "SELECT body FROM receipts ORDER BY id DESC LIMIT ?"
@@ -103,7 +108,7 @@ def receipt_id() -> str:
 
 
 class ReceiptStore:
-    """Receipts on disk, readable by id. Calls run in a thread; the file is opened at the first of them.
+    """The file of receipts, readable by id, and of the models' history. Calls run in a thread; the first opens it.
 
     Raises (every method):
         StoreNewer: a newer Rolecall wrote the file.
@@ -118,28 +123,29 @@ class ReceiptStore:
     async def add(self, receipt: Receipt, max_receipts: int) -> None:
         """Keep a receipt, and of all of them the latest `max_receipts`."""
         row = (receipt.id, receipt.tool, receipt.started_at, receipt.state, receipt.model_dump_json())
-        await self._run(("INSERT INTO receipts VALUES (?, ?, ?, ?, ?)", row), (_PRUNE, (max_receipts,)))
+        await self.run(("INSERT INTO receipts VALUES (?, ?, ?, ?, ?)", row), (_PRUNE, (max_receipts,)))
 
     async def get(self, receipt_id: str) -> Receipt | None:
-        rows = await self._run(("SELECT body FROM receipts WHERE id = ?", (receipt_id,)))
+        rows = await self.run(("SELECT body FROM receipts WHERE id = ?", (receipt_id,)))
         return Receipt.model_validate_json(rows[0][0]) if rows else None
 
     async def recent(self, n: int = 20) -> tuple[Receipt, ...]:
         """The last `n`, newest first."""
-        return tuple(Receipt.model_validate_json(row[0]) for row in await self._run((_LATEST, (n,))))
+        return tuple(Receipt.model_validate_json(row[0]) for row in await self.run((_LATEST, (n,))))
 
     async def aclose(self) -> None:
         await anyio.to_thread.run_sync(self._close)
 
-    async def _run(self, *statements: tuple[str, Sequence[object]]) -> list[tuple[str, ...]]:
+    async def run(self, *statements: tuple[str, Sequence[object]]) -> list[sqlite3.Row]:
+        """The rows of the last statement; all of them take effect or none."""
         return await anyio.to_thread.run_sync(self._execute, statements)
 
-    def _execute(self, statements: Sequence[tuple[str, Sequence[object]]]) -> list[tuple[str, ...]]:
-        """The rows of the last statement; all of them take effect or none."""
+    def _execute(self, statements: Sequence[tuple[str, Sequence[object]]]) -> list[sqlite3.Row]:
         with self._lock:
             try:
                 if self._connection is None:
                     self._connection = connect(self._path, busy_s=self._busy_s)
+                    self._connection.row_factory = sqlite3.Row
                 with self._connection as connection:
                     return [connection.execute(*each).fetchall() for each in statements][-1]
             except (sqlite3.Error, OSError) as error:

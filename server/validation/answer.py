@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .arithmetic import arithmetic_check
 from .blocks import can_parse, code_blocks, parse_check
 from .contract import Check, Verdict
 from .evidence import missing_numbers, read_source
 from .form import cut_off, form_checks, refusal
-from .json_answer import schema_check
 from .said import fault
 from .text import words
 
@@ -20,27 +17,26 @@ def check_answer(
     task_type: str,
     question: str,
     evidence: tuple[str, ...],
-    schema: dict[str, Any] | None,
+    structured: bool,
     language: str | None,
     finish: str,
     max_words: int | None,
 ) -> tuple[Check, ...]:
     """Every deterministic check that applies; the first decisive `unsupported` one (`failed`) is worth a retry.
 
-    `finish` is the engine's reason to stop ("length" means cut off). Numbers must stand in `evidence` for summaries
-    and cited answers (`task_type` `summarization` or `retrieval`); others may compute them, so there the check informs.
+    `finish` is the engine's reason to stop ("length" means cut off); a `structured` answer's form was checked by then.
+    Numbers must stand in `evidence` for summaries and cited answers (`task_type` `summarization` or `retrieval`);
+    others may compute them, so there the check informs.
     """
     coding = task_type == "coding"
-    prose = not coding and schema is None
+    prose = not coding and not structured
     unfinished = cut_off(answer) if prose else ""
     if finish in ("length", "timeout"):
         unfinished = f"the answer was cut off ({finish}) and must be shorter"
     checks = [*form_checks(answer, question, coded=not prose), fault("finished", unfinished)]
-    if schema is not None:
-        checks.append(schema_check(answer, schema))
     if coding:
         checks.append(_code(answer, language))
-    elif schema is None:
+    elif not structured:
         checks.extend([fault("refusal", refusal(answer)), arithmetic_check(answer)])
     if max_words is not None and (count := len(words(answer))) > max_words:
         checks.append(fault("word_limit", f"{count} words; at most {max_words} are allowed"))

@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from .stage import show
+
 ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 BARE = """
 import anyio
@@ -72,17 +74,13 @@ def shim_modules(home: str) -> list[str]:
     return out.stdout.split()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("-n", type=int, default=5, help="rounds")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+def main(rounds: int, readable: bool = True) -> None:
     seconds: dict[str, list[float]] = {"bare": [], "cold": [], "warm": []}
     memory: dict[str, int] = {}
     shim = [ROLECALL, "serve"]
     with tempfile.TemporaryDirectory(prefix="rolecall-bench-") as home:
         measure([sys.executable, "-c", BARE], home)
-        for _ in range(options.n):
+        for _ in range(rounds):
             stop(home)
             for name, command in (("bare", [sys.executable, "-c", BARE]), ("cold", shim), ("warm", shim)):
                 taken, memory[name] = measure(command, home)
@@ -101,18 +99,15 @@ def main() -> int:
         for name, values in seconds.items()
     }
     report["shim_modules"] = modules
-    if options.json:
-        print(json.dumps(report))
-        return 0
-    print(f"spawn to tools/list, {options.n} rounds; bound: warm at most 0.2, cold at most 1.6 of the bare server")
+    lines = [f"spawn to tools/list, {rounds} rounds; bound: warm at most 0.2, cold at most 1.6 of the bare server"]
     for name in ("bare", "cold", "warm"):
         row = report[name]
-        print(
+        lines.append(
             f"{name:5} median {row['median_s']:.3f} s ({row['min_s']:.3f} to {row['max_s']:.3f}), "
             f"{row['over_bare']:.2f} of bare, {row['resident_mb']:.0f} MB in the client's process"
         )
-    print("the shim imports of ours:", ", ".join(modules))
-    return 0
+    lines.append(f"the shim imports of ours: {', '.join(modules)}")
+    show("startup", lines if readable else [], report)
 
 
 def stop(home: str) -> None:
@@ -120,4 +115,8 @@ def stop(home: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-n", type=int, default=5, help="rounds")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    main(options.n, readable=not options.json)

@@ -35,6 +35,7 @@ def test_the_config_file_wins_over_the_users_file_and_both_over_the_defaults(tmp
         ("memory: {budgte_gb: 3.0}", "memory.budgte_gb", "memory.budget_gb"),
         ("profil: starter", "profil", "profile"),
         ("roles: {coding: {contxt_length: 5}}", "roles.coding.contxt_length", "roles.coding.context_length"),
+        ("endpoints: {big: {ulr: 'http://localhost'}}", "endpoints.big.ulr", "endpoints.big.url"),
     ],
 )
 def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_key(
@@ -85,6 +86,78 @@ def test_a_value_that_cannot_be_is_named_with_what_may_stand_there(tmp_path: Pat
 
     with pytest.raises(ConfigError, match=r"memory\.budget_gb.*inf.*Allowed: a finite number"):
         load_settings(home)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("max_tokens: many", r"roles\.coding\.max_tokens"),
+        ("context_length: 0", r"roles\.coding\.context_length"),
+        ("engines: []", r"roles\.coding\.engines"),
+        ("engines: mlx", r"roles\.coding\.engines"),
+        ("engines: [mlx, 7]", r"roles\.coding\.engines"),
+    ],
+)
+def test_a_roles_value_that_cannot_be_is_named(tmp_path: Path, override: str, named: str) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text(f"profile: starter\nroles: {{coding: {{{override}}}}}\n")
+
+    with pytest.raises(ConfigError, match=named):
+        load_settings(home)
+
+
+def test_a_role_lists_its_engines_in_order_and_null_keeps_the_profiles_value(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text(
+        "profile: starter\n"
+        "endpoints: {big: {url: 'http://127.0.0.1:8000/v1/', model: tiny, api_key_env: BIG_KEY}}\n"
+        "roles: {coding: {engines: [big, mlx], adapter: mine/lora, max_tokens: null}}\n"
+    )
+
+    settings = load_settings(home)
+
+    coding = settings.profile.roles["coding"]
+    assert (coding.engines, coding.adapter, coding.max_tokens) == (("big", "mlx"), "mine/lora", 320)
+    assert settings.endpoints["big"].url == "http://127.0.0.1:8000/v1"
+    assert settings.profile.roles["router"].engines == ("mlx",)
+    assert load_settings(Home(tmp_path / "other"), profile="starter").fingerprint != settings.fingerprint
+
+
+def test_an_engine_that_is_nowhere_described_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text(
+        "profile: starter\nendpoints: {studio: {url: 'http://[::1]:1234/v1', model: m}}\n"
+        "roles: {coding: {engines: [stduio, mlx]}}\n"
+    )
+
+    with pytest.raises(ConfigError, match=r"stduio.*Allowed: mlx, studio.*mean 'studio'"):
+        load_settings(home)
+
+
+@pytest.mark.parametrize("url", ["http://studio.local:8000/v1", "https://api.openai.com/v1", "http://10.0.0.2/v1"])
+def test_an_endpoint_on_another_machine_needs_offline_strict_off(tmp_path: Path, url: str) -> None:
+    home = Home(tmp_path)
+    endpoint = f"profile: starter\nendpoints: {{far: {{url: '{url}', model: m}}}}\n"
+    home.settings_file.write_text(endpoint)
+
+    with pytest.raises(ConfigError, match="offline_strict: false"):
+        load_settings(home)
+
+    home.settings_file.write_text(endpoint + "offline_strict: false\n")
+    assert not load_settings(home).endpoints["far"].loopback
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://localhost/v1", "localhost:8000", "http://u:secret@localhost/v1", "http://localhost/v1?key=secret"]
+)
+def test_an_endpoints_url_is_plain_http_without_credentials_which_no_error_repeats(tmp_path: Path, url: str) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text(f"endpoints: {{far: {{url: '{url}', model: m}}}}\n")
+
+    with pytest.raises(ConfigError, match=r"endpoints\.far\.url") as raised:
+        load_settings(home)
+
+    assert "secret" not in str(raised.value)
 
 
 def test_an_override_of_a_role_the_profile_lacks_is_refused(tmp_path: Path) -> None:

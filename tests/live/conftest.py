@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,19 @@ import pytest
 from rolecall.config.home import Home
 from rolecall.roles.manifest import write_manifest
 from rolecall.roles.starter import STARTER_MODELS, starter_missing
+
+Tell = Callable[[str], None]
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
+    """Prints a measured figure, also of a test that passes."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n  {text}")
+
+    return say
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 from rolecall.config.home import Home
 from rolecall.config.settings import Settings, load_settings
-from rolecall.roles.contract import Event, Generated, GenerationRequest, Message, Role
+from rolecall.roles.contract import Event, Generated, GenerationRequest, Message, ModelEvent, Role
 from rolecall.roles.errors import WorkerDied
 from rolecall.roles.footprint import footprints
 from rolecall.roles.manager import ModelManager
@@ -43,10 +43,11 @@ def ask(text: str, max_tokens: int = 16) -> GenerationRequest:
 
 async def test_models_share_a_budget_and_a_process_that_dies_alone_and_is_replaced(starter_home: Home) -> None:
     """One manager through one life: every load of a model takes seconds here."""
-    killed_at = 0.0
+    killed_at, events = 0.0, list[ModelEvent]()
     question = ask("What is the capital of France?")
     with anyio.fail_after(PATIENCE_S):
-        async with ModelManager(starter_home, settings_for(starter_home, 1.6, coding=TEXT_4BIT)) as manager:
+        settings = settings_for(starter_home, 1.6, coding=TEXT_4BIT)
+        async with ModelManager(starter_home, settings, on_event=events.append) as manager:
             small = await manager.generate(Role.CODING, ask("Say yes.", 2))
             assert (small.model, small.cold_start, len(manager.resident())) == (TEXT_4BIT, True, 1)
 
@@ -57,6 +58,10 @@ async def test_models_share_a_budget_and_a_process_that_dies_alone_and_is_replac
             assert 0 < text.measured_bytes <= text.reserved_bytes <= manager.budget_bytes
             again = await manager.generate(Role.VALIDATION, question)
             assert (again.text, again.cold_start) == (first.text, False)
+            paris, london = await manager.score_labels(Role.ROUTER, question.messages, ["The capital", "No capital"])
+            assert london < paris < 0.0
+            digits = question.model_copy(update={"regex": "[0-9]{3}"})
+            assert (await manager.generate(Role.ROUTER, digits)).text.isdigit()
 
             decoding = anyio.Event()
 
@@ -83,11 +88,13 @@ async def test_models_share_a_budget_and_a_process_that_dies_alone_and_is_replac
             third = await manager.generate(Role.ROUTER, question)
             assert third.text == first.text and third.cold_start
             pids = [line.pid for line in manager.resident()]
+        assert {event.kind for event in events} == {"loaded", "evicted", "died", "unloaded"}
+        assert all(event.size_bytes > 0 for event in events if event.kind == "loaded")
         assert not any(psutil.pid_exists(pid) for pid in [text.pid, embedder.pid, *pids])
 
 
 async def test_predicted_bytes_are_the_measured_ones(starter_home: Home) -> None:
     sizes = footprints(starter_home, [TEXT_FP32, TEXT_4BIT])
     assert (sizes[TEXT_FP32].weights_bytes, sizes[TEXT_FP32].kv_bytes_per_token) == (538_060_032, 45 * 1024)
-    assert sizes[TEXT_4BIT].source == "measured"
+    assert sizes[TEXT_4BIT].source == "files"
     assert sizes[TEXT_4BIT].kv_bytes_per_token == 45 * 1024  # its norms are float32, and so its cache is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -58,7 +59,8 @@ def models(starter_models: Path) -> Path:
 
 
 def spec(folder: Path) -> WorkerSpec:
-    return WorkerSpec("text", folder, TEXT_FP32, context_length=4096, concurrency=2, cache_limit_bytes=256 << 20)
+    kv_bytes = 2 * 4096 * 46_080
+    return WorkerSpec("text", folder, TEXT_FP32, 4096, concurrency=2, cache_limit_bytes=256 << 20, kv_bytes=kv_bytes)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,39 @@ async def test_a_schema_that_cannot_be_enforced_is_refused_with_the_reason(worke
     with pytest.raises(SchemaRefused) as refused:
         await worker.generate(ask("x", json_schema=schema))
     assert refused.value.found
+
+
+async def test_an_answer_under_a_regex_matches_the_whole_of_it(worker: Worker) -> None:
+    date = r"(19|20)\d\d-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+    result = await worker.generate(ask("When did the Berlin wall fall? Answer with a date.", regex=date, max_tokens=30))
+    assert result.finish == "stop" and re.fullmatch(date, result.text)
+
+
+@pytest.mark.parametrize("regex", [r"(?=a)b", r"[a", r"(a)\1"])
+async def test_a_regex_that_cannot_be_enforced_is_refused_with_the_reason(worker: Worker, regex: str) -> None:
+    with pytest.raises(SchemaRefused, match="regex") as refused:
+        await worker.generate(ask("x", regex=regex))
+    assert refused.value.found
+
+
+async def test_labels_are_scored_as_the_prompt_has_it(worker: Worker) -> None:
+    messages = (Message(role="user", content="What is the capital of France? One word."),)
+    labels = ("Paris", "Rome", "Buenos Aires")
+    scores = await worker.score(messages, labels)
+    assert max(scores) == scores[0] and all(score < 0 for score in scores)
+    assert await worker.score(messages, labels[::-1]) == pytest.approx(scores[::-1], abs=1e-3)
+    for wrong in ((), ("Paris", "")):
+        with pytest.raises(ValueError, match="label"):
+            await worker.score(messages, wrong)
+    with pytest.raises(PromptTooLong):
+        await worker.score((Message(role="user", content="word " * 5000),), labels)
+
+
+async def test_a_repeated_question_is_answered_from_the_prefix_cache(worker: Worker) -> None:
+    question = "Name the four seasons of the year in the order in which they come, beginning with spring, please."
+    first, again = [await worker.generate(ask(question, max_tokens=8)) for _ in range(2)]
+    assert again.text == first.text
+    assert again.cached_tokens == again.prompt_tokens - 1
 
 
 @pytest.mark.parametrize("text", ["word " * 5000, "a" * 3_000_000])
@@ -231,6 +266,16 @@ async def test_short_prompts_do_not_lengthen_the_chunks_of_a_long_one(second: Wo
     events: list[Event] = []
     await second.generate(ask(LONG_PROMPT, max_tokens=1), on_event=events.append)
     assert isinstance(events[0], Prefilling) and events[0].done_tokens <= loaded.prefill_step < 2048
+
+
+async def test_a_loaded_model_needs_its_folder_no_more(second: Worker, tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "gone"))
+    await second.load(spec(folder))
+    first = await second.generate(ask("Is the sky blue?", max_tokens=8))
+    shutil.rmtree(folder)
+    assert (await second.generate(ask("Is the sky blue?", max_tokens=8))).text == first.text
+    under_schema = await second.generate(ask("Is the sky blue?", json_schema={"enum": ["yes", "no"]}))
+    assert json.loads(under_schema.text) in ("yes", "no")
 
 
 async def test_stopping_a_busy_worker_ends_its_calls_and_its_process(second: Worker, tiny: Path) -> None:

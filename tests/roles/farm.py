@@ -6,20 +6,25 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
 
 from rolecall.config.home import Home
-from rolecall.config.profile import Profile
+from rolecall.config.profile import Profile, RoleSpec
 from rolecall.config.settings import Settings, load_profile, load_settings
-from rolecall.roles.contract import GenerationRequest, Message, OnEvent
+from rolecall.roles.contract import GenerationRequest, Message, ModelEvent, OnEvent
 from rolecall.roles.errors import (
     WorkerDied,
 )
+from rolecall.roles.lease import PrefillLease
 from rolecall.roles.manager import ModelManager
-from rolecall.roles.worker.wire import Loaded, WorkerResult, WorkerSpec
+from rolecall.roles.plan import Reservation
+from rolecall.roles.pool import WorkerPool
+from rolecall.roles.pooled import PooledModel
+from rolecall.roles.worker.wire import Finish, Loaded, WorkerResult, WorkerSpec
 from tests.roles.tiny import CODING
 
 PATIENCE_S = 5.0
@@ -38,6 +43,10 @@ class FakeWorker:
     spec: WorkerSpec | None = None
     pid: int = field(default_factory=lambda: next(PIDS))
     running: int = 0
+    lease: PrefillLease | None = None
+    comes_first: bool = False
+
+    def grant_prefill(self) -> None: ...
 
     async def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None] | None = None) -> Loaded:
         self.spec = spec
@@ -46,10 +55,13 @@ class FakeWorker:
             self.farm.hangs = False
             self.farm.load_limit_s = anyio.current_effective_deadline() - anyio.current_time()
             raise TimeoutError  # what reaching that limit raises
-        await self.farm.load_gate.wait()
+        await self._unless_dead(self.farm.load_gate)
+        if self.exited.is_set():
+            raise WorkerDied("It died.")
         if on_loading:
             on_loading(64, 64)
-        return Loaded(64, self.farm.measured.get(spec.model, 0), 0, 0, 64, 1.0, 1.0, 0.0, "none")
+        self.measured_bytes = self.farm.measured.get(spec.model, 0)
+        return Loaded(64, self.measured_bytes, 0, 0, 64, 1.0, 1.0, 0.0, "none")
 
     async def generate(
         self,
@@ -68,7 +80,8 @@ class FakeWorker:
             await anyio.lowlevel.checkpoint()
             if self.exited.is_set():
                 raise WorkerDied("It died.")
-            return WorkerResult(self.spec.model, "", "stop", 3, 1, 0, 0.0, 0.0)
+            text, finish = self.farm.answer or (self.spec.model, "stop")
+            return WorkerResult(text, "", finish, 3, 10, 0, 0.0, 0.5, cached_tokens=2)
         finally:
             self.running -= 1
 
@@ -83,6 +96,9 @@ class FakeWorker:
 
     async def embed(self, texts: Sequence[str], alone: bool = False) -> np.ndarray[Any, Any]:
         return np.ones((len(texts), 4), np.float32)
+
+    async def score(self, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
+        return tuple(-float(len(label)) for label in labels)
 
     async def stop(self) -> str:
         await anyio.lowlevel.checkpoint()
@@ -103,6 +119,15 @@ class Farm:
     manager: ModelManager | None = None
     hangs: bool = False
     load_limit_s: float = 0.0
+    events: list[ModelEvent] = field(default_factory=list)
+    answer: tuple[str, Finish] | None = None
+    total_bytes: int = 200_000_000_000
+    others_bytes: int = 0
+    late_bytes: int = 0
+
+    def available_bytes(self) -> int:
+        ours = sum(worker.measured_bytes for worker in self.workers if not worker.exited.is_set())
+        return self.total_bytes - self.others_bytes - ours - (self.late_bytes if ours == 0 else 0)
 
     async def start(self, spec: WorkerSpec | None) -> FakeWorker:
         await anyio.lowlevel.checkpoint()
@@ -110,7 +135,8 @@ class Farm:
         return self.workers[-1]
 
     def check_budget(self) -> None:
-        assert self.manager is not None
+        if self.manager is None:
+            return
         assert sum(line.reserved_bytes for line in self.manager.resident()) <= self.manager.budget_bytes
 
     def alive(self, model: str) -> list[FakeWorker]:
@@ -154,14 +180,53 @@ async def managing(
         farm.load_gate.set()
     settings = settings_for(home, profile, budget_gb, **more)
     with anyio.fail_after(patience_s):
-        async with ModelManager(home, settings, start_worker=farm.start, machine_bytes=200_000_000_000) as manager:
+        async with ModelManager(home, settings, farm.start, machine=farm, on_event=farm.events.append) as manager:
             farm.manager = manager
             yield manager, farm
     assert all(worker.exited.is_set() for worker in farm.workers)
 
 
-def ask(text: str = "hello") -> GenerationRequest:
-    return GenerationRequest(messages=(Message(role="user", content=text),), max_tokens=8)
+def ask(text: str = "hello", **more: Any) -> GenerationRequest:
+    return GenerationRequest(messages=(Message(role="user", content=text),), max_tokens=8, **more)
+
+
+def pooled(name: str, size_bytes: int = 10, **spec: Any) -> PooledModel:
+    """A model of the pool that is on no disk, with one role of its own name."""
+    fields = {"context_length": 256, "timeout_s": 60.0, **spec}
+    role = RoleSpec(model=name, quantization="none", **fields)
+    size = Reservation(size_bytes, 0, 0, 0, 0, 256 * role.concurrency, role.concurrency)
+    return PooledModel(name, Path(name), (role,), size, size_bytes)
+
+
+@asynccontextmanager
+async def pooling(farm: Farm, budget_bytes: int, *models: PooledModel, **more: Any) -> AsyncIterator[WorkerPool]:
+    """A pool with no disk and no threads, for a loop with a virtual clock too."""
+
+    async def prepared(model: PooledModel) -> str:
+        return "sha256"
+
+    farm.load_gate.set()
+    fields = {"queue_limit": 64, "cache_limit_bytes": 0, "wants_spare": lambda: False, **more}
+    async with anyio.create_task_group() as tasks:
+        pool = WorkerPool(
+            tasks, farm, budget_bytes, start_worker=farm.start, prepared=prepared, on_event=farm.events.append, **fields
+        )
+        pool.models.update({model.model: model for model in models})
+        tasks.start_soon(pool.tend)
+        try:
+            yield pool
+        finally:
+            await pool.aclose()
+            tasks.cancel_scope.cancel()
+    assert all(worker.exited.is_set() for worker in farm.workers)
+    assert pool.reserved_bytes == 0
+
+
+async def use(pool: WorkerPool, name: str, text: str = "hello", **more: Any) -> None:
+    """One request to the model, as the manager makes it."""
+    model = pool.models[name]
+    async with pool.place(model, name, model.specs[0], **more) as (_, worker):
+        await worker.generate(ask(text))
 
 
 async def until(holds: Callable[[], Any]) -> None:

@@ -40,7 +40,7 @@ async def test_roles_on_one_model_share_one_worker_and_the_answer_names_the_mode
 
 
 async def test_the_idle_model_goes_when_the_next_does_not_fit_and_the_router_stays(tmp_path: Path) -> None:
-    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING), staff(), budget_gb=0.8) as (manager, farm):
+    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING), staff(), budget_gb=0.95) as (manager, farm):
         for role in (Role.ROUTER, Role.REASONING, Role.CODING, Role.REASONING):
             await manager.generate(role, ask())
             farm.check_budget()
@@ -223,7 +223,7 @@ async def test_a_damaged_model_does_not_hide_the_other_roles(tmp_path: Path) -> 
 
 
 async def test_a_hint_loads_into_free_memory_and_never_evicts(tmp_path: Path) -> None:
-    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING), staff(), budget_gb=0.8) as (manager, farm):
+    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING), staff(), budget_gb=0.95) as (manager, farm):
         manager.preload(Role.ROUTER)
         await until(lambda: farm.alive(ROUTER) and manager.roles()[0].resident)
         await manager.generate(Role.REASONING, ask())
@@ -291,7 +291,7 @@ async def test_a_role_keeps_its_own_context_on_a_worker_made_for_a_larger_one(tm
 
 
 async def test_a_worker_that_measures_more_than_planned_answers_and_then_makes_room(tmp_path: Path) -> None:
-    async with managing(home_with(tmp_path, ROUTER, CODING), staff(), budget_gb=0.8) as (manager, farm):
+    async with managing(home_with(tmp_path, ROUTER, CODING), staff(), budget_gb=0.95) as (manager, farm):
         farm.measured[CODING] = 500_000_000
         await manager.generate(Role.ROUTER, ask())
         assert (await manager.generate(Role.CODING, ask())).model == CODING
@@ -333,7 +333,7 @@ async def test_ending_answers_everyone_who_waits(tmp_path: Path) -> None:
 async def test_through_kills_and_cancels_every_caller_is_answered_and_nothing_leaks(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     answered: list[str] = []
-    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING, HEAVY), staff(), budget_gb=0.8) as (
+    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING, HEAVY), staff(), budget_gb=0.95) as (
         manager,
         farm,
     ):

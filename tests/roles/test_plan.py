@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
+import anyio
 import pytest
 
 from rolecall.config.home import Home
 from rolecall.config.models import models_table
 from rolecall.config.profile import RoleSpec
-from rolecall.config.settings import load_profile, profile_names
-from rolecall.roles.errors import ModelUnknown
-from rolecall.roles.footprint import Footprint, footprints, quick_footprint
-from rolecall.roles.plan import ProfilePlan, plan_profile, reserve
+from rolecall.config.settings import load_profile, load_settings, profile_names
+from rolecall.roles.errors import ModelCorrupt, ModelRefused, ModelUnknown
+from rolecall.roles.footprint import Footprint, Kv, footprints, quick_footprint, remember
+from rolecall.roles.plan import ProfilePlan, adapter_bytes, plan_profile, plans_by_fit, reserve
+from rolecall.roles.sources import to_plan
+from rolecall.roles.worker.wire import Loaded
+from tests.roles.tiny import write_safetensors
 
 # (weights in 10^9 bytes, KV KiB per token at 16 bit): the published figures of each architecture
 TRUTH = {
@@ -20,6 +27,20 @@ TRUTH = {
     "mlx-community/DeepSeek-R1-Distill-Qwen-32B-4bit": (18.431, 256),
     "mlx-community/Qwen3-Coder-30B-A3B-Instruct-8bit": (32.441, 96),
     "mlx-community/Devstral-Small-2-24B-Instruct-2512-8bit": (25.046, 160),
+}
+
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 512,
+    "vocab_size": 1024,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+    "quantization": {"group_size": 64, "bits": 4},
 }
 
 
@@ -78,11 +99,16 @@ def test_the_sets_fit_hold_the_pinned_router_and_none_can_grow(home: Home, plan:
 
 def test_the_json_has_the_promised_keys_and_marks_published_figures(home: Home) -> None:
     data = plan_profile(load_profile("mac-32"), home).to_dict()
-    assert list(data) == ["profile", "budget_bytes", "roles", "total_bytes", "resident_together"]
+    promised = ["profile", "budget_bytes", "roles", "total_bytes", "resident_together"]
+    assert list(data) == [*promised, "needed_bytes", "missing_bytes"]
     names = ["role", "model", "quantization", "context_length", "concurrency"]
     figures = ["weights_bytes", "kv_bytes_per_token", "reserved_bytes"]
-    assert all(list(role) == [*names, *figures, "source"] for role in data["roles"])
-    assert {role["source"] for role in data["roles"]} == {"published"}
+    more = ["fixed_bytes", "bytes_per_8k", "model_context_length"]
+    assert all(list(role)[:11] == [*names, *figures, *more] for role in data["roles"])
+    published = {role["model"] for role in data["roles"] if role.get("source") == "published"}
+    assert published == {m for m in models_table() if models_table()[m].architecture is None} & {
+        role["model"] for role in data["roles"]
+    }
 
 
 def test_every_packaged_profile_can_be_planned(home: Home) -> None:
@@ -92,7 +118,7 @@ def test_every_packaged_profile_can_be_planned(home: Home) -> None:
 
 
 def test_roles_on_one_model_share_a_cache_as_large_as_the_most_demanding_and_a_pinned_one_has_its_own() -> None:
-    size = Footprint(1000, 10, 7, {}, "computed")
+    size = Footprint(weights_bytes=1000, kv=Kv(10, 7), source="computed")
     alone = reserve(size, [spec(concurrency=2)], 0)
     assert (alone.kv_tokens, alone.slots, alone.kv_bytes) == (2048, 2, 2048 * 10 + 2 * 7)
     shared = reserve(size, [spec(concurrency=2), spec(context_length=4096), spec(pinned=True)], 0)
@@ -110,3 +136,109 @@ def test_figures_of_the_table_agree_with_its_architectures(home: Home) -> None:
         assert abs(exact.weights_bytes / 1e9 - entry.published_gb) < 0.1
         assert exact.kv_bytes_per_token == entry.kv_kib_per_token * 1024
         assert quick_footprint(home, model) == exact
+
+
+def test_eight_thousand_more_tokens_cost_their_kv_for_every_request_at_once(plan: ProfilePlan) -> None:
+    coding = next(role for role in plan.roles if role["role"] == "coding")
+    assert coding["bytes_per_8k"] == 8192 * 96 * 1024 * 2
+
+
+def test_a_context_is_planned_for_every_role_and_never_beyond_its_models_own(home: Home) -> None:
+    profile = load_profile("mac-128")
+    contexts = {role["role"]: role["context_length"] for role in plan_profile(profile, home, None, 100_000).roles}
+    assert contexts["coding"] == 100_000 and contexts["summarization"] == 40_960
+    longer = plan_profile(profile, home, None, 65_536 + 8192).roles
+    shorter = plan_profile(profile, home, None, 65_536).roles
+    for more, less in zip(longer, shorter, strict=True):
+        if more["context_length"] == 65_536 + 8192:
+            assert more["reserved_bytes"] - less["reserved_bytes"] >= more["bytes_per_8k"]
+
+
+def test_the_best_profile_is_the_most_demanding_whose_router_fits_with_its_largest_other_role(home: Home) -> None:
+    plans = plans_by_fit(home, 30_000_000_000)
+    assert {plan.profile for plan in plans} == set(profile_names())
+    best, fitting = plans[0], [plan for plan in plans if not plan.missing_bytes]
+    assert best.profile == "mac-32" and best.needed_bytes == max(plan.needed_bytes for plan in fitting)
+    for plan in plans:
+        assert plan.missing_bytes == max(0, plan.needed_bytes - 30_000_000_000)
+        together = [len(group) for group in plan.resident_together]
+        assert bool(plan.missing_bytes) or max(together) > 1
+    assert all(plan.missing_bytes for plan in plans_by_fit(home, 1_000_000_000))
+
+
+def test_a_role_that_another_server_answers_takes_no_memory_here(home: Home) -> None:
+    profile = load_profile("mac-128")
+    remote = profile.roles["coding"].model_copy(update={"engines": ("lan",), "model": "nobody/knows-it"})
+    plan = plan_profile(profile.model_copy(update={"roles": {**profile.roles, "coding": remote}}), home)
+    assert "coding" not in [role["role"] for role in plan.roles]
+
+
+def test_what_a_worker_measured_replaces_what_was_planned_and_the_plan_says_so(home: Home) -> None:
+    model, profile = "mlx-community/Qwen3.5-2B-MLX-8bit", load_profile("mac-32")
+    loaded = Loaded(2_000_000_000, 2_500_000_000, kv_bytes_per_token=13_000, fixed_state_bytes=5)
+    before = quick_footprint(home, model)
+    remember(home, model, loaded)
+    remember(home, model, replace(loaded, measured_bytes=2_400_000_000))
+    size = quick_footprint(home, model)
+    assert before and size and size == footprints(home, [model])[model]
+    assert (size.source, size.weights_bytes, size.kv) == ("measured", 2_000_000_000, Kv(13_000, 5))
+    assert size.overhead_bytes == 500_000_000
+    (role,) = [role for role in plan_profile(profile, home).roles if role["model"] == model]
+    assert role["source"] == "measured"
+    assert role["planned"] == {"weights_bytes": before.weights_bytes, "kv_bytes_per_token": 12 * 1024}
+    assert reserve(size, [spec()], 0).overhead_bytes == 500_000_000
+    remember(home, "nobody/knows-it", loaded)
+
+
+def test_an_adapters_weights_are_reserved_with_the_models_and_a_folder_without_any_is_an_error(
+    home: Home, tmp_path: Path
+) -> None:
+    write_safetensors(tmp_path / "adapters.safetensors", bytes(640))
+    size = Footprint(weights_bytes=1000, kv=Kv(10), source="computed")
+    assert reserve(size, [spec()], 0, adapter_bytes=adapter_bytes(str(tmp_path))).weights_bytes == 1640
+    assert adapter_bytes(None) == 0
+    with pytest.raises(ModelCorrupt, match=r"no safetensors.*adapter"):
+        adapter_bytes(str(tmp_path / "absent"))
+    profile = load_profile("mac-128")
+    tuned = profile.roles["validation"].model_copy(update={"adapter": str(tmp_path)})
+    shared = plan_profile(profile, home)
+    apart = plan_profile(profile.model_copy(update={"roles": {**profile.roles, "validation": tuned}}), home)
+    assert apart.total_bytes - shared.total_bytes > 4_000_000_000 + 640
+
+
+def test_windows_grow_with_the_first_tokens_and_then_hold_the_last_chunk_and_what_it_sees() -> None:
+    kv = Kv(10, 7 + 512 * 4, ((512, 4),))
+    assert kv.bytes(64, 64) == 256 * 10 + 7 + 64 * 4
+    assert kv.bytes(1000, 64) == 1024 * 10 + 7 + (511 + 40) * 4
+    assert kv.bytes(1024, 64) == 1024 * 10 + 7 + (511 + 64) * 4
+    assert kv.reserved_bytes(1000, 2, 64) == 1024 * 10 + 2 * kv.fixed_bytes + 63 * 4
+
+
+def test_a_configuration_alone_is_planned_and_an_unknown_architecture_is_refused(home: Home) -> None:
+    figures = {name: value for name, value in LLAMA.items() if name != "quantization"}
+    sizes = footprints(home, ["full", "small"], {"full": figures, "small": LLAMA})
+    assert sizes["full"].kv == Kv(2 * 2 * 16 * 4 * 2)
+    assert 3.4 < sizes["full"].weights_bytes / sizes["small"].weights_bytes < 3.6  # 4.5 bits for 16
+    assert sizes["small"].context_length == 4096
+    with pytest.raises(ModelRefused, match=r"does not know the architecture.*nonsense not supported"):
+        footprints(home, ["odd"], {"odd": {"model_type": "nonsense"}})
+
+
+def test_names_may_be_roles_models_or_paths_and_roles_of_a_named_model_come_with_it(home: Home, tmp_path: Path) -> None:
+    settings = load_settings(home, profile="mac-128")
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+
+    def named(*names: str) -> list[str]:
+        profile, configs = anyio.run(to_plan, names, home, settings)
+        return [role["role"] for role in plan_profile(profile, home, None, None, configs).roles]
+
+    assert named("coding") == ["coding"]
+    assert named("qwen/qwen3-4b-2507") == ["router", "validation"]
+    assert named("qwen/qwen3-next-80b") == ["mlx-community/Qwen3-Next-80B-A3B-Instruct-4bit"]
+    assert named(str(tmp_path)) == [str(tmp_path)]
+    assert named(str(tmp_path / "config.json")) == [str(tmp_path / "config.json")]
+    with pytest.raises(ModelUnknown, match="holds no model"):
+        named(str(tmp_path / "absent"))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"auto_map": {"AutoModel": "modeling.Foreign"}}))
+    with pytest.raises(ModelRefused, match="auto_map"):
+        named(str(tmp_path))

@@ -20,7 +20,7 @@ from rolecall.config.home import Home
 from rolecall.config.settings import Settings, load_profile, load_settings
 from rolecall.roles.errors import DownloadFailed, ModelCorrupt, ModelRefused, ModelUnknown
 from rolecall.roles.manifest import Manifest, verify
-from rolecall.roles.sources import list_models, pull, resolve
+from rolecall.roles.sources import list_models, pull, resolve, to_plan
 from tests.roles.tiny import write_model
 
 REPOSITORY = "tester/tiny"
@@ -40,6 +40,7 @@ class Hub:
     stated: dict[str, bytes] = field(default_factory=dict)
     ranges: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
     go_on: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
@@ -83,6 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         if name not in hub.files:
             self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
             return
+        hub.asked.add(name)
         data, start = hub.files[name], 0
         headers = {"ETag": f'"{hub.etag(name)}"', "X-Repo-Commit": REVISION, "Accept-Ranges": "bytes"}
         if asked := self.headers.get("range"):
@@ -246,11 +248,37 @@ def test_a_repository_that_is_not_there_and_one_of_pickles_are_typed_errors(
         pulled(REPOSITORY, home, settings)
 
 
+def test_a_repository_is_planned_from_its_configuration_without_its_weights(
+    hub: Hub, home: Home, settings: Settings
+) -> None:
+    weights = len(hub.files["model.safetensors"])
+    profile, configs = anyio.run(to_plan, [REPOSITORY], home, settings)
+    assert list(profile.roles) == [REPOSITORY]
+    assert configs[REPOSITORY] == {"model_type": "llama", "hidden_size": 64, "download_bytes": weights}
+    assert hub.asked == {"config.json"} and not (home.models / REPOSITORY).exists()
+
+
+def test_a_repository_with_code_of_its_own_is_not_planned(hub: Hub, home: Home, settings: Settings) -> None:
+    hub.files["config.json"] = b'{"auto_map": {"AutoModel": "modeling.Foreign"}}'
+    with pytest.raises(ModelRefused, match="auto_map"):
+        anyio.run(to_plan, [REPOSITORY], home, settings)
+
+
+def test_a_pull_of_an_architecture_that_nothing_here_runs_is_refused_with_its_name(
+    home: Home, settings: Settings, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path / "odd", model_type="nonsense")
+    with pytest.raises(ModelRefused, match=r"nonsense not supported.*Choose another model"):
+        pulled(str(folder), home, settings)
+
+
 def test_without_a_network_the_error_says_what_to_check_and_a_cached_copy_is_used(
     files: dict[str, bytes], home: Home, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with pytest.raises(DownloadFailed, match=r"http://127\.0\.0\.1:9 could not be reached.*HF_ENDPOINT"):
+        anyio.run(to_plan, [REPOSITORY], home, settings)
     with pytest.raises(DownloadFailed, match=r"http://127\.0\.0\.1:9 could not be reached.*HF_ENDPOINT"):
         pulled(REPOSITORY, home, settings)
     cached = tmp_path / "hf" / "hub" / f"models--{REPOSITORY.replace('/', '--')}"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rolecall.roles.worker.channels import TextStream
-from rolecall.roles.worker.steering import Steering
+from rolecall.roles.worker.steering import Steering, _closed
 
 
 class ByteDetokenizer:
@@ -139,3 +139,23 @@ def test_a_model_that_would_end_while_it_thinks_goes_on_to_an_answer() -> None:
 
 def test_a_budget_of_nothing_closes_thinking_at_once() -> None:
     assert bytes(chosen(steering(thinking=True, budget=0), 12, wish=ord("a"))) == b"\n</think>\n\na"
+
+
+def test_objects_are_closed_where_no_other_part_of_the_schema_could_want_them_open() -> None:
+    open_object = {"properties": {"a": {"type": "string"}}, "required": ["a"]}
+    shut = {**open_object, "additionalProperties": False}
+    assert _closed(open_object) == shut
+    nested = {"$defs": {"x": open_object}, "items": open_object, "anyOf": [open_object, {"type": "null"}]}
+    assert _closed(nested) == {"$defs": {"x": shut}, "items": shut, "anyOf": [shut, {"type": "null"}]}
+    for kept in (
+        {**open_object, "additionalProperties": {"type": "integer"}},
+        {**open_object, "required": ["b"]},
+        {**open_object, "allOf": [{"required": ["b"]}]},
+        {**open_object, "anyOf": [open_object]},
+        {"enum": [open_object]},
+        {"type": "object"},
+        {"properties": ["a"], "required": True},
+        {**open_object, "required": [{}]},
+        True,
+    ):
+        assert _closed(kept) == kept

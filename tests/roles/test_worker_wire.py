@@ -34,8 +34,17 @@ def test_a_request_arrives_as_it_was_sent_in_one_line(
     assert wire.to_worker.validate_json(line) == sent and b"\n" not in line
 
 
-@pytest.mark.parametrize("body", [wire.WorkerSpec("text", Path("/m"), "m", 1, 2, 3), wire.Embed(("a",), True), None])
-def test_a_load_an_embedding_and_a_cancel_are_told_apart(body: Any) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        wire.WorkerSpec("text", Path("/m"), "m", 1, 2, 3, kv_bytes=4, adapter=Path("/a"), leased=True),
+        wire.Score((Message(role="user", content="q"),), ("a", "b")),
+        wire.Embed(("a",), True),
+        "grant",
+        None,
+    ],
+)
+def test_whatever_a_worker_is_told_is_told_apart(body: Any) -> None:
     sent = wire.ToWorker(1, body)
     assert wire.to_worker.validate_json(wire.to_worker.dump_json(sent)) == sent
 
@@ -48,7 +57,10 @@ def test_a_load_an_embedding_and_a_cancel_are_told_apart(body: Any) -> None:
         Prefilling(1, 2),
         Generated("t", "answer", 1),
         wire.Loaded(1, 2),
-        wire.WorkerResult("a", "b", "stop", 1, 2, 3, 0.1, 0.2),
+        wire.WorkerResult("a", "b", "stop", 1, 2, 3, 0.1, 0.2, cached_tokens=4),
+        wire.Scored((-0.5, -1.0)),
+        "want",
+        "done",
         wire.Embedded(0, 384, ""),
         wire.failure(PromptTooLong("m", found="f")),
     ],

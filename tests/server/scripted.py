@@ -12,6 +12,8 @@ from rolecall.roles.contract import (
     Generated,
     GenerationRequest,
     GenerationResult,
+    MemoryState,
+    Message,
     OnEvent,
     Prefilling,
     Resident,
@@ -45,6 +47,10 @@ class ScriptedModels:
         self._resident: dict[str, Resident] = {}
         self.requests: list[tuple[Role, GenerationRequest]] = []
         self.preloaded: list[Role] = []
+        self.budget = MemoryState(
+            budget_bytes=100, configured_bytes=100, reserved_bytes=0, measured_bytes=0, machine_bytes=200,
+            available_bytes=150,
+        )  # fmt: skip
 
     async def generate(
         self, role: Role, request: GenerationRequest, on_event: OnEvent | None = None
@@ -74,6 +80,9 @@ class ScriptedModels:
     async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
         raise ModelMissing("Scripted models embed nothing.")
 
+    async def score_labels(self, role: Role, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
+        return tuple(-float(self.count_tokens(role, label)) for label in labels)
+
     def embedder(self) -> EmbedderInfo | None:
         return None
 
@@ -101,6 +110,15 @@ class ScriptedModels:
 
     async def unload(self, name: str) -> bool:
         return self._resident.pop((await self.load(name)).model, None) is not None
+
+    async def pin(self, name: str, pinned: bool) -> Resident:
+        resident = (await self.load(name)).model_copy(update={"pinned": pinned})
+        self._resident[resident.model] = resident
+        return resident
+
+    def memory(self) -> MemoryState:
+        taken = sum(item.reserved_bytes for item in self._resident.values())
+        return self.budget.model_copy(update={"reserved_bytes": taken, "measured_bytes": taken})
 
     async def aclose(self) -> None:
         self._resident.clear()

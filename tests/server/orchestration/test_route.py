@@ -68,6 +68,14 @@ def test_code_through_route_comes_with_its_blocks_and_the_channel_preloads(desk:
     assert at.models.preloaded == [Role.CODING] and at.models.requests[0][0] is Role.CODING
 
 
+def test_a_session_about_the_machine_preloads_reasoning(desk: MakeDesk) -> None:
+    at = desk(["never asked"])
+
+    at.run(RouteCall, request="How many CPU cores does this machine have?", channel="system_health")
+
+    assert at.models.preloaded == [Role.REASONING]
+
+
 def test_documents_are_quoted_by_route_without_a_model(desk: MakeDesk) -> None:
     at = desk(["never asked"], passages=PASSAGES)
 

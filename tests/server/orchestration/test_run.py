@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import anyio
 import pytest
@@ -11,7 +12,7 @@ from rolecall.config.errors import RolecallError
 from rolecall.retrieval.errors import PathNotAllowed
 from rolecall.roles.contract import GenerationRequest, GenerationResult, OnEvent, Role
 from rolecall.roles.errors import PromptTooLong, SchemaRefused, WorkerDied, WorkerTimeout
-from rolecall.server.errors import AnswerRefused, BadRequest, DeadlineExceeded
+from rolecall.server.errors import BadRequest, DeadlineExceeded
 from rolecall.server.orchestration.contract import CodeCall, ReasonCall, RouteCall, SummarizeCall, ValidateCall
 
 from ..desk import MakeDesk
@@ -75,7 +76,7 @@ def test_content_is_left_out_of_the_receipt_where_the_user_said_so(desk: MakeDes
 def test_thinking_goes_to_the_receipt_only(desk: MakeDesk) -> None:
     thought = GenerationResult(
         text="It is 4.", thinking="two and two", finish="stop", role=Role.REASONING, model="m", prompt_tokens=1,
-        completion_tokens=5, thinking_tokens=3,
+        completion_tokens=5, thinking_tokens=3, cached_tokens=7,
     )  # fmt: skip
     at = desk([thought])
 
@@ -85,6 +86,12 @@ def test_thinking_goes_to_the_receipt_only(desk: MakeDesk) -> None:
     assert content is not None and content.thinking == "two and two"
     assert "two and two" not in repr(outcome)
     assert outcome.meta.thinking_tokens == 3
+    assert (
+        outcome.meta.cached_tokens
+        == 7
+        == at.receipt().calls[0]["cached_tokens"]
+        == at.receipt().tokens["cached_tokens"]
+    )
 
 
 def test_depth_sets_role_and_thinking(desk: MakeDesk) -> None:
@@ -125,6 +132,19 @@ def test_then_a_heavier_role_is_asked(desk: MakeDesk) -> None:
     assert [role for role, _ in at.models.requests] == [Role.REASONING, Role.REASONING, Role.REASONING_HEAVY]
     assert (outcome.answer, outcome.status) == ("2 + 2 = 4", "ok")
     assert at.states().count("MODEL_SELECTION") == 2
+
+
+def test_a_role_on_an_endpoint_may_be_the_heavier_one_and_is_not_kept_short(desk: MakeDesk) -> None:
+    roles = tuple(
+        each.model_copy(update={"size_bytes": 0 if each.role is Role.REASONING_HEAVY else 1}) for each in infos()
+    )
+    at = desk(lambda role, request: "Yes." if role is Role.REASONING_HEAVY else "2 + 2 = 5", roles=roles)
+
+    at.run(ReasonCall, question="Why do numbers add up?", context="They do.")
+
+    assert [role for role, _ in at.models.requests] == [Role.REASONING, Role.REASONING, Role.REASONING_HEAVY]
+    at.run(ReasonCall, question="Why do numbers add up?", context="They do.", depth="deep")
+    assert "sentences" in at.prompts()[0] and "sentences" not in at.prompts()[-1]
 
 
 def test_where_nobody_gets_it_right_the_answer_is_unverified_and_names_the_check(desk: MakeDesk) -> None:
@@ -261,6 +281,30 @@ def test_a_file_is_data_in_the_prompt_and_cannot_end_its_document(desk: MakeDesk
     assert '<document "a.md">\nFacts.' in prompt and "And more." in prompt
 
 
+def test_ten_questions_to_the_same_files_share_all_of_the_prompt_up_to_the_question(desk: MakeDesk) -> None:
+    at = desk(lambda role, request: '{"n": 3}' if request.json_schema else "It says things.")
+    for name in ("a.md", "b.md"):
+        (at.folder / name).write_text(f"Facts about {name}. " * 200)
+
+    for number in range(10):
+        call = {"question": f"{number} apples: how are they described?", "paths": ("*.md",), "depth": "quick"}
+        at.run(ReasonCall, **call)
+        at.run(ReasonCall, **call, context=f"It is {number} o'clock.")
+        at.run(ReasonCall, **call, schema=SCHEMA)
+
+    whole = ["\n".join(message.content for message in request.messages) for _, request in at.models.requests]
+    assert len(whole) == 30
+    assert shared(whole).endswith("b.md.\n</document>\n\n")
+    assert shared(whole[::3]).endswith("Answer from the document above, in one or two sentences: ")
+    assert '<document "context">\nIt is ' in shared(whole[1::3])
+    assert shared(whole[2::3]).endswith('"additionalProperties": false}\n\n')
+
+
+def shared(texts: list[str]) -> str:
+    """The prefix that all texts have."""
+    return "".join(takewhile(bool, (each[0] if len(set(each)) == 1 else "" for each in zip(*texts, strict=False))))
+
+
 def test_a_path_outside_the_allowed_folders_is_refused(desk: MakeDesk) -> None:
     at = desk(["never asked"])
 
@@ -274,22 +318,23 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 
 
 def test_with_a_schema_the_data_validates_and_the_engine_is_told(desk: MakeDesk) -> None:
-    at = desk(['Sure! {"n": "three"}', '{"n": 3}'])
+    at = desk([SchemaRefused("It does not validate.", found="at $.n: 'three' is not an integer"), '{"n": 3}'])
 
     outcome = at.run(ReasonCall, question="How many sides has a triangle?", schema=SCHEMA)
 
-    assert outcome.data == {"n": 3}
+    assert (outcome.data, outcome.status) == ({"n": 3}, "ok")
     assert at.models.requests[0][1].json_schema == SCHEMA
+    assert "rejected: at $.n: 'three'" in at.prompts()[1]
 
 
-def test_an_answer_that_never_validates_is_a_typed_refusal(desk: MakeDesk) -> None:
-    at = desk(["I would rather not."])
+def test_a_form_that_no_role_keeps_to_is_refused_as_the_last_one_said(desk: MakeDesk) -> None:
+    at = desk([SchemaRefused("It does not validate.", found="the answer is not JSON", advice="Simplify it.")])
 
-    with pytest.raises(AnswerRefused) as caught:
+    with pytest.raises(SchemaRefused, match="Simplify"):
         at.run(ReasonCall, question="How many sides has a triangle?", schema=SCHEMA)
 
-    assert "JSON" in caught.value.found
-    assert at.receipt().state == "FAILED"
+    assert [role for role, _ in at.models.requests] == [Role.REASONING, Role.REASONING, Role.REASONING_HEAVY]
+    assert at.receipt().state == "FAILED" and at.receipt().rounds == 3
 
 
 def test_a_schema_that_is_none_is_refused_before_a_model_is_asked(desk: MakeDesk) -> None:
@@ -396,5 +441,7 @@ def test_what_is_left_of_a_budget_bounds_the_model_call(desk: MakeDesk) -> None:
     at.run(RouteCall, request="Write a poem about the sea", budget_s=20)
     at.run(RouteCall, request="Write a poem about the sea", budget_s=900)
 
-    short, long = (request.timeout_s for _, request in at.models.requests)
-    assert short is not None and 10 < short < 20 and long is None
+    (_, short), (_, long) = at.models.requests
+    assert short.timeout_s is not None and 10 < short.timeout_s < 20 and long.timeout_s is None
+    assert short.client == long.client == "s1"
+    assert short.deadline_s == short.timeout_s and long.deadline_s is not None and 890 < long.deadline_s < 900

@@ -8,7 +8,7 @@ from rolecall.server.validation.answer import check_answer, failed
 from rolecall.server.validation.blocks import can_parse, code_blocks, parse_fault
 from rolecall.server.validation.contract import Verdict
 from rolecall.server.validation.form import looping
-from rolecall.server.validation.json_answer import against_schema, parse_json, schema_check
+from rolecall.server.validation.json_answer import schema_check
 
 OBJECT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 PROSE = "The weir was built by hand, and it still holds the river back in spring."
@@ -16,8 +16,8 @@ PROSE = "The weir was built by hand, and it still holds the river back in spring
 
 def failing(answer: str, **changed: Any) -> str | None:
     call: dict[str, Any] = {
-        "task_type": "reasoning", "question": "", "evidence": (), "schema": None, "language": None, "finish": "stop",
-        "max_words": None,
+        "task_type": "reasoning", "question": "", "evidence": (), "structured": False, "language": None,
+        "finish": "stop", "max_words": None,
     }  # fmt: skip
     found = failed(check_answer(answer, **{**call, **changed}))
     return found.name if found else None
@@ -40,8 +40,6 @@ def test_a_plain_answer_passes() -> None:
         ("It is tall: 3 + 4 = 8 metres.", {}, "arithmetic"),
         ("one two three four", {"max_words": 3}, "word_limit"),
         ("It is 9 metres high.", {"task_type": "summarization", "evidence": ("It is 6 metres high.",)}, "numbers"),
-        ("no json", {"schema": OBJECT}, "schema"),
-        ('{"n": "x"}', {"schema": OBJECT}, "schema"),
         ("```python\ndef f(:\n```", {"task_type": "coding", "language": "python"}, "parses"),
         ("```python\ndef f(:\n```", {"task_type": "coding"}, "parses"),
         ("Just use a loop.", {"task_type": "coding"}, "code"),
@@ -55,7 +53,7 @@ def test_each_fault_of_an_answer_is_found_by_its_check(answer: str, changed: dic
 
 def test_code_and_data_are_not_judged_as_prose() -> None:
     rows = "[" + ", ".join(["[1, 2, 3]"] * 80) + "]"
-    assert failing(rows, schema={"type": "array"}) is None
+    assert failing(rows, structured=True) is None
     assert (
         failing("```python\nx = 1\n```\nIt prints:\n```text\nx is 1!\n```", task_type="coding", language="python")
         is None
@@ -70,14 +68,15 @@ def test_fluent_text_does_not_loop_and_a_run_of_one_character_does() -> None:
 
 def test_json_is_found_bare_fenced_and_in_prose() -> None:
     for text in ('{"n": 1}', 'Here:\n```json\n{"n": 1}\n```\nDone.', 'Sure! {"n": 1} is it.', '```\n{"n": 1}'):
-        assert parse_json(text, OBJECT) == ({"n": 1}, "")
+        assert schema_check(text, OBJECT).verdict is Verdict.SUPPORTED
 
 
 def test_the_reason_for_no_value_says_where_the_fault_is() -> None:
-    assert parse_json('{"n": "x"}', OBJECT) == (None, "at $.n: 'x' is not of type 'integer'")
-    assert parse_json("none")[1].startswith("the answer is not JSON")
-    assert parse_json('{"n": NaN}')[1] != ""
-    assert "levels deep" in parse_json("[" * 100_000)[1]
+    assert schema_check('{"n": "x"}', OBJECT).detail == "at $.n: 'x' is not of type 'integer'"
+    assert schema_check("none", OBJECT).detail.startswith("the answer is not JSON")
+    for text in ("none", '{"n": NaN}', "[" * 100_000):
+        assert schema_check(text, {}).verdict is Verdict.UNSUPPORTED
+    assert "levels deep" in schema_check("[" * 100_000, {}).detail
 
 
 @pytest.mark.parametrize(
@@ -101,8 +100,8 @@ def test_a_schema_that_cannot_be_applied_is_an_abstention(schema: dict[str, Any]
 
 def test_a_value_is_checked_by_the_draft_that_its_schema_names() -> None:
     old = {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 1, "exclusiveMinimum": True}
-    assert against_schema(1, old)[0] is Verdict.UNSUPPORTED
-    assert against_schema(2, old)[0] is Verdict.SUPPORTED
+    assert schema_check("1", old).verdict is Verdict.UNSUPPORTED
+    assert schema_check("2", old).verdict is Verdict.SUPPORTED
 
 
 @pytest.mark.parametrize(

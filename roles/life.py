@@ -1,0 +1,77 @@
+"""The life of one worker: how it is brought up with its model, and taken down again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+
+from .contract import Loading
+from .errors import WorkerTimeout
+from .lease import PrefillLease
+from .memory import Machine
+from .pooled import PooledModel
+from .worker.wire import Loaded, WorkerSpec
+
+if TYPE_CHECKING:
+    from .worker.process import Worker
+
+LOAD_TIMEOUT_S = 600.0  # and where that is longer, what a slow disk takes
+SLOW_DISK_BYTES_PER_S = 50_000_000
+MEMORY_BACK_S = 2.0  # the longest a load waits to see an ended process's memory free again
+
+_log = structlog.get_logger(__name__)
+
+
+async def bring_up(
+    model: PooledModel, spec: WorkerSpec, start: Callable[[WorkerSpec], Awaitable[Worker]], lease: PrefillLease | None
+) -> Loaded:
+    """Start the model's worker and load it; corrects the model's reservation by what was measured.
+
+    Raises: WorkerDied, WorkerTimeout, ModelCorrupt, ModelRefused.
+    """
+    began, planned = anyio.current_time(), model.reservation
+
+    def on_loading(done_bytes: int, total_bytes: int) -> None:
+        model.loaded_bytes = done_bytes
+        for ticket in model.waiting:
+            ticket.cold = True
+            ticket.tell(Loading(model.model, done_bytes, total_bytes))
+
+    on_loading(0, planned.weights_bytes)
+    model.worker = worker = await start(spec)
+    worker.lease, worker.comes_first = lease, model.pinned
+    timeout_s = max(LOAD_TIMEOUT_S, planned.weights_bytes / SLOW_DISK_BYTES_PER_S)
+    try:
+        with anyio.fail_after(timeout_s):
+            loaded = await worker.load(spec, on_loading)
+    except TimeoutError:
+        raise WorkerTimeout(
+            f"Model {model.model!r} did not finish loading.",
+            found=f"nothing after {timeout_s:.0f} s",
+            advice="Ask again: another process starts. If it happens again, see `rolecall doctor` and the disk.",
+        ) from None
+    model.reload_s, model.loaded_bytes = anyio.current_time() - began, 0
+    model.made_tokens, model.made_s = loaded.decode_tokens_per_s, 1.0
+    per_token_bytes = loaded.kv_bytes_per_token * planned.kv_tokens + loaded.fixed_state_bytes * planned.slots
+    held_bytes = max(loaded.measured_bytes, planned.weights_bytes + planned.overhead_bytes)
+    kv_bytes = max(planned.kv_bytes, per_token_bytes)
+    model.reserved_bytes = held_bytes + kv_bytes + planned.transient_bytes + planned.cache_bytes
+    _log.info("model_loaded", model=model.model, seconds=round(model.reload_s, 2), reserved=model.reserved_bytes)
+    return loaded
+
+
+async def take_down(worker: Worker, model: PooledModel, machine: Machine) -> int:
+    """End the worker; returns how many of its bytes were not seen to come back within `MEMORY_BACK_S`."""
+    # of a process that ended by itself there is nothing left to see come back
+    held_bytes = 0 if worker.exited.is_set() else model.held_bytes
+    before = machine.available_bytes()
+    outcome = await worker.stop()
+    with anyio.move_on_after(MEMORY_BACK_S):
+        while held_bytes and machine.available_bytes() < before + held_bytes // 2:
+            await anyio.sleep(0.02)
+    missing_bytes = max(0, before + held_bytes - machine.available_bytes()) if held_bytes else 0
+    _log.info("model_ended", model=model.model, why=model.ended_as, outcome=outcome, missing=missing_bytes)
+    return missing_bytes

@@ -1,0 +1,202 @@
+"""One model of the pool: its phase, who works with it and who waits."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import anyio
+import structlog
+
+from rolecall.config.errors import RolecallError
+from rolecall.config.profile import RoleSpec
+
+from .contract import Loading, OnEvent, Queued
+from .errors import QueueFull
+from .plan import Reservation, context_tokens
+from .queueing import Turns, order
+from .residency import ResidentModel
+
+if TYPE_CHECKING:
+    from .worker.process import Worker
+
+LOAD_BYTES_PER_S = 3_000_000_000  # Source: cold loads on Apple silicon, 3.0 to 3.75 GB/s; until one was measured
+RATE_DECAY = 0.8  # of earlier requests in a model's decode rate, at each later one
+
+End = Literal["evicted", "idle", "unloaded", "died"]
+
+_log = structlog.get_logger(__name__)
+
+
+class Phase(Enum):
+    ABSENT = "absent"
+    LOADING = "loading"
+    READY = "ready"
+    ENDING = "ending"
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One caller's place. `role` "" only wants the model in memory. Granted once `settled` with a `worker`.
+
+    `time_s` from its arrival, on the event loop's clock, is when it is due: the nearest goes first.
+    """
+
+    number: int
+    role: str
+    spec: RoleSpec | None
+    on_event: OnEvent | None = None
+    client: str = ""
+    time_s: float = math.inf
+    turn: int = 0
+    position: int = 0
+    cold: bool = False
+    queued_at: float = field(default_factory=anyio.current_time)
+    settled: anyio.Event = field(default_factory=anyio.Event)
+    worker: Worker | None = None
+    error: RolecallError | None = None
+
+    def tell(self, event: Queued | Loading) -> None:
+        if self.on_event is not None:
+            try:
+                self.on_event(event)
+            except Exception:
+                _log.exception("event_callback_failed")
+
+
+@dataclass(eq=False, slots=True)
+class PooledModel:
+    """One model and what goes on with it; the embedder has no `specs`. `reserved_bytes` counts while not absent.
+
+    `model` is the key: the model's id, and the adapter's where it has one. `kept` pins it beyond what its roles say.
+    """
+
+    model: str
+    folder: Path
+    specs: tuple[RoleSpec, ...]
+    reservation: Reservation
+    reserved_bytes: int
+    adapter: Path | None = None
+    kept: bool = False
+    phase: Phase = Phase.ABSENT
+    worker: Worker | None = None
+    weights_sha256: str = ""
+    reload_s: float = 0.0
+    loaded_bytes: int = 0  # of the weights, while it loads
+    service_s: float = 1.0
+    made_tokens: float = 0.0
+    made_s: float = 0.0
+    last_used: float = field(default_factory=anyio.current_time)
+    waiting: list[Ticket] = field(default_factory=list)
+    active: list[Ticket] = field(default_factory=list)
+    turns: Turns = field(default_factory=Turns)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    gone: anyio.Event = field(default_factory=anyio.Event)
+    ended_as: End = "died"
+
+    @property
+    def kind(self) -> Literal["text", "embedder"]:
+        return "text" if self.specs else "embedder"
+
+    @property
+    def pinned(self) -> bool:
+        return self.kept or any(spec.pinned for spec in self.specs)
+
+    @property
+    def oldest(self) -> int:
+        return min(ticket.number for ticket in self.waiting)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.made_tokens / self.made_s if self.made_s else 0.0
+
+    @property
+    def held_bytes(self) -> int:
+        """What its process is known to hold."""
+        return max(self.worker.measured_bytes if self.worker else 0, self.loaded_bytes)
+
+    def made(self, tokens: int, seconds: float) -> None:
+        """A request decoded so much."""
+        self.made_tokens = RATE_DECAY * self.made_tokens + tokens
+        self.made_s = RATE_DECAY * self.made_s + seconds
+
+    def enqueue(self, ticket: Ticket, limit: int) -> None:
+        """Raises QueueFull where `limit` callers wait already."""
+        if len(self.waiting) >= limit:
+            retry_s = max(1.0, self.service_s * len(self.waiting) / max(1, self.reservation.slots))
+            raise QueueFull(
+                f"Too many requests wait for model {self.model!r}.",
+                found=f"{len(self.waiting)} waiting",
+                allowed=f"{limit} (host.queue_limit)",
+                advice=f"Try again in about {retry_s:.0f} s.",
+            )
+        ticket.turn = self.turns.take(ticket.client)
+        self.waiting.append(ticket)
+        self.waiting.sort(key=lambda t: order(bool(t.spec and t.spec.pinned), t.turn, t.queued_at + t.time_s, t.number))
+
+    def grant(self, before: int | None) -> None:
+        """Give places to who may have one; where `before` is given, only to who came before that number."""
+        for ticket in self.waiting[:]:
+            concurrency = ticket.spec.concurrency if ticket.spec else self.reservation.slots
+            busy = ticket.role and sum(other.role == ticket.role for other in self.active) >= concurrency
+            if busy or (before is not None and ticket.number >= before):
+                continue
+            if not self._has_room_for(ticket):
+                break  # nobody later overtakes it, or a long context would wait for ever
+            self.waiting.remove(ticket)
+            self.active.append(ticket)
+            self.turns.serve(ticket.turn)
+            ticket.worker = self.worker
+            ticket.settled.set()
+        for position, ticket in enumerate(self.waiting, 1):
+            if position != ticket.position:
+                ticket.position = position
+                ticket.tell(Queued(position))
+
+    def leave(self, ticket: Ticket) -> None:
+        if ticket in self.waiting:
+            self.waiting.remove(ticket)
+            self.turns.give_back(ticket.client)
+        if ticket in self.active:
+            self.active.remove(ticket)
+            self.last_used = anyio.current_time()
+
+    def fail(self, error: RolecallError) -> None:
+        """Give everyone who waits the error."""
+        for ticket in self.waiting:
+            ticket.error = copy.copy(error)  # one exception object per caller: a traceback belongs to one of them
+            ticket.settled.set()
+        self.waiting.clear()
+
+    def idle_for(self, limit_s: float | None) -> bool:
+        """Whether nobody has used it for longer than `limit_s`, or than its roles allow."""
+        limits = [spec.idle_ttl_s for spec in self.specs] or [0.0]  # 0 keeps it: one such role is enough
+        allowed = limit_s if limit_s is not None else max(limits) if min(limits) > 0 else math.inf
+        idle = self.phase is Phase.READY and not (self.active or self.waiting or self.pinned)
+        return idle and anyio.current_time() - self.last_used > allowed
+
+    def resident(self, next_use: float) -> ResidentModel:
+        """As admission sees it. A load that nobody waits for is in nobody's use, and the first to give way."""
+        ahead = self.phase is Phase.LOADING and not self.waiting
+        return ResidentModel(
+            key=self.model,
+            reserved_bytes=self.reserved_bytes,
+            pinned=self.pinned,
+            in_use=max(len(self.active), int(self.phase is Phase.LOADING and not ahead)),
+            ending=self.phase is Phase.ENDING,
+            reload_s=self.reload_s or 1.0 + self.reservation.weights_bytes / LOAD_BYTES_PER_S,
+            next_use=0.0 if ahead else next_use,
+            last_used=self.last_used,
+        )
+
+    def _has_room_for(self, ticket: Ticket) -> bool:
+        """Whether slots and the KV cache, which pads every request to the longest, allow one more."""
+        at_work = [other for other in (ticket, *self.active) if other.role]
+        if not ticket.role or len(at_work) == 1:
+            return True
+        longest = max(context_tokens(other.spec) if other.spec else 0 for other in at_work)
+        return len(at_work) <= self.reservation.slots and len(at_work) * longest <= self.reservation.kv_tokens

@@ -1,0 +1,65 @@
+"""A clock that jumps: an event loop whose time is virtual, so that a day passes in seconds and each run is the same."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+SPIN_TURNS = 20_000  # in which time stood still: far more than any burst of events takes
+
+
+class Stuck(RuntimeError):
+    """Nothing can happen any more: every task waits and no timer is set, or tasks spin while time stands still."""
+
+
+class _Selector(selectors.SelectSelector):
+    """Waits for nothing: time is moved on to the next timer instead. No thread and no socket takes part."""
+
+    def __init__(self, on_turn: Callable[[float], None] | None) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self._turns = 0
+        self._on_turn = on_turn
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self._on_turn:
+            self._on_turn(self.now_s)
+        self._turns = 0 if timeout else self._turns + 1
+        if timeout is None or self._turns > SPIN_TURNS:
+            raise Stuck(f"{'every task waits' if timeout is None else 'tasks spin'} at {self.now_s:.3f} s")
+        self.now_s += max(0.0, timeout)
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """asyncio's own loop over that selector. `on_turn` is called between all turns; what it raises ends the run."""
+
+    def __init__(self, on_turn: Callable[[float], None] | None = None) -> None:
+        self._virtual = _Selector(on_turn)
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        return self._virtual.now_s
+
+
+def run_virtual(
+    main: Callable[..., Awaitable[T]], *args: Any, on_turn: Callable[[float], None] | None = None, limit_s: float
+) -> T:
+    """Run `main(*args)` in virtual time, at most `limit_s` of it.
+
+    Raises:
+        Stuck: a deadlock or a busy loop. TimeoutError: the limit was reached.
+    """
+
+    async def bounded() -> T:
+        with anyio.fail_after(limit_s):
+            return await main(*args)
+
+    return anyio.run(bounded, backend_options={"loop_factory": lambda: VirtualLoop(on_turn)})

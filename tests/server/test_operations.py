@@ -1,0 +1,87 @@
+"""What the command line asks of the host about models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rolecall.config.home import Home
+from rolecall.config.settings import EndpointSettings, load_settings
+from rolecall.retrieval.access import AllowedFolders
+from rolecall.roles.contract import ModelEvent
+from rolecall.roles.errors import ModelUnknown
+from rolecall.server.errors import BadRequest
+from rolecall.server.host.downloads import Downloads
+from rolecall.server.host.operations import Desk, Operations
+from rolecall.server.host.services import OperationContext
+from rolecall.server.session import SessionInfo
+from rolecall.server.telemetry.history import ModelHistory
+from rolecall.server.telemetry.store import ReceiptStore
+from tests.roles.openai_server import serving
+
+from .scripted import ScriptedModels
+
+pytestmark = pytest.mark.anyio
+KEY = "sk-very-secret-7391"
+
+
+@pytest.fixture
+def operations(tmp_path: Path) -> Iterator[Operations]:
+    home = Home(tmp_path / "home").create()
+    store = ReceiptStore(home.receipts_db)
+
+    async def pull(name: str, seen: Any) -> object:
+        raise AssertionError("unasked")
+
+    def desk() -> Desk:
+        raise AssertionError("unasked")
+
+    yield Operations(
+        load_settings(home, profile="starter"), AllowedFolders(home), ScriptedModels(["unasked"]), store,
+        ModelHistory(store), Downloads(pull), desk,
+    )  # fmt: skip
+    store._close()
+
+
+async def call(operations: Operations, op: str, **params: Any) -> Any:
+    context = OperationContext(SessionInfo(id="s", cwd=Path("/")), lambda update: None)
+    return await operations.table()[op](context, params)
+
+
+async def test_a_model_is_pinned_and_let_go_again(operations: Operations) -> None:
+    assert (await call(operations, "models_pin", name="coding", pinned=True))["pinned"]
+    (resident,) = await call(operations, "models_ps")
+    assert (resident["roles"], resident["pinned"]) == (["coding"], True)
+    assert not (await call(operations, "models_pin", name="coding", pinned=False))["pinned"]
+    with pytest.raises(ModelUnknown):
+        await call(operations, "models_pin", name="nonsense", pinned=True)
+    with pytest.raises(BadRequest, match="pinned"):
+        await call(operations, "models_pin", name="coding")
+
+
+async def test_memory_is_that_of_now_and_of_the_last_day(operations: Operations) -> None:
+    operations.history.note(ModelEvent("loaded", "a", seconds=2.0, size_bytes=1, cold=True))
+    await call(operations, "models_load", name="coding")
+    found = await call(operations, "memory")
+    assert (found["budget_bytes"], found["measured_bytes"]) == (100, 1)
+    assert (found["average_bytes"], found["loads"]["cold_starts"]) == (None, 1)
+
+
+async def test_servers_of_models_are_tried_and_no_key_is_shown(
+    operations: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIG_KEY", KEY)
+    async with serving(reply="It is Paris.") as server:
+        big = EndpointSettings(url=server.url, model="tiny", api_key_env="BIG_KEY")
+        gone = EndpointSettings(url="http://127.0.0.1:9/v1", model="tiny")
+        operations.settings.endpoints.update(big=big, gone=gone)
+        there, missing = await call(operations, "endpoints")
+
+    assert (there["name"], there["reachable"], there["error"]) == ("big", True, None)
+    assert there["host"] == f"127.0.0.1:{server.port}" and there["capabilities"]["context_length"] == 4096
+    assert (missing["reachable"], missing["capabilities"]) == (False, None)
+    assert missing["error"]["code"] == "endpoint_unavailable" and missing["error"]["advice"]
+    assert KEY not in f"{there}{missing}" and "BIG_KEY" not in f"{there}{missing}"
