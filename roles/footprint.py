@@ -168,22 +168,19 @@ def footprints(home: Home, models: Sequence[str], configs: Mapping[str, Any] | N
 
 def remember(home: Home, model: str, loaded: Loaded) -> None:
     """Let the next plan of a model use what its worker measured; of overheads, the largest seen. Blocking."""
-    planned = quick_footprint(home, model)
-    if planned is None:
+    if (known := quick_footprint(home, model)) is None:
         return
     kv = Kv(loaded.kv_bytes_per_token, loaded.fixed_state_bytes)
-    same = kv[:2] == planned.kv[:2]
-    figures = {"weights_bytes": planned.weights_bytes, "kv_bytes_per_token": planned.kv_bytes_per_token}
-    measured = {"weights_bytes": loaded.weights_bytes, "kv_bytes_per_token": loaded.kv_bytes_per_token}
-    replaced = {name: value for name, value in figures.items() if measured[name] != value}
+    figures = (("weights_bytes", loaded.weights_bytes), ("kv_bytes_per_token", kv.per_token_bytes))
+    replaced = {name: getattr(known, name) for name, measured in figures if getattr(known, name) != measured}
     update = {
         "weights_bytes": loaded.weights_bytes,
-        "kv": planned.kv if same else kv,
-        "overhead_bytes": max(planned.overhead_bytes, loaded.measured_bytes - loaded.weights_bytes),
+        "kv": known.kv if kv[:2] == known.kv[:2] else kv,  # a worker does not tell windows apart
+        "overhead_bytes": max(known.overhead_bytes, loaded.measured_bytes - loaded.weights_bytes),
         "source": "measured",
-        "planned": {**replaced, **planned.planned},
+        "planned": {**replaced, **known.planned},
     }
-    _keep(home, _kept(home) | {_key(home, model): planned.model_copy(update=update).model_dump()})
+    _keep(home, _kept(home) | {_key(home, model): known.model_copy(update=update).model_dump()})
 
 
 def unknown_model(name: str, advice: str = "See `rolecall models list`.") -> ModelUnknown:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+GRACE_S = 0.01  # after a chunk of one that comes first: its next wish is on its way
 LEASE_S = 5.0  # a chunk is meant to take half a second; past this its holder no longer keeps the others waiting
 
 _log = structlog.get_logger(__name__)
@@ -35,6 +36,7 @@ class PrefillLease:
         self.decoding = decoding
         self._waiting: dict[Holder, bool] = {}  # in order of their wishes; True comes first
         self._holder: Holder | None = None
+        self._was_first = False
         self._granted_at = self._rests_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -59,10 +61,11 @@ class PrefillLease:
         loop = asyncio.get_running_loop()
         self._cancel_timer()
         holder = max(self._waiting, key=self._waiting.__getitem__)  # the first of the largest
-        if not self._waiting[holder] and loop.time() < self._rests_until and self.decoding(self._waiting):
+        rests = loop.time() < self._rests_until and (self._was_first or self.decoding(self._waiting))
+        if rests and not self._waiting[holder]:
             self._timer = loop.call_at(self._rests_until, self._grant)
             return
-        del self._waiting[holder]
+        self._was_first = self._waiting.pop(holder)
         self._holder, self._granted_at = holder, loop.time()
         self._timer = loop.call_later(LEASE_S, self._run_out, holder)
         holder.grant_prefill()
@@ -70,7 +73,7 @@ class PrefillLease:
     def _release(self) -> None:
         self._cancel_timer()
         now = asyncio.get_running_loop().time()
-        self._holder, self._rests_until = None, now + (now - self._granted_at)
+        self._holder, self._rests_until = None, now + (GRACE_S if self._was_first else now - self._granted_at)
         self._grant()
 
     def _cancel_timer(self) -> None:

@@ -377,8 +377,8 @@ class ModelManager:
     def _wants_spare(self) -> bool:
         """A spare is for the next load: pointless where every model on disk is in memory."""
         models = {key_of(spec) for spec in self._staff.profile.roles.values() if "mlx" in spec.engines}
-        resident = {model.model for model in self._pool.models.values() if model.phase is Phase.READY}
-        return self._settings.host.spare_worker and any(self._staff.present(model) for model in models - resident)
+        absent = (model for model in models if not self._in_memory(model))
+        return self._settings.host.spare_worker and any(map(self._staff.present, absent))
 
     async def _heed_metal(self) -> None:
         if limit := await anyio.to_thread.run_sync(working_set_bytes, abandon_on_cancel=True):

@@ -134,13 +134,12 @@ class Endpoint:
             body = _body(GenerationRequest(messages=tuple(messages), max_tokens=1), can, thinking_budget=0)
             top = _top(await self._whole(body | _LOGPROBS))
         best = max((value for text, value in top if text in labels), default=-math.inf)
-        rest = max(1e-12, 1.0 - sum(math.exp(value) for _, value in top))
+        least = min((value for _, value in top), default=0.0)
         scores = []
         for label in labels:
             score = max((value for text, value in top if text == label), default=-math.inf)
-            if score == -math.inf:
-                begun = (math.exp(value) for text, value in top if text and label.startswith(text))
-                score = math.log(rest + sum(begun))
+            if score == -math.inf:  # its first token is not in the list, or one there that begins it
+                score = max([least, *(value for text, value in top if text and label.startswith(text))])
                 if score >= best:
                     raise self._refused(f"the label {label!r} cannot be scored", "it is none of the likely tokens")
             scores.append(score)

@@ -170,6 +170,7 @@ class PooledModel:
         for ticket in self.waiting:
             ticket.error = copy.copy(error)  # one exception object per caller: a traceback belongs to one of them
             ticket.settled.set()
+            self.turns.give_back(ticket.client)
         self.waiting.clear()
 
     def idle_for(self, limit_s: float | None) -> bool:

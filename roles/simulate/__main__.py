@@ -11,9 +11,9 @@ from pathlib import Path
 import structlog
 
 from rolecall.config.errors import RolecallError
-from rolecall.config.settings import load_profile
+from rolecall.config.settings import load_settings
 
-from .rates import m4_max, read_rates
+from .rates import NO_HOME, m4_max, read_rates
 from .report import as_text, plot, summarise
 from .run import POLICIES, others_bytes, simulate
 from .workload import WITHOUT_MODEL, draw_day, read_trace
@@ -22,6 +22,7 @@ from .workload import WITHOUT_MODEL, draw_day, read_trace
 def main() -> int:
     ask = argparse.ArgumentParser(prog="python -m rolecall.roles.simulate", description=__doc__)
     ask.add_argument("--profile", default="mac-128")
+    ask.add_argument("--config", type=Path, help="a settings file whose roles are laid over the profile's")
     ask.add_argument("--seed", type=int, default=1)
     ask.add_argument("--hours", type=float, default=24.0, help="of the drawn day, from midnight")
     ask.add_argument("--rates", type=Path, help="JSON of a measured device; see rates.py")
@@ -39,7 +40,7 @@ def main() -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    profile = load_profile(options.profile)
+    profile = load_settings(NO_HOME, options.config, options.profile).profile
     models = sorted({spec.model for spec in profile.roles.values()})
     rates = read_rates(options.rates) if options.rates else m4_max(models)
     drawn = draw_day(profile, options.seed, options.hours)
@@ -49,13 +50,14 @@ def _report(options: argparse.Namespace) -> int:
     names = list(POLICIES) if options.policy == "all" else [options.policy]
     records = {name: simulate(profile, rates, sessions, POLICIES[name], others) for name in names}
     calls = sum(len(session.calls) for session in sessions)
+    without_model = 0 if options.trace else round(calls * WITHOUT_MODEL / (1 - WITHOUT_MODEL))
     report = {
         "simulation": True,
         "device": rates.device,
         "profile": profile.name,
         "seed": options.seed,
-        "without_model": 0 if options.trace else round(calls * WITHOUT_MODEL / (1 - WITHOUT_MODEL)),
-        "policies": {name: summarise(record, profile, rates) for name, record in records.items()},
+        "without_model": without_model,
+        "policies": {name: summarise(record, profile, rates, without_model) for name, record in records.items()},
     }
     data = json.dumps(report, indent=1) + "\n"
     if options.out:

@@ -21,6 +21,7 @@ from rolecall.config.home import Home
 from rolecall.config.models import models_table
 from rolecall.roles.footprint import Footprint, quick_footprint, unknown_model
 
+NO_HOME = Home(Path("/nonexistent"))  # nothing depends on what is on this disk
 PREFILL_FLOPS = 2 * 4.02e9 * 1607  # Source: Qwen3-4B 8-bit, 4.02e9 parameters, 1,607 tokens/s (mlx-lm BENCHMARKS.md)
 DECODE_BYTES_PER_S = 15.7e9 * 30  # Source: a 14B at 8 bit, 15.7 GB, 30 tokens/s (NexVeridian/llm-inference-benchmarks)
 BANDWIDTH_BYTES_PER_S = 546e9  # Source: Apple's figure for the M4 Max; what bounds any decode
@@ -41,7 +42,7 @@ REPORTED: dict[str, tuple[float | None, float | None]] = {
     # Source: claude-code-local issue 31 at 4 bit, decode times 83/113 as the 30B-A3B's at 8 bit
     "mlx-community/Qwen3.6-35B-A3B-8bit": (1518, 101 * 83 / 113),
     "mlx-community/Qwen3.8-27B-8bit": (None, 16.3),  # Source: llmfit, sustained
-    # No report: taken as the 35B-A3B's, which has as many active parameters, with 6/8 of the bytes per token
+    # No report: taken as the 35B-A3B's, which has as many active parameters
     "mlx-community/Qwen3-Coder-Next-6bit": (1518, 101 * 83 / 113),
 }
 
@@ -115,7 +116,7 @@ def read_rates(file: Path) -> DeviceRates:
 
 def size_of(model: str) -> Footprint:
     """What the table publishes of a model; nothing has to be on disk. Raises ModelUnknown."""
-    size = quick_footprint(Home(Path("/nonexistent")), model)
+    size = quick_footprint(NO_HOME, model)
     if size is None:
         raise unknown_model(model)
     return size

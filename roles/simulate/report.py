@@ -19,15 +19,17 @@ TARGETS_S = {"p50": 3.0, "p95": 10.0, "p99": 20.0}
 COLD_TARGET_S, MEAN_TARGET_GB, MODELS_TARGET = 30.0, 70.0, 3
 
 
-def summarise(record: Record, profile: Profile, rates: DeviceRates) -> dict[str, Any]:
+def summarise(record: Record, profile: Profile, rates: DeviceRates, without_model: int = 0) -> dict[str, Any]:
     """The figures of one run, ready for JSON. Seconds and decimal GB.
 
     `alone_s` is what the same calls take with the machine to themselves, their model loaded and their document's
     prefix cached: what no manager can better. A target is `met`, `missed`, or `impossible` where even that misses it.
+    `with_agents_s` counts `without_model` more requests, at 0 s.
     """
     kinds = sorted({outcome.call.kind for outcome in record.outcomes})
     loads = [event for event in record.events if event.kind == "loaded"]
     cold_s = max((event.seconds for event in loads), default=0.0)
+    answered_s = [outcome.latency_s for outcome in record.outcomes if not outcome.refused]
     mean_gb = {
         "reserved": record.reserved_byte_s / max(record.seconds, 1e-9) / 1e9,
         "measured": record.measured_byte_s / max(record.seconds, 1e-9) / 1e9,
@@ -36,6 +38,7 @@ def summarise(record: Record, profile: Profile, rates: DeviceRates) -> dict[str,
         {
             **_group(record.outcomes, profile, rates),
             "by_class": {k: _group([o for o in record.outcomes if o.call.kind == k], profile, rates) for k in kinds},
+            "with_agents_s": _percentiles(answered_s + [0.0] * without_model),
             "loads": len(loads),
             "load_s": sum(event.seconds for event in loads),
             "longest_load_s": cold_s,
@@ -98,6 +101,7 @@ def as_text(report: Mapping[str, Any]) -> str:
         mean, peak, ended = run["mean_gb"], run["peak_gb"], run["ended"]
         lines += [
             "",
+            f"With those that needed no model: {_slashed(run['with_agents_s'].values())} s.",
             f"{run['loads']} loads, {run['load_s']:.0f} s in all, the longest {run['longest_load_s']:.1f} s; ended: "
             + ", ".join(f"{count} {why}" for why, count in ended.items())
             + f". Memory reserved {mean['reserved']:.1f} GB on average, {peak['reserved']:.1f} at most; measured "

@@ -299,4 +299,4 @@ def test_the_working_memory_of_steps_stays_under_what_is_planned_and_within_reac
         most = max(most, mx.get_peak_memory() - before - held)
     planned = size.transient_bytes(512, size.kv.reserved_bytes(2 * 768, 2, CHUNK), mac=False)
     print(f"{name}: {most / 1e6:.1f} MB measured, {planned / 1e6:.1f} MB planned")
-    assert most < planned < 8 * most
+    assert most < planned < 12 * most  # for a chunk twice as long as this one
