@@ -32,44 +32,22 @@ class RolecallError(Exception):
         self.advice = advice
 
     def __str__(self) -> str:
-        parts = [self.message]
-        if self.found:
-            parts.append(f"Found: {self.found}.")
-        if self.allowed:
-            parts.append(f"Allowed: {self.allowed}.")
-        if self.advice:
-            parts.append(self.advice)
-        return " ".join(parts)
+        found = f"Found: {self.found}." if self.found else ""
+        allowed = f"Allowed: {self.allowed}." if self.allowed else ""
+        return " ".join(part for part in (self.message, found, allowed, self.advice) if part)
 
     def to_dict(self) -> dict[str, Any]:
         """The wire form: `{"code", "message", "found", "allowed", "advice"}`, all strings."""
-        return {
-            "code": self.code,
-            "message": self.message,
-            "found": self.found,
-            "allowed": self.allowed,
-            "advice": self.advice,
-        }
+        return {key: getattr(self, key) for key in ("code", "message", "found", "allowed", "advice")}
 
 
 class RemoteError(RolecallError):
     """An error that happened in another process (host or worker), re-raised here with its code kept."""
 
     def __init__(self, data: dict[str, Any]) -> None:
-        super().__init__(
-            str(data.get("message", "unknown error")),
-            found=str(data.get("found", "")),
-            allowed=str(data.get("allowed", "")),
-            advice=str(data.get("advice", "")),
-        )
-        self._code = str(data.get("code", "internal"))
-
-    @property
-    def code(self) -> str:  # type: ignore[override]  # the class attribute becomes the other process's code
-        return self._code
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "code": self._code}
+        shown = {key: str(data.get(key, "")) for key in ("found", "allowed", "advice")}
+        super().__init__(str(data.get("message", "unknown error")), **shown)
+        self.code = str(data.get("code", "internal"))  # type: ignore[misc]  # the other process's, not the class's
 
 
 class ConfigError(RolecallError):

@@ -8,15 +8,25 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
 class Home:
-    """The folders under one `ROLECALL_HOME`; nothing is created until `create()`."""
+    """The folders under one `ROLECALL_HOME`; nothing is created until `create()`.
 
-    root: Path
+    `env_file` has `KEY=value` lines: tokens, keys and proxies the host uses whatever client started it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.settings_file = root / "config.yaml"
+        self.env_file = root / "env"
+        self.allowed_file = root / "allowed.json"
+        self.models = root / "models"
+        self.index = root / "index"
+        self.receipts_db = root / "receipts.sqlite3"
+        self.logs = root / "logs"
+        self.lock_file = root / "host.lock"
 
     @staticmethod
     def find(environ: Mapping[str, str] = os.environ) -> Home:
@@ -27,39 +37,6 @@ class Home:
             return Home(Path.home() / "Library" / "Application Support" / "rolecall")
         data = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
         return Home(Path(data) / "rolecall")
-
-    @property
-    def settings_file(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def env_file(self) -> Path:
-        """`KEY=value` lines: tokens, keys and proxies the host uses whatever client started it."""
-        return self.root / "env"
-
-    @property
-    def allowed_file(self) -> Path:
-        return self.root / "allowed.json"
-
-    @property
-    def models(self) -> Path:
-        return self.root / "models"
-
-    @property
-    def index(self) -> Path:
-        return self.root / "index"
-
-    @property
-    def receipts_db(self) -> Path:
-        return self.root / "receipts.sqlite3"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
-    @property
-    def lock_file(self) -> Path:
-        return self.root / "host.lock"
 
     def create(self) -> Home:
         """Make the folders (0700) and return self."""

@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 Engines = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]  # YAML has lists only
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+class Strict(BaseModel):
+    """What may stand in a file of settings: known keys and finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class RoleSpec(_Strict):
+class RoleSpec(Strict):
     """One role of a profile. `timeout_s` counts per model call from its first prefill step; `idle_ttl_s` 0 keeps it.
 
     `engines` in order of preference: `mlx` (worker processes here), or keys of the settings' `endpoints`. `adapter` is
@@ -21,7 +23,7 @@ class RoleSpec(_Strict):
     """
 
     model: str
-    quantization: str
+    quantization: str = ""
     engines: Engines = ("mlx",)
     adapter: str | None = None
     context_length: int = Field(gt=0)
@@ -35,12 +37,12 @@ class RoleSpec(_Strict):
     idle_ttl_s: float = 0.0
 
 
-class EmbedderSpec(_Strict):
+class EmbedderSpec(Strict):
     model: str
     max_tokens: int = 256
 
 
-class Profile(_Strict):
+class Profile(Strict):
     """The staff for one size of machine. Sizes in decimal GB."""
 
     name: str

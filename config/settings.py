@@ -10,7 +10,8 @@ import hashlib
 import ipaddress
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,32 +19,30 @@ from urllib.parse import urlsplit
 
 import psutil
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from .errors import ConfigError
 from .home import Home
-from .models import known_repository
-from .profile import Profile, RoleSpec
-from .yaml_text import load_yaml
+from .models import known_repository, load_yaml
+from .profile import Profile, RoleSpec, Strict
 
 GB = 1_000_000_000
 GIB = 1 << 30
 
+_Layers = dict[Path, dict[Any, Any]]
+"""What each file says, the strongest last."""
+
 AUTO_PROFILES = ("mac-16", "mac-32", "mac-64", "mac-128")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class MemorySettings(_Strict):
+class MemorySettings(Strict):
     """`budget_gb` None takes the profile's; the budget never exceeds the machine's memory less `reserve_gb`."""
 
     budget_gb: float | None = Field(default=None, gt=0)
     reserve_gb: float = Field(ge=0)
 
 
-class HostSettings(_Strict):
+class HostSettings(Strict):
     """`idle_exit_s`: the host leaves after so long without sessions or work. `spare_worker` keeps one started worker
     ready, so that the next model loads without waiting for imports."""
 
@@ -52,7 +51,7 @@ class HostSettings(_Strict):
     queue_limit: int = Field(gt=0)
 
 
-class TelemetrySettings(_Strict):
+class TelemetrySettings(Strict):
     """`keep_content`: receipts keep the text of requests and answers, cut at `max_content_bytes` each. The oldest
     beyond `max_receipts` are dropped."""
 
@@ -61,14 +60,14 @@ class TelemetrySettings(_Strict):
     max_receipts: int = Field(gt=0)
 
 
-class RetrievalSettings(_Strict):
+class RetrievalSettings(Strict):
     """`chunk_tokens` in tokens of the embedder; larger files than `max_file_mb` are skipped."""
 
     chunk_tokens: int = Field(gt=0)
     max_file_mb: float = Field(gt=0)
 
 
-class EndpointSettings(_Strict):
+class EndpointSettings(Strict):
     """An OpenAI-compatible server that roles may name in `engines`.
 
     `url` ends where `/chat/completions` begins (mostly in `/v1`). `api_key_env` names the environment variable (or line
@@ -102,31 +101,26 @@ class EndpointSettings(_Strict):
             return False
 
 
-class _File(_Strict):
+class _Sections(Strict):
+    memory: MemorySettings
+    host: HostSettings
+    telemetry: TelemetrySettings
+    retrieval: RetrievalSettings
+    endpoints: dict[str, EndpointSettings]
+
+
+class _File(_Sections):
     """The shape of `config.yaml`."""
 
     profile: str
-    memory: MemorySettings
-    host: HostSettings
-    telemetry: TelemetrySettings
-    retrieval: RetrievalSettings
     offline_strict: bool
-    endpoints: dict[str, EndpointSettings]
-    roles: dict[str, dict[str, Any]]
+    roles: dict[str, RoleSpec]
 
 
-_NAMED: Mapping[str, type[BaseModel]] = {"roles": RoleSpec, "endpoints": EndpointSettings}
-
-
-class Settings(_Strict):
+class Settings(_Sections):
     """All settings of one host, with the profile chosen and the user's overrides applied."""
 
     profile: Profile
-    memory: MemorySettings
-    host: HostSettings
-    telemetry: TelemetrySettings
-    retrieval: RetrievalSettings
-    endpoints: dict[str, EndpointSettings] = {}
 
     def budget_bytes(self, machine_bytes: int | None = None) -> int:
         """The configured budget (the user's, else the profile's), at most the machine's memory less the reserve.
@@ -156,9 +150,7 @@ def load_profile(name: str) -> Profile:
         ConfigError: no such profile.
     """
     if name not in profile_names():
-        raise ConfigError(
-            "No such profile.", found=repr(name), allowed=", ".join(profile_names()), advice="Name one of these."
-        )
+        raise _unknown("profile", profile_names(), (name,))
     text = files("rolecall.config").joinpath("profiles", f"{name}.yaml").read_text("utf-8")
     return Profile.model_validate({"name": name, **load_yaml(text)})
 
@@ -177,127 +169,99 @@ def load_settings(home: Home, config_path: Path | None = None, profile: str | No
     Raises:
         ConfigError: a file that is not YAML, an unknown key, a value of the wrong type, an unknown profile.
     """
-    merged: dict[str, Any] = _read_yaml(Path(str(files("rolecall.config").joinpath("defaults.yaml"))))
-    layers = [home.settings_file] if home.settings_file.exists() else []
+    paths = [Path(str(files("rolecall.config").joinpath("defaults.yaml")))]
+    if home.settings_file.exists():
+        paths.append(home.settings_file)
     if config_path is not None:
-        if not config_path.exists():
-            raise ConfigError("The --config file does not exist.", found=str(config_path), advice="Check the path.")
-        layers.append(config_path)
-    for path in layers:
-        layer = _read_yaml(path)
-        _check_keys(layer, _File, path)
-        merged = _merge(merged, layer)
-    source = str(layers[-1]) if layers else "defaults"
+        paths.append(config_path)
+    layers = {path: _read_yaml(path) for path in paths}
+    name = profile or reduce(_merge, layers.values())["profile"]
+    chosen = load_profile(choose_profile(psutil.virtual_memory().total) if name == "auto" else name)
+    merged = reduce(_merge, layers.values(), {"roles": chosen.model_dump()["roles"]})
+    for role in merged["roles"] if isinstance(merged["roles"], dict) else ():
+        if role not in chosen.roles:
+            raise _unknown("role", chosen.roles, ("roles", role), layers)
     try:
         file = _File.model_validate(merged)
     except ValidationError as error:
-        raise _invalid(error, source) from None
-    _check_endpoints(file, source)
-    name = profile or file.profile
-    chosen = load_profile(choose_profile(psutil.virtual_memory().total) if name == "auto" else name)
-    return Settings(
-        profile=_override(chosen, file, source),
-        memory=file.memory,
-        host=file.host,
-        telemetry=file.telemetry,
-        retrieval=file.retrieval,
-        endpoints=file.endpoints,
-    )
+        raise _invalid(error, layers) from None
+    _check_engines(file, layers)
+    for role, spec in file.roles.items():
+        if spec.model != chosen.roles[role].model and (repository := known_repository(spec.model)):
+            file.roles[role] = spec.model_copy(update={"model": repository})
+    sections = {section: getattr(file, section) for section in _Sections.model_fields}
+    return Settings(profile=chosen.model_copy(update={"roles": file.roles}), **sections)
 
 
-def _check_endpoints(file: _File, source: str) -> None:
-    for name, endpoint in file.endpoints.items():
+def _check_engines(file: _File, layers: _Layers) -> None:
+    for key, endpoint in file.endpoints.items():
         if file.offline_strict and not endpoint.loopback:
             raise ConfigError(
-                f"The endpoint {name!r} is on another machine, and offline_strict keeps all requests on this one.",
-                found=f"endpoints.{name}.url: {endpoint.url} in {source}",
+                f"The endpoint {key!r} is on another machine, and offline_strict keeps all requests on this one.",
+                found=f"endpoints.{key}.url: {endpoint.url} in {_source(layers, ('endpoints', key))}",
                 allowed="localhost, 127.0.0.1 or [::1]",
                 advice="Set `offline_strict: false` if requests and their documents may go there, or remove it.",
             )
-
-
-def _override(profile: Profile, file: _File, source: str) -> Profile:
-    """The profile with the user's values; what a file leaves out or sets to null stays the profile's."""
-    roles = dict(profile.roles)
     engines = ["mlx", *file.endpoints]
-    for name, override in file.roles.items():
-        if name not in roles:
-            raise ConfigError(
-                f"The profile {profile.name!r} has no role {name!r}.",
-                found=f"roles.{name} in {source}",
-                allowed=", ".join(roles),
-                advice="Rename or remove that entry.",
-            )
-        changed = {key: value for key, value in override.items() if value is not None}
-        if isinstance(changed.get("model"), str):
-            changed["model"] = known_repository(changed["model"]) or changed["model"]
-            changed.setdefault("quantization", "as stored")
-        try:
-            roles[name] = RoleSpec.model_validate(roles[name].model_dump() | changed)
-        except ValidationError as error:
-            raise _invalid(error, source, f"roles.{name}.") from None
-        for engine in roles[name].engines:
+    for role, spec in file.roles.items():
+        for engine in spec.engines:
             if engine not in engines:
-                near = difflib.get_close_matches(engine, engines, n=1)
-                raise ConfigError(
-                    f"The role {name!r} names the engine {engine!r}, which is not there.",
-                    found=f"roles.{name}.engines in {source}",
-                    allowed=", ".join(engines),
-                    advice=f"Did you mean {near[0]!r}?" if near else "Describe it under `endpoints:`.",
-                )
-    return profile.model_copy(update={"roles": roles})
+                raise _unknown("engine", engines, ("roles", role, "engines", engine), layers)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[Any, Any]:
     try:
         data = load_yaml(path.read_text("utf-8"))
+        if not isinstance(data, dict | None):
+            raise yaml.YAMLError(f"a {type(data).__name__} instead of `key: value` lines")
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"The settings file {path} cannot be read.", found=reason, advice="Mend the file or remove it."
         ) from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError(
-            f"The settings file {path} is not a mapping.", found=type(data).__name__, advice="Write `key: value` lines."
-        )
-    return data
+    return data or {}
 
 
-def _check_keys(data: Mapping[Any, Any], model: type[BaseModel], path: Path, prefix: str = "") -> None:
-    for key, value in data.items():
-        field = model.model_fields.get(str(key))
-        if field is None:
-            near = difflib.get_close_matches(str(key), model.model_fields, n=1)
-            raise ConfigError(
-                f"Unknown key {prefix}{key} in {path}.",
-                found=f"{prefix}{key}",
-                allowed=", ".join(model.model_fields),
-                advice=f"Did you mean {prefix}{near[0]}?" if near else "Remove the key.",
-            )
-        if isinstance(value, Mapping):
-            if inner := _NAMED.get(str(key)):
-                for name, entry in value.items():
-                    _check_keys(entry if isinstance(entry, Mapping) else {}, inner, path, f"{key}.{name}.")
-            elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                _check_keys(value, field.annotation, path, f"{prefix}{key}.")
-
-
-def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[Any, Any], layer: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The base with the layer's values; what is null or empty there stays as it is."""
     out = dict(base)
     for key, value in layer.items():
-        current = out.get(key)
-        out[key] = _merge(current, value) if isinstance(current, dict) and isinstance(value, Mapping) else value
+        if isinstance(out.get(key), dict) and isinstance(value, Mapping):
+            out[key] = _merge(out[key], value)
+        elif value is not None or key not in out:
+            out[key] = value
     return out
 
 
-def _invalid(error: ValidationError, source: str, prefix: str = "") -> ConfigError:
-    first = error.errors()[0]
-    where = prefix + ".".join(str(part) for part in first["loc"])
+def _invalid(error: ValidationError, layers: _Layers) -> ConfigError:
+    """The first thing that is wrong, unknown keys before all. What stands at an endpoint is not shown: a key may."""
+    first = min(error.errors(), key=lambda wrong: wrong["type"] != "extra_forbidden")
+    loc = first["loc"]
+    if first["type"] == "extra_forbidden":
+        name = str(loc[0]) if len(loc) > 1 else ""
+        named = {"": _File, "roles": RoleSpec, "endpoints": EndpointSettings}
+        section: Any = named.get(name) or _File.model_fields[name].annotation
+        return _unknown("key", section.model_fields, loc, layers)
     return ConfigError(
-        f"Invalid value for {where} in {source}.",
-        found="not shown here" if where.endswith(".url") else repr(first.get("input"))[:100],  # it may hold a password
+        f"Invalid value for {'.'.join(map(str, loc))} in {_source(layers, loc)}.",
+        found="not shown here" if loc[0] == "endpoints" else repr(first.get("input"))[:100],
         allowed=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
         advice="Correct the value.",
     )
+
+
+def _unknown(what: str, names: Iterable[str], loc: tuple[str | int, ...], layers: _Layers | None = None) -> ConfigError:
+    """Of what `loc` names last, there are only these names."""
+    names, where = list(names), ".".join(map(str, loc))
+    near = difflib.get_close_matches(str(loc[-1]), names, n=1)
+    advice = f"Did you mean {'.'.join(map(str, (*loc[:-1], *near)))}?" if near else "Name one of these, or remove it."
+    source = f" in {_source(layers, loc)}" if layers else ""
+    return ConfigError(f"Unknown {what} {where}{source}.", found=where, allowed=", ".join(names), advice=advice)
+
+
+def _source(layers: _Layers, loc: tuple[str | int, ...]) -> str:
+    """The strongest file that says something about `loc`, by its first two parts."""
+    for path, data in reversed(layers.items()):
+        if loc[0] in data and (len(loc) == 1 or not isinstance(data[loc[0]], dict) or loc[1] in data[loc[0]]):
+            return str(path)
+    return "the defaults"

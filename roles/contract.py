@@ -149,8 +149,8 @@ class RoleInfo(_Frozen):
 class Resident(_Frozen):
     """A model in memory: one line of `rolecall models ps --json`.
 
-    `tokens_per_s` is its decode rate: of its requests lately, until then as measured at the load. `queued` requests
-    wait for it.
+    `reserved_bytes` follow its requests. `tokens_per_s` is its decode rate: of its requests lately, until then as
+    measured at the load. `queued` requests wait for it.
     """
 
     model: str

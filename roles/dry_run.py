@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .footprint import KV_STEP_TOKENS, Kv
+from .footprint import KV_STEP_TOKENS, Kv, figures_of
 
 
 def kv_of(model: Any, cache: list[Any] | None = None) -> Kv:
@@ -55,7 +55,7 @@ def _instantiate(config: dict[str, Any]) -> Any:
 
     model_class, args_class = _get_classes(config)
     model = model_class(args_class.from_dict(config))
-    model.set_dtype(mx.float32 if config.get("torch_dtype") == "float32" else mx.bfloat16)
+    model.set_dtype(mx.float32 if figures_of(config).get("torch_dtype") == "float32" else mx.bfloat16)
     if form := config.get("quantization"):
         predicate = getattr(model, "quant_predicate", None)
 

@@ -7,14 +7,12 @@ Its argument is one JSON job; it writes JSON lines: `{"progress": [what, done, t
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,55 +20,38 @@ from typing import TYPE_CHECKING, Any
 from rolecall.config.errors import RolecallError
 
 from .errors import DownloadFailed, ModelRefused, ModelUnknown
-from .manifest import MANIFEST, PICKLED, Manifest, read_json, refuse_code, refuse_keys, sha256, verify, write_manifest
-from .starter import fetch_starter
+from .manifest import MANIFEST, PICKLED, Manifest, install, read_config, refuse_code, require_space, sha256, verify
+from .starter import OnProgress, fetch_starter
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 WANTED = (".safetensors", ".json", ".txt", ".model", ".jinja")
-PARTS = ".parts"  # files under way, named by their hash
+COPIES = ("original/", "consolidated")  # how some repositories name their weights in a second form
+PARTS = ".parts"  # files under way
 DOWNLOADS_AT_ONCE = 3
 PROGRESS_EVERY_S = 0.3
-SPARE_DISK_BYTES = 500_000_000  # left free beside what is fetched
-
-Emit = Callable[[str, int, int], None]
 
 
-def fetch(job: dict[str, str], emit: Emit) -> Manifest:
-    """Do one job of `sources.pull`, which see for the errors; OSError as well. Blocking."""
+def fetch(job: dict[str, str], emit: OnProgress) -> Manifest:
+    """Do one job of `sources.pull`, which see for the errors. Blocking."""
     models, model = Path(job["models"]), job["model"]
-    target, staging = models / model, models / ".pulling" / model
     if job["kind"] == "starter":
         fetch_starter(models, emit)
-        return verify(target, full=False)
-    staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with staging.with_name(f"{staging.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time; what it leaves half-made is kept for the next
-        staging.mkdir(mode=0o700, exist_ok=True)
-        if job["kind"] == "folder":
-            source = _from_folder(Path(job["folder"]), staging, model, emit)
-        else:
-            source = _from_hub(model, staging, emit)
-        manifest = write_manifest(staging, model, source)
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        old = staging.with_name(f"{staging.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        staging.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    return manifest
+        return verify(models / model, full=False)
+    if job["kind"] == "folder":
+        return install(models, model, lambda staging: _from_folder(Path(job["folder"]), staging, model, emit))
+    return install(models, model, lambda staging: _from_hub(model, staging, models / model, emit))
 
 
-def _from_folder(folder: Path, staging: Path, model: str, emit: Emit) -> str:
+def _from_folder(folder: Path, staging: Path, model: str, emit: OnProgress) -> str:
     refuse_code(folder, model)
     shutil.rmtree(staging)  # nothing of an earlier attempt may mix with this folder
+    staging.mkdir(mode=0o700)
     files = [p for p in folder.rglob("*") if p.is_file() and p.name.endswith(WANTED) and p.name != MANIFEST]
     total, done = sum(p.stat().st_size for p in files), 0
     emit(f"copying {folder}", 0, total)
-    staging.mkdir(mode=0o700)
-    _require_space(staging, total)
+    require_space(staging, total)
     for file in files:
         _link(file, staging / file.relative_to(folder))
         done += file.stat().st_size
@@ -78,10 +59,8 @@ def _from_folder(folder: Path, staging: Path, model: str, emit: Emit) -> str:
     return f"folder:{folder}"
 
 
-def _from_hub(model: str, staging: Path, emit: Emit) -> str:
-    from huggingface_hub import constants
-
-    caches = [folder for folder in _cached(model, Path(constants.HF_HUB_CACHE)) if (folder / "config.json").is_file()]
+def _from_hub(model: str, staging: Path, target: Path, emit: OnProgress) -> str:
+    caches = _cached(model)
     try:
         revision, files = _listing(model)
     except DownloadFailed:
@@ -96,11 +75,11 @@ def _from_hub(model: str, staging: Path, emit: Emit) -> str:
         if _is_at(staging / name, file):
             continue
         (staging / name).unlink(missing_ok=True)
-        if found := next((folder / name for folder in caches if _is_at(folder / name, file)), None):
+        if found := next((folder / name for folder in (target, *caches) if _is_at(folder / name, file)), None):
             _link(found, staging / name)
         else:
             missing.append(file)
-    _require_space(staging, sum(file.size or 0 for file in missing) - _size(staging / PARTS))
+    require_space(staging, sum(file.size or 0 for file in missing) - _size(staging / PARTS))
     with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         downloads = [pool.submit(_download, model, revision, file, staging) for file in missing]
         while wait(downloads, PROGRESS_EVERY_S).not_done:
@@ -108,10 +87,10 @@ def _from_hub(model: str, staging: Path, emit: Emit) -> str:
     for download in downloads:
         download.result()
     emit(what, total, total)
-    for left in [p for p in staging.rglob("*") if p.is_file()]:
-        if left.relative_to(staging).as_posix() not in {file.rfilename for file in files}:
-            left.unlink()  # of an earlier revision
     shutil.rmtree(staging / PARTS, ignore_errors=True)
+    wanted = {staging / file.rfilename for file in files}
+    for left in [path for path in staging.rglob("*") if path.is_file() and path not in wanted]:
+        left.unlink()  # of an earlier revision
     return f"hub:{model}@{revision}"
 
 
@@ -121,10 +100,9 @@ def fetch_config(model: str) -> dict[str, Any]:
 
     revision, files = _listing(model)
     with _hub_errors(model):
-        file = Path(hf_hub_download(model, "config.json", revision=revision))
-    refuse_keys(file, model)
+        path = Path(hf_hub_download(model, "config.json", revision=revision))
     size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
-    return {**read_json(file, model), "download_bytes": size}
+    return {**read_config(path, model), "download_bytes": size}
 
 
 def _listing(model: str) -> tuple[str, list[RepoSibling]]:
@@ -133,7 +111,8 @@ def _listing(model: str) -> tuple[str, list[RepoSibling]]:
 
     with _hub_errors(model):
         info = HfApi().model_info(model, files_metadata=True)
-    files = {file.rfilename: file for file in info.siblings or []}
+    named = {file.rfilename: file for file in info.siblings or []}
+    files = {name: file for name, file in named.items() if not (name.startswith(("/", *COPIES)) or ".." in name)}
     if not any(name.endswith(".safetensors") for name in files):
         raise ModelRefused(
             f"Repository {model!r} has no safetensors weights.",
@@ -141,8 +120,7 @@ def _listing(model: str) -> tuple[str, list[RepoSibling]]:
             allowed="safetensors; pickled weights run code when they are read",
             advice="Choose a conversion of it, for example from mlx-community.",
         )
-    safe = [name for name in files if name.endswith(WANTED) and not name.startswith("/") and ".." not in name]
-    return str(info.sha), [files[name] for name in safe]
+    return str(info.sha), [file for name, file in files.items() if name.endswith(WANTED)]
 
 
 def _is_at(path: Path, file: RepoSibling) -> bool:
@@ -163,7 +141,8 @@ def _download(model: str, revision: str, file: RepoSibling, staging: Path) -> No
     from huggingface_hub.utils._headers import build_hf_headers
 
     name, size, target = file.rfilename, file.size or 0, staging / file.rfilename
-    part = staging / PARTS / (file.lfs.sha256 if file.lfs else str(file.blob_id))
+    hashed = file.lfs.sha256 if file.lfs else str(file.blob_id)
+    part = staging / PARTS / f"{hashed}-{name.replace('/', '-')}"  # two files may have the same bytes
     part.parent.mkdir(exist_ok=True)
     part.touch()
     with _hub_errors(model), part.open("r+b") as handle:
@@ -174,20 +153,22 @@ def _download(model: str, revision: str, file: RepoSibling, staging: Path) -> No
         part.unlink()
         raise DownloadFailed(
             f"The downloaded {name} of {model} has other bytes than the hub states, and was deleted.",
-            allowed=f"{size} bytes with the hash {part.name}",
+            allowed=f"{size} bytes with the hash {hashed}",
             advice="Run the same command again; if it repeats, a proxy or mirror changes what it passes on.",
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     part.rename(target)
 
 
-def _cached(model: str, hub_cache: Path) -> Iterator[Path]:
-    """Folders of other programs that may hold this repository already."""
-    repository = hub_cache / f"models--{model.replace('/', '--')}"
-    with contextlib.suppress(OSError):
-        yield repository / "snapshots" / (repository / "refs" / "main").read_text().strip()
-    yield Path.home() / ".lmstudio" / "models" / model
-    yield Path.home() / ".cache" / "lm-studio" / "models" / model
+def _cached(model: str) -> list[Path]:
+    """Folders of other programs that hold this repository already."""
+    from huggingface_hub import try_to_load_from_cache
+
+    with _hub_errors(model):
+        config = try_to_load_from_cache(model, "config.json")
+    shelves = (Path.home() / ".lmstudio" / "models", Path.home() / ".cache" / "lm-studio" / "models")
+    folders = [Path(config).parent] if isinstance(config, str) else []
+    return folders + [shelf / model for shelf in shelves if (shelf / model / "config.json").is_file()]
 
 
 @contextlib.contextmanager
@@ -211,20 +192,9 @@ def _hub_errors(model: str) -> Iterator[None]:
     except (http_error, ConnectionError) as error:  # the second when HF_HUB_OFFLINE is set
         raise DownloadFailed(
             f"The hub at {constants.ENDPOINT} could not be reached for {model}.",
-            found=" ".join(str(error).split())[:200] or type(error).__name__,
+            found=" ".join(str(error).split())[:200].rstrip(".") or type(error).__name__,
             advice="Check the network, HTTPS_PROXY and HF_ENDPOINT, then run the same command again to go on.",
         ) from None
-
-
-def _require_space(folder: Path, needed_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < needed_bytes + SPARE_DISK_BYTES:
-        raise DownloadFailed(
-            "There is not enough disk space for this model.",
-            found=f"{free_bytes / 1e9:.2f} GB free",
-            allowed=f"at least {(needed_bytes + SPARE_DISK_BYTES) / 1e9:.2f} GB",
-            advice="Free some space, or set ROLECALL_HOME to a larger disk, then run the same command again.",
-        )
 
 
 def _link(source: Path, target: Path) -> None:
@@ -245,16 +215,6 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _disk_error(error: OSError, models: str) -> DownloadFailed:
-    if error.errno is None:  # not the disk: the hub's client found a file shorter than stated
-        what, do = "The download broke off.", "Run"
-    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what, do = "The disk is full.", "Free some space, then run"
-    else:
-        what, do = f"The model could not be written under {models}.", "Make that folder writable, then run"
-    return DownloadFailed(what, found=str(error)[:200], advice=f"{do} the same command again to go on.")
-
-
 def _main() -> None:
     job = json.loads(sys.argv[1])
     out = os.fdopen(os.dup(1), "w")
@@ -271,8 +231,6 @@ def _main() -> None:
             say({"manifest": fetch(job, lambda *progress: say({"progress": progress})).model_dump()})
     except RolecallError as error:
         say({"error": error.to_dict()})
-    except OSError as error:
-        say({"error": _disk_error(error, job["models"]).to_dict()})
     except Exception as error:  # the caller gets a sentence, never a traceback
         say({"error": DownloadFailed("Fetching the model failed.", found=f"{type(error).__name__}: {error}").to_dict()})
 

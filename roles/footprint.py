@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -30,13 +31,14 @@ from .manifest import corrupt, read_json, weights_bytes, write_whole
 if TYPE_CHECKING:
     from .worker.wire import Loaded
 
-KIB, MIB = 1 << 10, 1 << 20
 KV_STEP_TOKENS = 256  # Source: mlx-lm's KVCache.step
 DRY_RUN_TIMEOUT_S = 300.0
-FUSED_HEAD_DIMS = (64, 80, 128)  # Source: mlx's Metal kernel of scaled_dot_product_attention
+# Source: `use_fallback` of mlx/backend/metal/scaled_dot_product_attention.cpp for more than 8 queries in mlx 0.32.0;
+# later ones add 72 and 96. 256 is fused only from 1,024 queries on, more than a chunk has, and on the newest GPUs.
+FUSED_HEAD_DIMS = (64, 80, 128)
 UNKNOWN_TRANSIENT_BYTES = 250_000_000
 COPIES_IN_FLIGHT = 8  # of a layer's cache. Source: 7 to 8 measured on the CPU as prompts join a batch
-_FORMAT = 2
+_FORMAT = 3
 
 
 def prefill_step_tokens(mac: bool) -> int:
@@ -99,12 +101,11 @@ class Footprint(BaseModel, frozen=True):
         states, and copies of layers while the cache grows (on a Mac, where fewer and larger operations are in flight,
         they fit within the cache limit, which is reserved as well).
         """
-        figures = self.figures
-        if not (hidden := int(figures.get("hidden_size", 0))):
+        size = defaultdict(int, {name: value for name, value in self.figures.items() if isinstance(value, int)})
+        if not (hidden := size["hidden_size"]):
             return UNKNOWN_TRANSIENT_BYTES
-        size = {name: int(figures.get(name) or 0) for name in _FIGURES if name != "torch_dtype"}
         step = min(prefill_step_tokens(mac), context_tokens)
-        width = 4 if figures.get("torch_dtype") == "float32" else 2
+        width = 4 if self.figures.get("torch_dtype") == "float32" else 2
         heads = size["num_attention_heads"] or 1
         head_dim = size["head_dim"] or hidden // heads
         inner = (size["moe_intermediate_size"] or size["intermediate_size"] or 4 * hidden) * 3
@@ -129,9 +130,9 @@ def quick_footprint(home: Home, model: str) -> Footprint | None:
         return Footprint(weights_bytes=weights_bytes(folder), kv=Kv(0), source="files")
     if entry is None:
         return None
-    kv = Kv(int(entry.kv_kib_per_token * KIB), int(entry.fixed_mib * MIB))
+    kv = Kv(int(entry.kv_kib_per_token * 1024), int(entry.fixed_mib * 1024**2))
     known = {"max_position_embeddings": entry.context_length, **(entry.architecture or {})}
-    size = Footprint(weights_bytes=int(entry.published_gb * GB), kv=kv, figures=_figures(known), source="published")
+    size = Footprint(weights_bytes=int(entry.published_gb * GB), kv=kv, figures=figures_of(known), source="published")
     return size.model_copy(update={"weights_bytes": weights_bytes(folder), "source": "files"}) if present else size
 
 
@@ -141,14 +142,14 @@ def footprints(home: Home, models: Sequence[str], configs: Mapping[str, Any] | N
     `configs`: the `config.json` of models of which only that is known. Raises ModelUnknown for one neither there, nor
     on disk, nor in the table, ModelCorrupt for one that mlx-lm cannot read.
     """
-    kept = _kept(home)
+    kept, configs = _kept(home), configs or {}
     found: dict[str, Footprint] = {}
+    keys = {model: _key(home, model, configs.get(model)) for model in models}
     jobs: dict[str, dict[str, Any]] = {}
-    for model in dict.fromkeys(models):
-        config = (configs or {}).get(model)
-        if old := kept.get(_key(home, model, config)):
+    for model in keys:
+        if old := kept.get(keys[model]):
             found[model] = Footprint.model_validate(old)
-        elif job := _job(home, model, config):
+        elif job := _job(home, model, configs.get(model)):
             jobs[model] = job
         elif quick := quick_footprint(home, model):
             found[model] = quick
@@ -157,12 +158,11 @@ def footprints(home: Home, models: Sequence[str], configs: Mapping[str, Any] | N
     for model, answer in zip(jobs, _dry_runs(list(jobs.values())), strict=True):
         if "error" in answer:
             raise _unreadable(model, answer["error"])
-        answer |= {"figures": _figures(jobs[model]["config"])}
-        answer |= {"source": "files" if "folder" in jobs[model] else "computed"}
-        found[model] = Footprint.model_validate(answer)
-        kept[_key(home, model, (configs or {}).get(model))] = found[model].model_dump()
+        source = "files" if "folder" in jobs[model] else "computed"
+        more = {"figures": figures_of(jobs[model]["config"]), "source": source}
+        found[model] = Footprint.model_validate(answer | more)
     if jobs:
-        _keep(home, kept)
+        _keep(home, {keys[model]: found[model] for model in jobs})
     return found
 
 
@@ -180,12 +180,12 @@ def remember(home: Home, model: str, loaded: Loaded) -> None:
         "source": "measured",
         "planned": {**replaced, **known.planned},
     }
-    _keep(home, _kept(home) | {_key(home, model): known.model_copy(update=update).model_dump()})
+    _keep(home, {_key(home, model): known.model_copy(update=update)})
 
 
 def unknown_model(name: str, advice: str = "See `rolecall models list`.") -> ModelUnknown:
     """The error for a name that means no model: it names the nearest that does, else gives `advice`."""
-    near = difflib.get_close_matches(name, models_table(), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, models_table(), n=1)
     return ModelUnknown(
         "No such model is on disk or in the table.",
         found=repr(name),
@@ -206,6 +206,7 @@ def _unreadable(model: str, error: str) -> RoleError:
 
 
 def _job(home: Home, model: str, config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a dry run needs, None for an embedder or where too little is known."""
     folder, entry = home.models / model, models_table().get(model)
     if config is not None:
         return {"config": config}
@@ -214,38 +215,26 @@ def _job(home: Home, model: str, config: dict[str, Any] | None) -> dict[str, Any
         return None if (folder / "modules.json").is_file() else on_disk
     if entry is None or entry.architecture is None:
         return None
-    config = {"max_position_embeddings": entry.context_length, **entry.architecture}
+    form: dict[str, Any] = {"quantization": {"group_size": entry.group_size, "bits": entry.bits, **entry.quantization}}
     if entry.bits == 32:
-        return {"config": config | {"torch_dtype": "float32"}}
-    return {
-        "config": config | {"quantization": {"group_size": entry.group_size, "bits": entry.bits, **entry.quantization}}
-    }
+        form = {"torch_dtype": "float32"}
+    return {"config": {"max_position_embeddings": entry.context_length, **entry.architecture, **form}}
 
 
-_FIGURES = (
-    *("hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts_per_tok", "num_attention_heads"),
-    *("head_dim", "vocab_size", "torch_dtype", "num_hidden_layers", "max_position_embeddings", "mamba_num_heads"),
-    *("mamba_head_dim", "linear_num_value_heads", "linear_value_head_dim", "linear_key_head_dim", "download_bytes"),
-)
-
-
-def _figures(config: dict[str, Any]) -> dict[str, Any]:
+def figures_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The plain figures of a `config.json`, its language model's among them; the `dtype` under its older name."""
     flat = {**config, **config.get("text_config", {})}
-    return {name: flat[name] for name in _FIGURES if flat.get(name)}
+    flat.setdefault("torch_dtype", flat.get("dtype"))
+    return {name: value for name, value in flat.items() if isinstance(value, int | str)}
 
 
-def _key(home: Home, model: str, config: dict[str, Any] | None = None) -> str:
+def _key(home: Home, model: str, config: Mapping[str, Any] | None = None) -> str:
     """Changes with the files, the figures or the version of the reader, so that nothing stale is used."""
-    folder = home.models / model
-    parts: list[Any] = [_FORMAT, model]
-    if config is not None:
-        parts.append(config)
-    elif (folder / "config.json").is_file():
-        for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-            status = file.stat()
-            parts.append([file.name, status.st_size, status.st_mtime_ns])
-    elif entry := models_table().get(model):
-        parts.append(entry.model_dump(mode="json"))
+    folder, entry = home.models / model, models_table().get(model)
+    parts: list[Any] = [_FORMAT, model, config, entry and entry.model_dump(mode="json")]
+    if (folder / "config.json").is_file() and config is None:
+        statuses = [(file, file.stat()) for file in sorted([folder / "config.json", *folder.glob("*.safetensors")])]
+        parts += [[file.name, status.st_size, status.st_mtime_ns] for file, status in statuses]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -256,7 +245,8 @@ def _kept(home: Home) -> dict[str, Any]:
         return {}
 
 
-def _keep(home: Home, kept: dict[str, Any]) -> None:
+def _keep(home: Home, known: dict[str, Footprint]) -> None:
+    kept = _kept(home) | {key: size.model_dump() for key, size in known.items()}
     with contextlib.suppress(OSError):  # on a full disk it is only worked out again
         home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(home.root / "footprints.json", json.dumps(kept))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -55,22 +56,31 @@ async def bring_up(
         ) from None
     model.reload_s, model.loaded_bytes = anyio.current_time() - began, 0
     model.made_tokens, model.made_s = loaded.decode_tokens_per_s, 1.0
-    per_token_bytes = loaded.kv_bytes_per_token * planned.kv_tokens + loaded.fixed_state_bytes * planned.slots
-    held_bytes = max(loaded.measured_bytes, planned.weights_bytes + planned.overhead_bytes)
-    kv_bytes = max(planned.kv_bytes, per_token_bytes)
-    model.reserved_bytes = held_bytes + kv_bytes + planned.transient_bytes + planned.cache_bytes
+    kv_bytes = loaded.kv_bytes_per_token * planned.kv_tokens + loaded.fixed_state_bytes * planned.slots
+    model.reservation = replace(
+        planned,
+        overhead_bytes=max(planned.overhead_bytes, loaded.measured_bytes - planned.weights_bytes),
+        kv_bytes=max(planned.kv_bytes, kv_bytes),
+        kv_bytes_per_token=max(planned.kv_bytes_per_token, loaded.kv_bytes_per_token),
+    )
     _log.info("model_loaded", model=model.model, seconds=round(model.reload_s, 2), reserved=model.reserved_bytes)
     return loaded
 
 
-async def take_down(worker: Worker, model: PooledModel, machine: Machine) -> int:
-    """End the worker; returns how many of its bytes were not seen to come back within `MEMORY_BACK_S`."""
+async def take_down(worker: Worker, model: PooledModel, machine: Machine, wanted_bytes: int) -> int:
+    """End the worker; returns how many of its bytes were not seen to come back within `MEMORY_BACK_S`.
+
+    They are not waited for where the next load, of `wanted_bytes` (0: none is due), has its room twice: other programs
+    may take what comes back as it comes.
+    """
     # of a process that ended by itself there is nothing left to see come back
     held_bytes = 0 if worker.exited.is_set() else model.held_bytes
     before = machine.available_bytes()
     outcome = await worker.stop()
+    back_bytes = before + held_bytes // 2
+    enough_bytes = min(back_bytes, 2 * wanted_bytes) if wanted_bytes else back_bytes
     with anyio.move_on_after(MEMORY_BACK_S):
-        while held_bytes and machine.available_bytes() < before + held_bytes // 2:
+        while held_bytes and machine.available_bytes() < enough_bytes:
             await anyio.sleep(0.02)
     missing_bytes = max(0, before + held_bytes - machine.available_bytes()) if held_bytes else 0
     _log.info("model_ended", model=model.model, why=model.ended_as, outcome=outcome, missing=missing_bytes)

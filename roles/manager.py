@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EMBEDDER_SLOTS = 8  # the embedder takes turns between its requests
+TEMPLATE_TOKENS, MESSAGE_TOKENS = 512, 16  # more than chat templates add to a request, and around each message
+SHORT_BYTES = 1024  # a text has at most as many tokens as bytes: so few are not worth counting
 
 
 async def start_process(spec: WorkerSpec | None) -> Worker:
@@ -79,6 +81,7 @@ class ModelManager:
         self._staff = Staff(home, settings.profile, self._in_memory)
         self._tasks = anyio.create_task_group()
         self._tokenizers: dict[Path, Any] = {}
+        self._counting = anyio.CapacityLimiter(1)  # in the order they came; a tokenizer is read once
         self._endpoints: dict[str, Endpoint] = {}
         self._cache_bytes = int(settings.profile.cache_limit_gb * GB)
         self._pool = WorkerPool(
@@ -142,7 +145,10 @@ class ModelManager:
                 return await self._endpoint(engine).score(messages, labels)
             spec, _ = self._staff.post(role, stand_in=last)
             model = await self._model(key_of(spec))
-            async with self._pool.place(model, role, spec) as (_, worker):
+            need_tokens = await self._need_tokens(spec, model, messages, max(map(len, labels)))
+            # labels are computed on a copy of the prompt's cache
+            place = self._pool.place(model, role, spec, need_tokens=need_tokens and 2 * need_tokens)
+            async with place as (_, worker):
                 return await worker.score(messages, labels)
 
         return (await self._by_engines(role, by))[0]
@@ -232,8 +238,10 @@ class ModelManager:
     ) -> GenerationResult:
         spec, degraded = self._staff.post(role, stand_in)
         model = await self._model(key_of(spec))
-        await self._check_length(spec, model, request)
-        place = self._pool.place(model, role, spec, on_event, client=request.client, deadline_s=request.deadline_s)
+        need_tokens = await self._need_tokens(spec, model, request.messages, request.max_tokens)
+        place = self._pool.place(
+            model, role, spec, on_event, client=request.client, deadline_s=request.deadline_s, need_tokens=need_tokens
+        )
         async with place as (ticket, worker):
             waited_s = anyio.current_time() - ticket.queued_at
             load_s = min(model.reload_s, waited_s) if ticket.cold else 0.0
@@ -265,9 +273,9 @@ class ModelManager:
         """Refuse to pin what would leave no room for any other role's model."""
         keys = {key_of(spec) for spec in self._staff.profile.roles.values()} - {model.model}
         others = [await self._model(key) for key in keys if self._staff.present(key)]
-        need_bytes = min((other.reserved_bytes for other in others if not other.pinned), default=0)
+        need_bytes = min((other.base_bytes for other in others if not other.pinned), default=0)
         pinned = [other for other in self._pool.models.values() if other.pinned or other is model]
-        left_bytes = max(0, self._pool.budget_bytes - sum(other.reserved_bytes for other in pinned))
+        left_bytes = max(0, self._pool.budget_bytes - sum(other.base_bytes for other in pinned))
         if left_bytes < need_bytes:
             raise DoesNotFit(
                 f"With model {model.model!r} pinned, no other role's model could be loaded.",
@@ -300,7 +308,7 @@ class ModelManager:
             specs = self._staff.specs(key)
             more_bytes = adapter_bytes(str(adapter_folder) if adapter_folder else None)
             reservation = reserve(size, specs, self._cache_bytes, adapter_bytes=more_bytes)
-        model = PooledModel(key, folder, specs, reservation, reservation.total_bytes, adapter_folder)
+        model = PooledModel(key, folder, specs, reservation, adapter_folder)
         return self._pool.models.setdefault(key, model)
 
     def _info(self, role: Role, spec: RoleSpec) -> RoleInfo:
@@ -333,19 +341,27 @@ class ModelManager:
             queued=len(model.waiting),
         )
 
-    async def _check_length(self, spec: RoleSpec, model: PooledModel, request: GenerationRequest) -> None:
-        """Refuse what exceeds the role's context where the worker, made for all its roles, would take it."""
-        if spec.context_length == max(each.context_length for each in model.specs):
-            return
-        text = "\n".join(message.content for message in request.messages)
-        prompt_tokens = await anyio.to_thread.run_sync(self._count, model.folder, text)
-        if prompt_tokens + request.max_tokens > spec.context_length:
+    async def _need_tokens(
+        self, spec: RoleSpec, model: PooledModel, messages: Sequence[Message], max_tokens: int
+    ) -> int | None:
+        """The most that prompt and answer come to; None where no tokenizer can tell. Refuses what exceeds the role's
+        context, which a worker that is made for all its roles might take."""
+        text = "\n".join(message.content for message in messages)
+        more_tokens = max_tokens + TEMPLATE_TOKENS + MESSAGE_TOKENS * len(messages)
+        size = len(text.encode("utf-8", "replace"))
+        if size <= SHORT_BYTES and size + max_tokens <= spec.context_length:
+            return size + more_tokens
+        prompt_tokens = await anyio.to_thread.run_sync(self._count, model.folder, text, limiter=self._counting)
+        counted = model.folder in self._tokenizers
+        narrow = spec.context_length < max(each.context_length for each in model.specs)
+        if (counted or narrow) and prompt_tokens + max_tokens > spec.context_length:
             raise PromptTooLong(
                 "The prompt and its answer exceed the role's context.",
-                found=f"{prompt_tokens} tokens of prompt and {request.max_tokens} for the answer",
+                found=f"{prompt_tokens} tokens of prompt and {max_tokens} for the answer",
                 allowed=f"{spec.context_length} tokens together",
                 advice="Shorten the text, ask for a shorter answer, or raise the role's context_length.",
             )
+        return prompt_tokens + more_tokens if counted else None
 
     def _count(self, folder: Path, text: str) -> int:
         if folder not in self._tokenizers:

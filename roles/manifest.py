@@ -6,17 +6,20 @@ A model `org/name` lies in `<home>/models/org/name`; its manifest is `rolecall.j
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from .errors import ModelCorrupt, ModelRefused
+from .errors import DownloadFailed, ModelCorrupt, ModelRefused
 
 MANIFEST = "rolecall.json"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -41,6 +44,53 @@ class Manifest(BaseModel, frozen=True, extra="forbid", strict=True):
     source: str
     files: dict[str, FileState]
     weights_sha256: str
+
+
+def install(models: Path, model: str, fill: Callable[[Path], str]) -> Manifest:
+    """Let a model's folder appear, by one rename, with what `fill` puts into the folder that it is given; it returns
+    the source.
+
+    One process at a time; what one leaves half-made is in the folder that the next is given. Raises: as
+    `write_manifest`, and DownloadFailed for any OSError.
+    """
+    target, staging = models / model, models / ".pulling" / model
+    old = staging.with_name(f"{staging.name}.old")
+    with disk_errors(models):
+        staging.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with staging.with_name(f"{staging.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            staging.mkdir(mode=0o700, exist_ok=True)
+            manifest = write_manifest(staging, model, fill(staging))
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            shutil.rmtree(old, ignore_errors=True)
+            if target.exists():
+                target.rename(old)
+            staging.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+    return manifest
+
+
+@contextlib.contextmanager
+def disk_errors(models: Path) -> Iterator[None]:
+    """What the disk refuses, as a DownloadFailed that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # not the disk: the hub's client found a file shorter than stated
+            what, do = "The download broke off.", "Run"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what, do = "The disk is full.", "Free some space, or set ROLECALL_HOME to a larger disk, then run"
+        else:
+            what, do = f"The model could not be written under {models}.", "Make that folder writable, then run"
+        found = str(error).removeprefix(f"[Errno {error.errno}] ")[:200]
+        raise DownloadFailed(what, found=found, advice=f"{do} the same command again to go on.") from error
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Raise OSError where the disk has less free than a download needs, and some for everybody else."""
+    needed_gb, free_gb = needed_bytes / 1e9 + 0.5, shutil.disk_usage(folder).free / 1e9
+    if free_gb < needed_gb:
+        raise OSError(errno.ENOSPC, f"{free_gb:.2f} GB free where {needed_gb:.2f} GB are needed")
 
 
 def write_manifest(folder: Path, model: str, source: str) -> Manifest:
@@ -113,11 +163,8 @@ def weights_bytes(folder: Path) -> int:
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(file, framework="numpy"):  # compares the header with the file's length
-                pass
-            with file.open("rb") as handle:
-                header_bytes = int.from_bytes(handle.read(8), "little")
-            total += file.stat().st_size - 8 - header_bytes
+            with safe_open(file, framework="numpy"), file.open("rb") as handle:  # compares header and file length
+                total += file.stat().st_size - 8 - int.from_bytes(handle.read(8), "little")
         except (OSError, SafetensorError) as error:
             raise corrupt(_model(folder), f"{file.name}: {error}") from None
     return total
@@ -141,19 +188,20 @@ def refuse_code(folder: Path, model: str) -> None:
             raise _refused(model, f"pickled weights: {name}")
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).exists():
-            refuse_keys(folder / name, model)
+            read_config(folder / name, model)
     modules = folder / "modules.json"
     for entry in read_json(modules, model, list) if modules.exists() else []:
         if not str(entry.get("type", "")).startswith("sentence_transformers."):
             raise _refused(model, f"module class {entry.get('type')!r} in modules.json")
 
 
-def refuse_keys(file: Path, model: str) -> None:
-    """Raise ModelRefused where a config names code of its own."""
-    config = read_json(file, model)
+def read_config(file: Path, model: str) -> dict[str, Any]:
+    """A model's configuration. Raises ModelRefused where it names code of its own, and as `read_json`."""
+    config: dict[str, Any] = read_json(file, model)
     for key in ("auto_map", "model_file"):
         if config.get(key):
             raise _refused(model, f"{key!r} in {file.name}")
+    return config
 
 
 def read_json(file: Path, model: str, kind: type = dict) -> Any:

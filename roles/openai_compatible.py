@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,17 +22,19 @@ import structlog
 from rolecall.config.settings import EndpointSettings
 
 from .chat_stream import ChatStream
-from .contract import Event, Generated, GenerationRequest, Message, OnEvent, Prefilling
+from .contract import GenerationRequest, Message, OnEvent, Prefilling
 from .errors import EndpointUnavailable, PromptTooLong, QueueFull, RoleError, SchemaRefused, WorkerDied, WorkerTimeout
 from .worker.wire import WorkerResult
 
 CONNECT_TIMEOUT_S = 5.0
-ATTEMPTS = 3  # made by the openai package, with jitter, before a response begins
-RESPONSE_LIMIT_BYTES = 64 << 20  # 131k tokens at 400 bytes of event each, and some
-EVENT_LIMIT_BYTES = 1 << 20
-_LOGPROBS = {"logprobs": True, "top_logprobs": 10}  # Source: mlx_lm.server takes 11 at most, vLLM and OpenAI 20
+RETRY_S = 5.0  # so long a server that was not there counts as away: a queue of requests need not find out one by one
+RETRIES = 2  # made by the openai package, with jitter, before a response begins
+PATIENCE_S = 600.0  # the longest that a request without a deadline waits for its place
+QUEUE_LIMIT = 64
 PROBE_TOKENS = 512  # enough for a model that thinks first
+_LOGPROBS = {"logprobs": True, "top_logprobs": 10}  # Source: mlx_lm.server takes 11 at most, vLLM and OpenAI 20
 _NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}  # vLLM, mlx_lm.server, llama.cpp
+_NO_COMPLETION = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what reading one then raises
 
 _log = structlog.get_logger(__name__)
 
@@ -62,15 +63,16 @@ class Endpoint:
         self.name = name
         self.model = settings.model
         self._settings = settings
+        self._key = os.environ.get(settings.api_key_env or "", "")
         self._slots = anyio.Semaphore(settings.concurrency)
         self._probing = anyio.Lock()
         self._known: Capabilities | None = None
+        self._away: EndpointUnavailable | None = None
+        self._away_until = 0.0
         self._client: Any = None
         self._http = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),  # silence is watched here, in `_answered`
-            follow_redirects=False,
             trust_env=not settings.loopback,  # a proxy has no business with a server on this machine
-            event_hooks={"request": [self._strip], "response": [_bound]},
+            event_hooks={"request": [self._strip]},
         )
 
     async def capabilities(self) -> Capabilities:
@@ -80,10 +82,18 @@ class Endpoint:
             EndpointUnavailable: not there, no such model, a key it does not take, or the `openai` package is missing.
         """
         async with self._probing:
-            if self._known is None:
+            if self._known:
+                return self._known
+            if self._away and anyio.current_time() < self._away_until:
+                raise self._away.with_traceback(None)
+            try:
                 self._connect()
                 self._known = await self._probe()
-                _log.info("endpoint_probed", endpoint=self.name, model=self.model, **asdict(self._known))
+            except (EndpointUnavailable, WorkerTimeout) as error:
+                self._away = EndpointUnavailable(error.message, found=error.found, advice=error.advice)
+                self._away_until = anyio.current_time() + RETRY_S
+                raise self._away from None
+            _log.info("endpoint_probed", endpoint=self.name, model=self.model, **asdict(self._known))
             return self._known
 
     async def generate(
@@ -100,50 +110,47 @@ class Endpoint:
                 the answer kept to a schema is not checked here.
             PromptTooLong, QueueFull, WorkerTimeout (no token in time), WorkerDied (cut off in the answer).
         """
+        if request.regex is not None:
+            raise self._refused("a regex cannot be enforced", "the API has no place for one")
         async with self._slot(request.deadline_s):
             can = await self.capabilities()
-            estimate = sum(len(message.content.encode("utf-8", "replace")) for message in request.messages) // 4
-            if request.regex is not None:
-                raise self._refused("a regex cannot be enforced", "the API has no place for one")
             if request.json_schema is not None and not can.schema:
                 raise self._refused("JSON Schemas are not enforced", "prose in answer to a schema, when it was tried")
+            estimate = sum(len(message.content.encode("utf-8", "replace")) for message in request.messages) // 4
             self._check_length(request, can, estimate)
             stream = ChatStream(on_event, thinks and thinking_budget != 0)
             if on_event:
                 on_event(Prefilling(0, estimate))
-            timed_out = await self._answered(_body(request, can, thinking_budget), stream, request.timeout_s)
+            async with self._sent(_body(request, can, thinking_budget), stream, request.timeout_s) as events:
+                async for event in events:
+                    stream.take(event)
+                if not stream.ended:
+                    raise EOFError
         if not stream.usage:
             _log.info("endpoint_tokens_estimated", endpoint=self.name)
-        result = stream.result(timed_out, estimate)
+        result = stream.result(estimate)
         self._check_length(request, can, result.prompt_tokens)  # a server may have cut the prompt without a word
         return result
 
     async def score(self, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         """Natural log-probability of each label as the first token of the answer.
 
-        A label that is not among the most probable tokens gets the most that it can have.
-
         Raises:
-            EndpointUnavailable.
-            SchemaRefused: no log-probabilities, or a label of several tokens that could be the best.
+            EndpointUnavailable, QueueFull, WorkerTimeout.
+            SchemaRefused: no log-probabilities, or a label that is not among the most probable tokens: of no other is
+                the probability known, and of none with several tokens.
         """
         async with self._slot(None):
             can = await self.capabilities()
             if not can.logprobs:
                 raise self._refused("labels cannot be scored", "no log-probabilities in its answers")
-            body = _body(GenerationRequest(messages=tuple(messages), max_tokens=1), can, thinking_budget=0)
-            top = _top(await self._whole(body | _LOGPROBS))
-        best = max((value for text, value in top if text in labels), default=-math.inf)
-        least = min((value for _, value in top), default=0.0)
-        scores = []
+            body = _body(GenerationRequest(messages=tuple(messages)), can, thinking_budget=0)
+            likely = await self._likely(body | _LOGPROBS)
         for label in labels:
-            score = max((value for text, value in top if text == label), default=-math.inf)
-            if score == -math.inf:  # its first token is not in the list, or one there that begins it
-                score = max([least, *(value for text, value in top if text and label.startswith(text))])
-                if score >= best:
-                    raise self._refused(f"the label {label!r} cannot be scored", "it is none of the likely tokens")
-            scores.append(score)
-        return tuple(scores)
+            if label not in likely:
+                found = f"it is none of the {len(likely)} most probable tokens"
+                raise self._refused(f"the label {label!r} cannot be scored", found)
+        return tuple(likely[label] for label in labels)
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -160,18 +167,17 @@ class Endpoint:
             raise self._error("has no key", missing, "Add it to ROLECALL_HOME/env, then: rolecall stop")
         logging.getLogger("openai").setLevel(logging.WARNING)  # OPENAI_LOG=debug would write requests to stderr
         self._client = openai.AsyncOpenAI(
-            api_key="none", base_url=self._settings.url, max_retries=ATTEMPTS - 1, http_client=self._http
+            api_key="none",
+            base_url=self._settings.url,
+            max_retries=RETRIES,
+            timeout=httpx2.Timeout(self._settings.timeout_s, connect=CONNECT_TIMEOUT_S),
+            http_client=self._http,
         )
-
-    @property
-    def _key(self) -> str:
-        return os.environ.get(self._settings.api_key_env or "", "")
 
     async def _strip(self, request: httpx2.Request) -> None:
         """The openai package adds headers about this machine and from OPENAI_* variables: not the server's business."""
         for name in set(request.headers) - {"host", "content-type", "content-length", "connection"}:
             del request.headers[name]
-        request.headers["Accept-Encoding"] = "identity"
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
 
@@ -182,40 +188,41 @@ class Endpoint:
         for extras in (_penalty(1.1) | _NO_THINKING, {}):
             for logprobs in (_LOGPROBS, {}):
                 try:
-                    reply = await self._whole(body | extras | logprobs | {"max_tokens": 1})
+                    likely = await self._likely(body | extras | logprobs)
                 except SchemaRefused:
                     continue
-                return Capabilities(context, await self._enforces(body | extras), bool(_top(reply)), bool(extras))
+                return Capabilities(context, await self._enforces(body | extras), bool(likely), bool(extras))
         raise self._error(f"refuses a plain request to the model {self.model!r}", "status 400")
 
     async def _enforces(self, body: dict[str, Any]) -> bool:
         """Whether an answer is what a schema demands and the question does not."""
-        word = secrets.token_hex(4)
-        of_word = {"type": "string", "enum": [word]}
-        schema = {
-            "type": "object",
-            "properties": {"word": of_word},
-            "required": ["word"],
-            "additionalProperties": False,
-        }
-        answer = ""
-
-        def no_prose(event: Event) -> None:
-            nonlocal answer
-            answer += event.text if isinstance(event, Generated) and event.channel == "answer" else ""
-            if answer.lstrip()[:1] not in ("", "{"):
-                raise LookupError("prose")  # which ends the stream: it may be a long one
-
+        answer = {"word": secrets.token_hex(4)}
+        word = {"type": "string", "enum": [answer["word"]]}
+        schema = {"type": "object", "properties": {"word": word}, "required": ["word"], "additionalProperties": False}
+        stream = ChatStream(None, thinks=False)
         try:
-            await self._answered(
-                body | _format(schema) | {"max_tokens": PROBE_TOKENS}, ChatStream(no_prose, False), None
-            )
-            return bool(json.loads(answer) == {"word": word})
-        except (SchemaRefused, ValueError, LookupError):
+            async with self._sent(body | _format(schema) | {"max_tokens": PROBE_TOKENS}, stream) as events:
+                async for event in events:
+                    stream.take(event)
+                    if stream.texts["answer"].lstrip()[:1] not in ("", "{"):
+                        return False  # prose, which may be long
+            return bool(json.loads(stream.texts["answer"]) == answer)
+        except (SchemaRefused, ValueError):
             return False
 
+    async def _likely(self, body: dict[str, Any]) -> dict[str, float]:
+        """The log-probabilities of the most probable first tokens, where the server gives them."""
+        async with self._sent(body | {"max_tokens": 1}) as completion:
+            choice = completion.choices[0]
+        try:
+            top = sorted((float(token.logprob), str(token.token)) for token in choice.logprobs.content[0].top_logprobs)
+        except _NO_COMPLETION:
+            return {}
+        # mlx_lm.server writes their spaces as the vocabulary does
+        return {token.replace("Ġ", " ").replace("▁", " ").strip(): logprob for logprob, token in top}
+
     async def _context(self) -> int | None:
-        """The context length, where one of the known places says it."""
+        """The context length, where the settings or one of the known places say it."""
         context, root = self._settings.context_length, self._settings.url.removesuffix("/v1")
         for url, key in (
             (f"{self._settings.url}/models", "max_model_len"),  # vLLM
@@ -228,89 +235,70 @@ class Endpoint:
                 mine = [model.get(key) for model in models if self.model in (model.get("id"), model.get("name"))]
             except (httpx2.ConnectError, httpx2.ConnectTimeout):
                 raise self._error("is not there", "no connection") from None
-            except (httpx2.RequestError, ValueError, AttributeError, TypeError):
-                continue  # not this kind of server
-            context = context or next((length for length in mine if isinstance(length, int)), None)
+            except (httpx2.RequestError, *_NO_COMPLETION):
+                mine = []  # not this kind of server
+            if context := context or next((length for length in mine if isinstance(length, int)), None):
+                break
         return context
 
     # Sending.
 
     @asynccontextmanager
     async def _slot(self, deadline_s: float | None) -> AsyncIterator[None]:
-        with anyio.move_on_after(deadline_s) as patience:
+        waiting = self._slots.statistics().tasks_waiting
+        with anyio.move_on_after(deadline_s or PATIENCE_S if waiting < QUEUE_LIMIT else 0) as patience:
             await self._slots.acquire()
         if patience.cancelled_caught:
             advice = f"{self._settings.concurrency} requests at once are allowed. Try again later."
-            raise self._error("has no free place", f"none in {deadline_s} s", advice, QueueFull)
+            raise self._error("has no free place", f"{waiting} requests before it", advice, QueueFull)
         try:
             yield
         finally:
             self._slots.release()
 
-    async def _answered(self, body: dict[str, Any], stream: ChatStream, timeout_s: float | None) -> bool:
-        """Fill the stream; True where the time ran out in the answer."""
-        end_s = anyio.current_time() + (timeout_s or math.inf)
-        body = body | {"stream": True, "stream_options": {"include_usage": True}}
-        held = b""
-        with anyio.CancelScope() as scope:
-            scope.deadline = min(end_s, anyio.current_time() + self._settings.timeout_s)
-            async with self._sent(body, stream) as response:
-                async for chunk in response.aiter_bytes():
-                    scope.deadline = min(end_s, anyio.current_time() + self._settings.timeout_s)
-                    *lines, held = (held + chunk).split(b"\n")
-                    if len(held) > EVENT_LIMIT_BYTES:
-                        raise ValueError(f"an event of more than {EVENT_LIMIT_BYTES >> 20} MiB")
-                    for line in lines:
-                        if line.strip() == b"data: [DONE]":
-                            stream.ended = stream.ended or "stop"
-                            return False
-                        if line.startswith(b"data:"):
-                            stream.take(line[5:])
-                if not stream.ended:
-                    raise ValueError("an answer without an end")
-        if scope.cancelled_caught and not stream.tokens:
-            raise self._error("made no token in time", "nothing yet", "Raise timeout_s or ask for less.", WorkerTimeout)
-        return scope.cancelled_caught
-
-    async def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The one choice of an answer that is not streamed."""
-        try:
-            with anyio.fail_after(self._settings.timeout_s):
-                async with self._sent(body) as response:
-                    return dict(json.loads(await response.aread())["choices"][0])
-        except TimeoutError:
-            raise self._error("did not answer in time", f"nothing in {self._settings.timeout_s} s") from None
-        except (TypeError, LookupError):
-            raise self._error("does not speak the OpenAI API", "JSON that is no chat completion") from None
-
     @asynccontextmanager
-    async def _sent(self, body: dict[str, Any], stream: ChatStream | None = None) -> AsyncIterator[Any]:
-        """The response, while it is read. All that can go wrong there comes out as one of ours."""
+    async def _sent(
+        self, body: dict[str, Any], stream: ChatStream | None = None, timeout_s: float | None = None
+    ) -> AsyncIterator[Any]:
+        """The completion, or for a `stream` its events, while they are read. All that can go wrong there comes out as
+        one of ours; once the time is over, what the stream has by then is the answer."""
         import openai
 
-        fields = {"model": self.model, "messages": body["messages"], "extra_body": {"stream": False, **body}}
-        try:  # of the package's stream only the response is used: its parser holds lines of any length
-            async with await self._client.chat.completions.create(**fields, stream=True) as answer:
-                yield answer.response
+        fields = {"model": self.model, "messages": body["messages"], "stream": stream is not None, "extra_body": body}
+        if stream is not None:
+            fields["stream_options"] = {"include_usage": True}
+        try:
+            with anyio.fail_after(timeout_s):
+                with anyio.fail_after(self._settings.timeout_s):  # httpx2's own would be followed by a repetition
+                    answer = await self._client.chat.completions.create(**fields)
+                async with nullcontext(answer) if stream is None else answer as reply:
+                    yield reply
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
-        except (openai.APIConnectionError, httpx2.RequestError, ValueError) as error:
-            self._known = None
-            cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
-            found = str(cause) if isinstance(cause, ValueError) else f"the connection broke ({type(cause).__name__})"
-            if stream is not None and stream.tokens:
+        except (TimeoutError, EOFError, openai.APIError, *_NO_COMPLETION) as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout)):
+                if stream and stream.tokens:
+                    stream.ended = stream.ended or "timeout"
+                    return
+                advice = "Raise timeout_s or ask for less."
+                raise self._error("made no token in time", "nothing yet", advice, WorkerTimeout) from None
+            self._known, found = None, "an error, or something that is no chat completion"
+            if isinstance(error, openai.APIConnectionError):
+                found = f"the connection broke ({type(cause).__name__})"
+            elif isinstance(error, EOFError):
+                found = "an answer without an end"
+            if stream and stream.tokens:
                 raise self._error("broke off in its answer", found, kind=WorkerDied) from None
             raise self._error("did not answer", found) from None
 
     # What is said when it fails.
 
     def _refusal(self, error: Any) -> RoleError:
-        """What a status other than 2xx means; of its body only names are shown, since it may quote the request."""
+        """What a status other than 2xx means; of its body only a name is shown, since it may quote the request."""
         status, text = int(error.status_code), f"{error.code} {error.message}".lower()
-        names = [
-            name for name in (error.code, error.type, error.param) if isinstance(name, str) and name.isidentifier()
-        ]
-        found = " ".join([f"status {status}", *names])
+        name = f" {error.code}" if isinstance(error.code, str) and error.code.isidentifier() else ""
+        found = f"status {status}{name}"
         if status == 413 or (status == 400 and "context" in text and any(w in text for w in ("length", "exceed"))):
             return self._error("finds the prompt too long", found, "Send less text.", PromptTooLong)
         if status in (400, 422):
@@ -329,12 +317,9 @@ class Endpoint:
 
     def _check_length(self, request: GenerationRequest, can: Capabilities, prompt_tokens: int) -> None:
         if can.context_length and prompt_tokens + request.max_tokens > can.context_length:
-            raise PromptTooLong(
-                f"The prompt is too long for the endpoint {self.name!r}.",
-                found=f"about {prompt_tokens} tokens and {request.max_tokens} for the answer",
-                allowed=f"{can.context_length} tokens together",
-                advice="Send less text, summarize it first, or use a role with a larger context.",
-            )
+            found = f"about {prompt_tokens} tokens and {request.max_tokens} for the answer, of {can.context_length}"
+            advice = "Send less text, summarize it first, or use a role with a larger context."
+            raise self._error("cannot hold the prompt", found, advice, PromptTooLong)
 
 
 def _body(request: GenerationRequest, can: Capabilities, thinking_budget: int | None) -> dict[str, Any]:
@@ -359,36 +344,3 @@ def _penalty(value: float) -> dict[str, float]:
 def _format(schema: dict[str, Any]) -> dict[str, Any]:
     named = {"name": "answer", "strict": True, "schema": schema}
     return {"response_format": {"type": "json_schema", "json_schema": named}}
-
-
-def _top(choice: dict[str, Any]) -> list[tuple[str, float]]:
-    """The most probable first tokens; mlx_lm.server writes their spaces as the vocabulary does. Empty without."""
-    try:
-        top = choice["logprobs"]["content"][0]["top_logprobs"]
-        return [(str(t["token"]).replace("Ġ", " ").replace("▁", " ").strip(), float(t["logprob"])) for t in top]
-    except (TypeError, LookupError, ValueError):
-        return []
-
-
-async def _bound(response: httpx2.Response) -> None:
-    if "content-encoding" in response.headers:  # not asked for, and without a bound once it is unpacked
-        raise ValueError("a compressed answer")
-    response.stream = _Bounded(response.stream)
-
-
-class _Bounded(httpx2.AsyncByteStream):
-    """A body of at most RESPONSE_LIMIT_BYTES."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = RESPONSE_LIMIT_BYTES
-        async for chunk in self._stream:
-            left -= len(chunk)
-            if left < 0:
-                raise ValueError(f"an answer of more than {RESPONSE_LIMIT_BYTES >> 20} MiB")
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()

@@ -10,7 +10,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from rolecall.config.settings import GB, load_profile, profile_names
 
 from .footprint import KV_STEP_TOKENS, Footprint, footprints, prefill_step_tokens
 from .manifest import corrupt, weights_bytes
+from .staff import Staff
 
+KEPT_TOKENS = 8192  # of KV cache that a worker keeps for roles without a pin: one request of most, 0.8 to 1.6 GB
 PROCESS_OVERHEAD_BYTES = 300_000_000  # Source: 254 MB RSS of a process that has imported mlx-lm, rounded up
 EMBEDDER_OVERHEAD_BYTES = 700_000_000  # Source: RSS of a process that has imported torch and sentence-transformers
 _MAC = sys.platform == "darwin"
@@ -28,7 +30,10 @@ _MAC = sys.platform == "darwin"
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What one worker may take, in bytes; `kv_tokens` and `slots` are what its KV cache is meant for."""
+    """What one worker may take, in bytes; `kv_tokens` and `slots` are what its KV cache is meant for.
+
+    Of the tokens, `base_tokens` are reserved from the load on, the others when requests need them.
+    """
 
     weights_bytes: int
     kv_bytes: int
@@ -37,10 +42,19 @@ class Reservation:
     cache_bytes: int
     kv_tokens: int
     slots: int
+    kv_bytes_per_token: int = 0
+    base_tokens: int = 0
 
     @property
     def total_bytes(self) -> int:
         return self.weights_bytes + self.kv_bytes + self.transient_bytes + self.overhead_bytes + self.cache_bytes
+
+    def bytes_at(self, kv_tokens: int) -> int:
+        """The total while so many tokens of KV cache are reserved."""
+        return self.total_bytes - (self.kv_tokens - kv_tokens) * self.kv_bytes_per_token
+
+    def kv_bytes_at(self, kv_tokens: int) -> int:
+        return self.kv_bytes - (self.kv_tokens - kv_tokens) * self.kv_bytes_per_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +75,6 @@ class ProfilePlan:
     resident_together: list[list[str]]
     needed_bytes: int
     missing_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def plan_profile(
@@ -86,11 +97,12 @@ def plan_profile(
             length = min(context_length, sizes[spec.model].context_length or context_length)
             roles[name] = spec.model_copy(update={"context_length": length})
     mac, cache_bytes = _MAC or profile.name.startswith("mac-"), int(profile.cache_limit_gb * GB)
+    staff = Staff(home, profile)
 
     def together_bytes(names: Iterable[str]) -> int:
-        workers: dict[tuple[str, str | None], list[RoleSpec]] = {}
-        for name in names:
-            workers.setdefault((roles[name].model, roles[name].adapter), []).append(roles[name])
+        workers: dict[tuple[str, Path | None], list[RoleSpec]] = {}
+        for spec in map(roles.__getitem__, names):
+            workers.setdefault((spec.model, staff.adapter(spec.adapter or "")), []).append(spec)
         return sum(
             reserve(sizes[model], specs, cache_bytes, mac, adapter_bytes(adapter)).total_bytes
             for (model, adapter), specs in workers.items()
@@ -128,8 +140,8 @@ def reserve(
     pinned = [spec for spec in roles if spec.pinned]
     shared = [spec for spec in roles if not spec.pinned]
     slots = sum(s.concurrency for s in pinned) + max((s.concurrency for s in shared), default=0)
-    kv_tokens = sum(context_tokens(s) * s.concurrency for s in pinned)
-    kv_tokens += max((context_tokens(s) * s.concurrency for s in shared), default=0)
+    pinned_tokens = sum(context_tokens(s) * s.concurrency for s in pinned)
+    kv_tokens = pinned_tokens + max((context_tokens(s) * s.concurrency for s in shared), default=0)
     kv_bytes = size.kv.reserved_bytes(kv_tokens, slots, prefill_step_tokens(mac))
     return Reservation(
         weights_bytes=size.weights_bytes + adapter_bytes,
@@ -139,22 +151,24 @@ def reserve(
         cache_bytes=cache_bytes,
         kv_tokens=kv_tokens,
         slots=slots,
+        kv_bytes_per_token=size.kv.per_token_bytes,
+        base_tokens=pinned_tokens + max((min(KEPT_TOKENS, context_tokens(s)) for s in shared), default=0),
     )
 
 
-def adapter_bytes(folder: str | None) -> int:
+def adapter_bytes(folder: Path | str | None) -> int:
     """What an adapter's weights take, 0 without one. Raises ModelCorrupt where the folder holds none."""
-    if folder is None:
-        return 0
-    path = Path(folder).expanduser()
-    if not (found := weights_bytes(path)):
-        raise corrupt(folder, f"no safetensors weights in {path}", "Check the role's `adapter` in the settings.")
+    found = weights_bytes(Path(folder)) if folder else 0
+    if folder and not found:
+        advice = "Check the role's `adapter` in the settings."
+        raise corrupt(str(folder), f"no safetensors weights in {folder}", advice)
     return found
 
 
-def context_tokens(spec: RoleSpec) -> int:
-    """The role's context as mlx-lm allocates it, in steps of 256 tokens."""
-    return -(-spec.context_length // KV_STEP_TOKENS) * KV_STEP_TOKENS
+def context_tokens(spec: RoleSpec, need_tokens: int | None = None) -> int:
+    """The role's context, or what of it a request needs, as mlx-lm allocates it, in steps of 256 tokens."""
+    tokens = spec.context_length if need_tokens is None else min(need_tokens, spec.context_length)
+    return -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
 
 
 def working_set_bytes() -> int | None:
@@ -167,7 +181,9 @@ def working_set_bytes() -> int | None:
 
 
 def _role(name: str, spec: RoleSpec, size: Footprint, reserved_bytes: int) -> dict[str, Any]:
-    role = {
+    told = size.source if size.source in ("published", "measured") else None
+    more = {"source": told, "planned": size.planned, "download_bytes": size.figures.get("download_bytes")}
+    return {
         "role": name,
         **spec.model_dump(include={"model", "quantization", "context_length", "concurrency"}),
         "weights_bytes": size.weights_bytes,
@@ -176,10 +192,8 @@ def _role(name: str, spec: RoleSpec, size: Footprint, reserved_bytes: int) -> di
         "fixed_bytes": size.kv.fixed_bytes,
         "bytes_per_8k": 8192 * size.kv_bytes_per_token * spec.concurrency,
         "model_context_length": size.context_length,
+        **{key: value for key, value in more.items() if value},
     }
-    source = size.source if size.source in ("published", "measured") else None
-    more = {"source": source, "planned": size.planned, "download_bytes": size.figures.get("download_bytes")}
-    return role | {name: value for name, value in more.items() if value}
 
 
 def _fitting_sets(
@@ -190,8 +204,7 @@ def _fitting_sets(
     found: list[list[str]] = []
     for count in range(len(roles), 0, -1):
         for names in itertools.combinations(roles, count):
-            if not pinned <= set(names) or any(set(names) <= set(larger) for larger in found):
-                continue
-            if together_bytes(names) <= budget_bytes:
+            new = pinned <= set(names) and not any(set(names) <= set(larger) for larger in found)
+            if new and together_bytes(names) <= budget_bytes:
                 found.append(list(names))
     return found

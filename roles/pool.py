@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,11 +23,12 @@ from rolecall.config.profile import RoleSpec
 
 from .contract import ModelEvent, OnEvent, OnModelEvent
 from .errors import DoesNotFit, RoleError, WorkerDied, WorkerTimeout
+from .footprint import KV_STEP_TOKENS
 from .forecast import Forecast
 from .lease import Holder, PrefillLease
 from .life import bring_up, take_down
 from .memory import Machine, budget_now
-from .plan import PROCESS_OVERHEAD_BYTES
+from .plan import PROCESS_OVERHEAD_BYTES, context_tokens
 from .pooled import End, Phase, PooledModel, Ticket
 from .residency import Admit, Evict, Policy, Refuse, ResidentModel, Verdict, Wait, admit, shed
 from .spare import Spare, StartWorker
@@ -47,6 +48,9 @@ _log = structlog.get_logger(__name__)
 @dataclass(eq=False)
 class WorkerPool:
     """Keeps reservations within `budget_bytes`: `configured_bytes`, or less while other programs need the memory.
+
+    A model reserves a base of its KV cache; a request that needs more waits until that fits, as a load does. What it
+    leaves serves as prefix cache until something else needs the room: no model ends, nor is waited for, before that.
 
     At most `queue_limit` callers wait for one model. `prepared` checks a model's files and gives the SHA-256 of its
     weights; `learned` hears what a load measured; `wants_spare` says whether a process with its imports done should be
@@ -103,16 +107,19 @@ class WorkerPool:
         *,
         client: str = "",
         deadline_s: float | None = None,
+        need_tokens: int | None = None,
     ) -> AsyncIterator[tuple[Ticket, Worker]]:
         """Wait for a place at the model's worker, loading it where needed; the place is free again on leaving.
 
-        The wait, a load included, ends after `deadline_s`, or else after PATIENCE_S or the role's time if that is more.
+        `need_tokens`: of prompt and answer together; None: as many as the role's context has. The wait, a load
+        included, ends after `deadline_s`, or else after PATIENCE_S or the role's time if that is more.
 
         Raises: QueueFull, DoesNotFit, WorkerDied, WorkerTimeout (loading or waiting), ModelCorrupt, ModelRefused.
         """
         time_s = spec.timeout_s if spec else math.inf
         patience_s = deadline_s or max(PATIENCE_S, time_s)
-        ticket = Ticket(next(self._numbers), role, spec, on_event, client, deadline_s or time_s)
+        tokens = min(context_tokens(spec, need_tokens), model.reservation.kv_tokens) if spec else 0
+        ticket = Ticket(next(self._numbers), role, spec, on_event, client, deadline_s or time_s, tokens)
         self._enqueue(model, ticket)
         try:
             with anyio.move_on_after(patience_s):
@@ -210,7 +217,7 @@ class WorkerPool:
             self.forecast.seen(ticket.client, model.model)
             likely = sorted(self.forecast.after(ticket.client).items(), key=lambda item: (-item[1], item[0]))
             self._foreseen = [self.models[key] for key, chance in likely if chance >= PRELOAD_AT]
-        if model.phase is Phase.ABSENT:
+        if model.phase is Phase.ABSENT or ticket.need_tokens > model.kv_tokens:
             self.heed_memory()
         self._step()
 
@@ -221,13 +228,9 @@ class WorkerPool:
                 model.phase = Phase.ENDING  # its task is about to notice
         if not self._closing:
             self._grant()  # by what was held before: who came before a load goes before its eviction
-            self._held = dict.fromkeys(self._unloading, 0)
-            # a worker that measured more than was planned, or a smaller budget, may ask for an end without a load
-            for verdict in shed(self._in_memory(), self.budget_bytes, self.policy):
-                self._obey(verdict, 0)
-            wanted = [model for model in self.models.values() if model.waiting and model.phase is Phase.ABSENT]
-            self._load(sorted(wanted, key=lambda m: (not m.pinned, m.kind != "embedder", m.oldest)))
-            self._grant()
+            self._give_back()
+            while self._load_and_grow() or self._grant():
+                pass
             if self.policy.preloads:
                 for model in self._foreseen:
                     self._load_ahead(model)
@@ -236,26 +239,70 @@ class WorkerPool:
                 self._end(model, "unloaded")
         self._tend_spare()
 
-    def _load(self, wanted: Sequence[PooledModel]) -> None:
-        for model in wanted:
-            verdict = admit(model.reserved_bytes, self._in_memory(), self.budget_bytes, self.policy)
+    def _load_and_grow(self) -> bool:
+        """Load, or reserve more, for who waits, the first before others, until one has to wait on. Whether anything was
+        decided that may free the way for others."""
+        self._held = dict.fromkeys(self._unloading, 0)
+        # a worker that measured more than was planned, or a smaller budget, may ask for an end without a load
+        for too_much in shed(self._in_memory(), self.budget_bytes, self.policy):
+            self._obey(too_much, 0)
+        decided = False
+        for number, model, tokens in self._wishes():
+            need_bytes = model.reservation.bytes_at(tokens)
+            verdict = admit(need_bytes, self._in_memory(besides=model), self.budget_bytes, self.policy)
             if isinstance(verdict, Admit):
-                self._start(model)
+                if model.phase is Phase.ABSENT:
+                    self._start(model, tokens)
+                else:
+                    self._resize(model, tokens)
+                    model.grant(number + 1)
+                self._give_back()
+            elif model.phase is Phase.READY and model.tokens_at_work():
+                continue  # nothing ends so that it can run beside them: when they are done it needs less
             elif isinstance(verdict, Refuse):
-                model.fail(self._does_not_fit(model, verdict))
+                more = tokens > model.reservation.base_tokens
+                model.fail(self._does_not_fit(model, tokens, verdict), tokens if more else 0)
             else:
-                self._obey(verdict, 0 if model.pinned else model.oldest)
-                return  # memory that comes free is for this one
+                self._obey(verdict, number)
+                break  # memory that comes free is for this one
+            decided = True
+        return decided
+
+    def _wishes(self) -> list[tuple[int, PooledModel, int]]:
+        """Who wants memory, in order: since which ticket (0: before all), the model, and its KV tokens then."""
+        found: list[tuple[int, PooledModel, int]] = []
+        for model in self.models.values():
+            if model.phase is Phase.ABSENT and model.waiting:
+                tokens = max(model.reservation.base_tokens, model.waiting[0].need_tokens)
+                found.append((0 if model.pinned else model.oldest, model, tokens))
+            elif self._held.get(model.model) != 0 and (ticket := model.short_of_memory()):
+                found.append((ticket.number, model, model.tokens_at_work(ticket)))
+        return sorted(found, key=lambda wish: (wish[0] > 0, wish[1].kind != "embedder", wish[0]))
+
+    def _give_back(self) -> None:
+        """Take KV cache that no request needs while there is more reserved than the budget, where it was used least
+        lately first."""
+        for model in sorted(self._there(), key=lambda model: model.last_used):
+            over_bytes = self.reserved_bytes - self.budget_bytes
+            step_bytes = KV_STEP_TOKENS * model.reservation.kv_bytes_per_token  # 0 where only a fixed state is kept
+            if over_bytes > 0 and step_bytes and model.needed_tokens < model.kv_tokens:
+                enough = model.kv_tokens + over_bytes // -step_bytes * KV_STEP_TOKENS
+                self._resize(model, max(model.needed_tokens, enough))
+
+    def _resize(self, model: PooledModel, tokens: int) -> None:
+        model.kv_tokens = tokens
+        if model.worker:
+            model.worker.limit_kv(model.reservation.kv_bytes_at(tokens))
 
     def _load_ahead(self, model: PooledModel) -> None:
-        waited_for = any(m.waiting and m.phase in (Phase.ABSENT, Phase.LOADING) for m in self.models.values())
-        if model.phase is not Phase.ABSENT or waited_for:
+        loads = any(m.waiting and m.phase in (Phase.ABSENT, Phase.LOADING) for m in self.models.values())
+        if model.phase is not Phase.ABSENT or loads or any(m.short_of_memory() for m in self.models.values()):
             return
-        if isinstance(admit(model.reserved_bytes, self._in_memory(), self.budget_bytes, self.policy), Admit):
-            self._start(model)
+        if self.reserved_bytes + model.base_bytes <= self.budget_bytes:
+            self._start(model, model.reservation.base_tokens)
 
-    def _start(self, model: PooledModel) -> None:
-        model.phase = Phase.LOADING
+    def _start(self, model: PooledModel, tokens: int) -> None:
+        model.phase, model.kv_tokens = Phase.LOADING, tokens
         model.scope, model.gone, model.ended_as = anyio.CancelScope(), anyio.Event(), "died"
         self._occupied.set()
         self.tasks.start_soon(self._live, model)
@@ -272,11 +319,10 @@ class WorkerPool:
                 if number or self.models[key].phase is not Phase.LOADING:
                     self._held.setdefault(key, number)
 
-    def _grant(self) -> None:
-        """Give places to who may have one; of a model that is held, only to who came before."""
-        for model in self.models.values():
-            if model.phase is Phase.READY:
-                model.grant(self._held.get(model.model))
+    def _grant(self) -> bool:
+        """Give places to who may have one; of a model that is held, only to who came before. Whether anyone got one."""
+        ready = [model for model in self.models.values() if model.phase is Phase.READY]
+        return sum(model.grant(self._held.get(model.model)) for model in ready) > 0
 
     def _end(self, model: PooledModel, why: End) -> None:
         model.phase, model.ended_as = Phase.ENDING, why
@@ -285,9 +331,9 @@ class WorkerPool:
     def _there(self) -> list[PooledModel]:
         return [model for model in self.models.values() if model.phase is not Phase.ABSENT]
 
-    def _in_memory(self) -> list[ResidentModel]:
+    def _in_memory(self, besides: PooledModel | None = None) -> list[ResidentModel]:
         chances = self.forecast.next_use()
-        return [model.resident(chances.get(model.model, 0.0)) for model in self._there()]
+        return [model.resident(chances.get(model.model, 0.0)) for model in self._there() if model is not besides]
 
     def _decoding(self, prefilling: Collection[Holder]) -> bool:
         text = (model for model in self._there() if model.kind == "text")
@@ -336,7 +382,7 @@ class WorkerPool:
             context_length=max((each.context_length for each in model.specs), default=0),
             concurrency=planned.slots,
             cache_limit_bytes=self.cache_limit_bytes,
-            kv_bytes=planned.kv_bytes,
+            kv_bytes=planned.kv_bytes_at(model.kv_tokens),
             adapter=model.adapter,
             leased=self.lease is not None and model.kind == "text",
         )
@@ -351,7 +397,8 @@ class WorkerPool:
         model.phase, worker = Phase.ENDING, model.worker
         if worker is not None:
             size_bytes = model.held_bytes
-            missing_bytes = await take_down(worker, model, self.machine)
+            due = [other.reservation.bytes_at(tokens) for _, other, tokens in self._wishes()]
+            missing_bytes = await take_down(worker, model, self.machine, max(due, default=0))
             self._returning = missing_bytes, anyio.current_time() + RETURNING_S
             if self.lease is not None:
                 self.lease.leave(worker)
@@ -369,21 +416,23 @@ class WorkerPool:
             except Exception:
                 _log.exception("event_callback_failed")
 
-    def _does_not_fit(self, model: PooledModel, verdict: Refuse) -> DoesNotFit:
+    def _does_not_fit(self, model: PooledModel, tokens: int, verdict: Refuse) -> DoesNotFit:
         size, possible_bytes = model.reservation, max(0, verdict.possible_bytes)
-        reason = ""
-        advice = "Lower the role's context_length or concurrency, choose a smaller model, or raise memory.budget_gb."
-        if model.reserved_bytes <= verdict.possible_bytes + self.configured_bytes - self.budget_bytes:
+        need_bytes, reason = size.bytes_at(tokens), ""
+        advice = "Choose a smaller model, or raise memory.budget_gb."
+        if model.base_bytes <= verdict.possible_bytes:
+            advice = "Send less text, ask for a shorter answer, or raise memory.budget_gb."
+        if need_bytes <= verdict.possible_bytes + self.configured_bytes - self.budget_bytes:
             total_bytes = self.machine.total_bytes
             others = _gb(max(0, total_bytes - self.machine.available_bytes() - self.held_bytes))
             reason = f" Other programs hold {others} of the machine's {_gb(total_bytes)}; the budget without them: "
             reason += f"{_gb(self.configured_bytes)}."
             advice = "Close other programs, or ask again later. `rolecall models ps` shows who holds what."
         return DoesNotFit(
-            f"Model {model.model!r} needs {_gb(model.reserved_bytes)} but at most {_gb(possible_bytes)} of the "
+            f"Model {model.model!r} needs {_gb(need_bytes)} but at most {_gb(possible_bytes)} of the "
             f"{_gb(self.budget_bytes)} budget can be free for it.{reason}",
-            found=f"weights {_gb(size.weights_bytes)}, KV cache {_gb(size.kv_bytes)} for {size.kv_tokens} tokens, the "
-            "rest working memory",
+            found=f"weights {_gb(size.weights_bytes)}, KV cache {_gb(size.kv_bytes_at(tokens))} for {tokens} tokens, "
+            "the rest working memory",
             allowed=_gb(possible_bytes),
             advice=advice,
         )

@@ -17,7 +17,7 @@ from rolecall.config.profile import RoleSpec
 
 from .contract import Loading, OnEvent, Queued
 from .errors import QueueFull
-from .plan import Reservation, context_tokens
+from .plan import Reservation
 from .queueing import Turns, order
 from .residency import ResidentModel
 
@@ -43,7 +43,8 @@ class Phase(Enum):
 class Ticket:
     """One caller's place. `role` "" only wants the model in memory. Granted once `settled` with a `worker`.
 
-    `time_s` from its arrival, on the event loop's clock, is when it is due: the nearest goes first.
+    `time_s` from its arrival, on the event loop's clock, is when it is due: the nearest goes first. At work it takes
+    `need_tokens` of KV cache.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Ticket:
     on_event: OnEvent | None = None
     client: str = ""
     time_s: float = math.inf
+    need_tokens: int = 0
     turn: int = 0
     position: int = 0
     cold: bool = False
@@ -59,6 +61,10 @@ class Ticket:
     settled: anyio.Event = field(default_factory=anyio.Event)
     worker: Worker | None = None
     error: RolecallError | None = None
+
+    @property
+    def pinned(self) -> bool:
+        return bool(self.spec and self.spec.pinned)
 
     def tell(self, event: Queued | Loading) -> None:
         if self.on_event is not None:
@@ -70,19 +76,20 @@ class Ticket:
 
 @dataclass(eq=False, slots=True)
 class PooledModel:
-    """One model and what goes on with it; the embedder has no `specs`. `reserved_bytes` counts while not absent.
+    """One model and what goes on with it; the embedder has no `specs`.
 
     `model` is the key: the model's id, and the adapter's where it has one. `kept` pins it beyond what its roles say.
+    `reservation` is what a load taught to be right; `kv_tokens` of its KV cache are reserved now.
     """
 
     model: str
     folder: Path
     specs: tuple[RoleSpec, ...]
     reservation: Reservation
-    reserved_bytes: int
     adapter: Path | None = None
     kept: bool = False
     phase: Phase = Phase.ABSENT
+    kv_tokens: int = 0
     worker: Worker | None = None
     weights_sha256: str = ""
     reload_s: float = 0.0
@@ -105,6 +112,21 @@ class PooledModel:
     @property
     def pinned(self) -> bool:
         return self.kept or any(spec.pinned for spec in self.specs)
+
+    @property
+    def reserved_bytes(self) -> int:
+        return self.reservation.bytes_at(self.kv_tokens)
+
+    @property
+    def base_bytes(self) -> int:
+        """What it reserves while nobody uses it and others need the room."""
+        return self.reservation.bytes_at(self.reservation.base_tokens)
+
+    @property
+    def needed_tokens(self) -> int:
+        """Of the KV tokens reserved now those that are no surplus."""
+        ready = self.phase is Phase.READY
+        return max(self.reservation.base_tokens, self.tokens_at_work()) if ready else self.kv_tokens
 
     @property
     def oldest(self) -> int:
@@ -136,14 +158,15 @@ class PooledModel:
             )
         ticket.turn = self.turns.take(ticket.client)
         self.waiting.append(ticket)
-        self.waiting.sort(key=lambda t: order(bool(t.spec and t.spec.pinned), t.turn, t.queued_at + t.time_s, t.number))
+        self.waiting.sort(key=lambda t: order(t.pinned, t.turn, t.queued_at + t.time_s, t.number))
 
-    def grant(self, before: int | None) -> None:
-        """Give places to who may have one; where `before` is given, only to who came before that number."""
+    def grant(self, before: int | None) -> bool:
+        """Give places to who may have one; where `before` is given, only to who came before that number, and unless it
+        is 0 to pinned roles, whose part of the memory is theirs. Whether anyone got one."""
+        waited = len(self.waiting)
         for ticket in self.waiting[:]:
-            concurrency = ticket.spec.concurrency if ticket.spec else self.reservation.slots
-            busy = ticket.role and sum(other.role == ticket.role for other in self.active) >= concurrency
-            if busy or (before is not None and ticket.number >= before):
+            held = before is not None and ticket.number >= before and not (before and ticket.pinned)
+            if held or self._is_busy(ticket):
                 continue
             if not self._has_room_for(ticket):
                 break  # nobody later overtakes it, or a long context would wait for ever
@@ -156,6 +179,20 @@ class PooledModel:
             if position != ticket.position:
                 ticket.position = position
                 ticket.tell(Queued(position))
+        return len(self.waiting) < waited
+
+    def short_of_memory(self) -> Ticket | None:
+        """Who would be given the next place if more of the KV cache were reserved."""
+        ticket = next((ticket for ticket in self.waiting if not self._is_busy(ticket)), None)
+        if self.phase is not Phase.READY or ticket is None or self._has_room_for(ticket):
+            return None
+        return ticket if self.tokens_at_work(ticket) <= self.reservation.kv_tokens else None
+
+    def tokens_at_work(self, *more: Ticket) -> int:
+        """KV cache of the requests at work and `more`, each padded to the longest; more than there is without slots."""
+        needs = [ticket.need_tokens for ticket in (*more, *self.active) if ticket.role]
+        slots, most_tokens = self.reservation.slots, self.reservation.kv_tokens
+        return len(needs) * max(needs, default=0) if len(needs) <= slots else most_tokens + 1
 
     def leave(self, ticket: Ticket) -> None:
         if ticket in self.waiting:
@@ -165,13 +202,14 @@ class PooledModel:
             self.active.remove(ticket)
             self.last_used = anyio.current_time()
 
-    def fail(self, error: RolecallError) -> None:
-        """Give everyone who waits the error."""
-        for ticket in self.waiting:
+    def fail(self, error: RolecallError, from_tokens: int = 0) -> None:
+        """Give everyone who waits, and needs so much of the KV cache, the error."""
+        failed = [ticket for ticket in self.waiting if ticket.need_tokens >= from_tokens]
+        for ticket in failed:
             ticket.error = copy.copy(error)  # one exception object per caller: a traceback belongs to one of them
             ticket.settled.set()
             self.turns.give_back(ticket.client)
-        self.waiting.clear()
+        self.waiting = [ticket for ticket in self.waiting if ticket not in failed]
 
     def idle_for(self, limit_s: float | None) -> bool:
         """Whether nobody has used it for longer than `limit_s`, or than its roles allow."""
@@ -183,9 +221,11 @@ class PooledModel:
     def resident(self, next_use: float) -> ResidentModel:
         """As admission sees it. A load that nobody waits for is in nobody's use, and the first to give way."""
         ahead = self.phase is Phase.LOADING and not self.waiting
+        needed_bytes = self.reservation.bytes_at(self.needed_tokens)
         return ResidentModel(
             key=self.model,
-            reserved_bytes=self.reserved_bytes,
+            reserved_bytes=needed_bytes,
+            grown_bytes=needed_bytes - self.base_bytes,
             pinned=self.pinned,
             in_use=max(len(self.active), int(self.phase is Phase.LOADING and not ahead)),
             ending=self.phase is Phase.ENDING,
@@ -194,10 +234,11 @@ class PooledModel:
             last_used=self.last_used,
         )
 
+    def _is_busy(self, ticket: Ticket) -> bool:
+        """Whether its role is at work as often at once as it may be."""
+        concurrency = ticket.spec.concurrency if ticket.spec else self.reservation.slots
+        return bool(ticket.role) and sum(other.role == ticket.role for other in self.active) >= concurrency
+
     def _has_room_for(self, ticket: Ticket) -> bool:
-        """Whether slots and the KV cache, which pads every request to the longest, allow one more."""
-        at_work = [other for other in (ticket, *self.active) if other.role]
-        if not ticket.role or len(at_work) == 1:
-            return True
-        longest = max(context_tokens(other.spec) if other.spec else 0 for other in at_work)
-        return len(at_work) <= self.reservation.slots and len(at_work) * longest <= self.reservation.kv_tokens
+        """Whether slots and what is reserved for the KV cache allow one more."""
+        return not ticket.role or self.tokens_at_work(ticket) <= self.kv_tokens

@@ -10,18 +10,25 @@ from dataclasses import dataclass
 class ResidentModel:
     """What the decision may know of one model in memory.
 
-    `reserved_bytes` counts from the start of its load until its memory was seen to come back; a model that loads is in
-    use if anyone waits for it. `next_use` is the probability that it is the next model used; `last_used` rises.
+    `reserved_bytes` counts from the start of its load until its memory was seen to come back, without what it would
+    give back at once; a pinned one gives back `grown_bytes` of it when nobody uses it. A model that loads is in use if
+    anyone waits for it. `next_use` is the probability that it is the next model used; `last_used` rises.
     """
 
     key: str
     reserved_bytes: int
+    grown_bytes: int = 0
     pinned: bool = False
     in_use: int = 0
     ending: bool = False
     reload_s: float = 1.0
     next_use: float = 0.0
     last_used: float = 0.0
+
+    @property
+    def freed_bytes(self) -> int:
+        """What comes free when nobody uses it."""
+        return self.grown_bytes if self.pinned else self.reserved_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +45,14 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """It will fit once these, some of them in use or ending, are gone: take no new requests for them before."""
+    """It will fit once these, some of them in use or ending, are gone or (pinned) idle: no new requests before."""
 
     victims: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """It cannot fit, whatever ends: `possible_bytes` is the budget less what is pinned."""
+    """It cannot fit, whatever ends: `possible_bytes` is the budget less what idle pinned models keep."""
 
     possible_bytes: int
 
@@ -71,14 +78,15 @@ class Policy:
 
 
 def admit(need_bytes: int, resident: Sequence[ResidentModel], budget_bytes: int, policy: Policy = Policy()) -> Verdict:
-    """Whether a load of `need_bytes` may start, and what has to end before.
+    """Whether a model may come to `need_bytes` beside the `resident` others, and what has to end before.
 
-    Pinned models never end, models in use are waited for, and nothing ends unless the load fits afterwards and needs
-    it. First goes what the policy holds of least worth.
+    Pinned models never end, models in use are waited for, and nothing ends unless the need is met afterwards and not
+    without it. First goes what the policy holds of least worth.
     """
-    pinned_bytes = sum(model.reserved_bytes for model in resident if model.pinned and not model.ending)
-    if need_bytes > budget_bytes - pinned_bytes:
-        return Refuse(budget_bytes - pinned_bytes)
+    pinned = [model for model in resident if model.pinned and not model.ending]
+    possible_bytes = budget_bytes - sum(model.reserved_bytes - model.grown_bytes for model in pinned)
+    if need_bytes > possible_bytes:
+        return Refuse(possible_bytes)
     missing = need_bytes + sum(model.reserved_bytes for model in resident) - budget_bytes
     if missing <= 0:
         return Admit()
@@ -89,7 +97,7 @@ def admit(need_bytes: int, resident: Sequence[ResidentModel], budget_bytes: int,
     if 0 < missing <= sum(model.reserved_bytes for model in idle):
         return Evict(_fewest(idle, missing))
     used = [model for model in loose if model.in_use]
-    return Wait(tuple(model.key for model in ending) + _fewest(idle + used, missing))
+    return Wait(tuple(model.key for model in ending) + _fewest(idle + used + pinned, missing))
 
 
 def shed(resident: Sequence[ResidentModel], budget_bytes: int, policy: Policy = Policy()) -> tuple[Evict, Wait]:
@@ -106,10 +114,10 @@ def _fewest(candidates: Sequence[ResidentModel], missing_bytes: int) -> tuple[st
     """The first candidates that free enough, less those that turn out not to be needed, the best of them first."""
     chosen: list[ResidentModel] = []
     for model in candidates:
-        if sum(c.reserved_bytes for c in chosen) >= missing_bytes:
+        if sum(c.freed_bytes for c in chosen) >= missing_bytes:
             break
         chosen.append(model)
     for model in reversed(chosen[:]):
-        if sum(c.reserved_bytes for c in chosen) - model.reserved_bytes >= missing_bytes:
+        if sum(c.freed_bytes for c in chosen) - model.freed_bytes >= missing_bytes:
             chosen.remove(model)
     return tuple(model.key for model in chosen)

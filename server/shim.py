@@ -178,8 +178,6 @@ class Shim:
             self.resting = True
             self._lost()
 
-    # What must be known of a line -------------------------------------------------------------------------------
-
     def _note_sent(self, line: bytes) -> None:
         match message := _message(line):
             case {"method": "notifications/initialized"}:
@@ -213,16 +211,14 @@ class Shim:
             self.handshake = _replay(_message(handshake))
         return True
 
-    # Hosts come and go ------------------------------------------------------------------------------------------
-
     def _start_connecting(self) -> None:
         if len(self.crashes) == _CRASH_LIMIT and time.monotonic() - self.crashes[0] < _CRASH_WINDOW_S:
             failed = f"{_CRASH_LIMIT} hosts in {_CRASH_WINDOW_S:.0f} s died before their first answer; no more start."
             advice = f"{self.home.logs / 'host.log'} says why. Try again in a minute."
             self._refuse(HostUnavailable(failed, advice=advice))
-            return
-        self.connecting = True
-        threading.Thread(target=self._connect, daemon=True).start()
+        else:
+            self.connecting = True
+            threading.Thread(target=self._connect, daemon=True).start()
 
     def _connect(self) -> None:
         """The one thing that waits for a host; in a thread, since the client may leave meanwhile."""
@@ -272,15 +268,13 @@ class Shim:
             if self.open.pop(key, None) is not None:
                 self.waiting.appendleft(self.last_sent)
         self.last_sent = b""
-        died = HostDied(
-            "The host ended while this request was open; it was not repeated.",
-            advice=f"Send it again: a new host starts with it. The old one's log is {self.home.logs / 'host.log'}.",
-        )
+        failed = "The host ended while this request was open; it was not repeated."
+        advice = f"Send it again: a new host starts with it. The old one's log is {self.home.logs / 'host.log'}."
         for key, line in self.open.items():
             if line:
                 self.waiting.appendleft(line)
             else:
-                self._answer(key, died)
+                self._answer(key, HostDied(failed, advice=advice))
         self.open.clear()
 
     def _refuse(self, error: RolecallError) -> None:
@@ -295,8 +289,7 @@ class Shim:
     def _answer(self, key: str, error: RolecallError) -> None:
         code = HOST_ERRORS.get(error.code, HOST_ERRORS["host_unavailable"])
         failure = {"code": code, "message": str(error), "data": error.to_dict()}
-        reply = {"jsonrpc": "2.0", "id": json.loads(key), "error": failure}
-        self.to_client += json.dumps(reply).encode() + b"\n"
+        self.to_client += json.dumps({"jsonrpc": "2.0", "id": json.loads(key), "error": failure}).encode() + b"\n"
 
 
 def _message(line: bytes) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anyio
@@ -16,6 +16,7 @@ from rolecall.config.settings import GB
 from rolecall.roles.contract import ModelEvent
 from rolecall.roles.errors import RoleError
 from rolecall.roles.lease import PrefillLease
+from rolecall.roles.manager import TEMPLATE_TOKENS
 from rolecall.roles.plan import EMBEDDER_OVERHEAD_BYTES, Reservation, reserve
 from rolecall.roles.pool import WorkerPool
 from rolecall.roles.pooled import Phase, PooledModel
@@ -36,7 +37,8 @@ AFTER_S = 86400.0  # the longest that the last request may take
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A policy to compare. `whole` false takes the pin, the lease and the channels' hints away."""
+    """A policy to compare. `whole` false takes the pin, the lease and the channels' hints away, and reserves the whole
+    KV cache at the load."""
 
     policy: Policy
     whole: bool = True
@@ -123,11 +125,11 @@ def simulate(
     return record
 
 
-def _pooled(profile: Profile, rates: DeviceRates, pinned: bool) -> dict[str, PooledModel]:
+def _pooled(profile: Profile, rates: DeviceRates, whole: bool) -> dict[str, PooledModel]:
     """The pool's entry of each model that there are rates for."""
     by_model: dict[str, list[RoleSpec]] = {profile.embedder.model: []}
     for spec in profile.roles.values():
-        by_model.setdefault(spec.model, []).append(spec if pinned else spec.model_copy(update={"pinned": False}))
+        by_model.setdefault(spec.model, []).append(spec if whole else spec.model_copy(update={"pinned": False}))
     models = {}
     for name, specs in by_model.items():
         if name not in rates.models:
@@ -136,7 +138,9 @@ def _pooled(profile: Profile, rates: DeviceRates, pinned: bool) -> dict[str, Poo
         size = Reservation(weights_bytes, 0, 0, EMBEDDER_OVERHEAD_BYTES, 0, 0, 8)
         if specs:
             size = reserve(size_of(name), specs, int(profile.cache_limit_gb * GB), mac=True)
-        models[name] = PooledModel(name, Path(name), tuple(specs), size, size.total_bytes)
+        if not whole:
+            size = replace(size, base_tokens=size.kv_tokens)
+        models[name] = PooledModel(name, Path(name), tuple(specs), size)
     return models
 
 
@@ -202,7 +206,9 @@ async def _ask(call: Call, profile: Profile, pool: WorkerPool) -> Outcome:
         first_s = anyio.current_time() - began
 
     try:
-        async with pool.place(pool.models[name], call.role, spec, client=call.client) as (ticket, worker):
+        need_tokens = call.prompt_tokens + call.max_tokens + TEMPLATE_TOKENS
+        place = pool.place(pool.models[name], call.role, spec, client=call.client, need_tokens=need_tokens)
+        async with place as (ticket, worker):
             timeout_s = spec.timeout_s if spec else math.inf
             made: WorkerResult = await worker.serve(call, timeout_s, on_first_token)  # type: ignore[attr-defined]
     except RoleError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 
@@ -133,6 +133,11 @@ class SimulatedWorker:
 
     def grant_prefill(self) -> None:
         self._granted.set()
+
+    def limit_kv(self, kv_bytes: int) -> None:
+        if self.spec:
+            self.spec = replace(self.spec, kv_bytes=kv_bytes)
+            self._measure()
 
     async def stop(self) -> str:
         if not self.exited.is_set():

@@ -109,6 +109,8 @@ def _serve(engine: TextEngine | EmbedderEngine, inbox: Inbox, send: Send) -> Non
                     send(message.id, wire.failure(RoleError("The request was cancelled.")))
                 case "grant":
                     engine.grant()
+                case wire.Limit(kv_bytes):
+                    engine.limit(kv_bytes)
                 case body:
                     engine.submit(message.id, body)
         except Exception as error:

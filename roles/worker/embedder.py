@@ -78,6 +78,9 @@ class EmbedderEngine:
     def grant(self) -> None:
         """It asks for none."""
 
+    def limit(self, kv_bytes: int) -> None:
+        """It has no KV cache."""
+
     @property
     def patience_s(self) -> float | None:
         """How long a message may be waited for before the next step is due; None: for ever."""

@@ -19,7 +19,7 @@ from .wire import WorkerSpec
 
 MAX_PREFILL_STEP = prefill_step_tokens(sys.platform == "darwin")
 MIN_PREFILL_STEP = 8
-RATES_S = 0.25  # what measuring them may add to a load, about; the step grows further with real prompts
+FIRST_PREFILL_STEP = 64  # a load measures no more, so as not to last; the step grows further with real prompts
 _LOAD_SLICE_BYTES = 256 << 20
 
 
@@ -55,7 +55,7 @@ def _read_weights(model: Any, on_loading: Callable[[int, int], None]) -> int:
 
 
 def rates(model: Any, spec: WorkerSpec) -> tuple[int, float, float]:
-    """A prefill chunk that stays under the target, and tokens per second of prefill in such and of decode, alone."""
+    """A prefill chunk to begin with, and tokens per second of prefill in such and of decode, alone."""
 
     def seconds(tokens: int, cache: Any) -> float:
         began = time.monotonic()
@@ -63,15 +63,11 @@ def rates(model: Any, spec: WorkerSpec) -> tuple[int, float, float]:
         mx.eval(logits if tokens == 1 else [layer.state for layer in cache])
         return time.monotonic() - began
 
-    began, cache = time.monotonic(), make_prompt_cache(model)
+    cache = make_prompt_cache(model)
     seconds(MIN_PREFILL_STEP, cache)  # the first pass compiles and touches pages
     decode_s = min(seconds(1, cache) for _ in range(2))
-    step = MIN_PREFILL_STEP
-    step_s = seconds(step, make_prompt_cache(model))
-    while step * 4 <= min(MAX_PREFILL_STEP, spec.context_length):
-        left_s = RATES_S - (time.monotonic() - began)
-        if step_s * 4 > min(spec.prefill_target_s * 0.8, left_s):
-            break
-        step *= 4
+    step, step_s = MIN_PREFILL_STEP, seconds(MIN_PREFILL_STEP, make_prompt_cache(model))
+    if step_s < spec.prefill_target_s / 5:  # a slow device is spared: it may take as much longer as there are tokens
+        step = min(FIRST_PREFILL_STEP, spec.context_length)
         step_s = seconds(step, make_prompt_cache(model))
     return step, step / step_s, 1 / decode_s

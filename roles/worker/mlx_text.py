@@ -10,7 +10,7 @@ import importlib
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -134,6 +134,11 @@ class TextEngine:
         """One prefill chunk may run. Comes too late for a request that was let go: then it means nothing."""
         if self._lease == "want":
             self._lease = "held"
+
+    def limit(self, kv_bytes: int) -> None:
+        """Keep no more than running requests leave of so many bytes; the caller sees that these have what they need."""
+        self._spec = replace(self._spec, kv_bytes=kv_bytes)
+        self._prefixes.trim_to(self._room_bytes())
 
     @property
     def patience_s(self) -> float | None:
@@ -357,11 +362,14 @@ class TextEngine:
                 self._send(0, "done")
 
     def _adapt(self, step_s: float, tokens: int) -> None:
-        """Follow what a chunk takes now: attention grows with the context, and other processes share the device."""
+        """Follow what a chunk takes now: attention grows with the context, and other processes share the device.
+
+        A good part of a small chunk's time does not grow with it, so twice the tokens take less than twice as long.
+        """
         target_s = self._spec.prefill_target_s
-        if step_s > target_s:
+        if step_s > target_s * 1.2:
             self._step_tokens = max(MIN_PREFILL_STEP, self._step_tokens // 2)
-        elif step_s < target_s * 0.4 and tokens >= self._step_tokens:  # a short prompt's chunk says nothing
+        elif step_s < target_s * 0.7 and tokens >= self._step_tokens:  # a short prompt's chunk says nothing
             self._step_tokens = min(MAX_PREFILL_STEP, self._step_tokens * 2)
         self._generator.prefill_step_size = self._step_tokens
 

@@ -59,7 +59,8 @@ class Worker:
         self._ready = anyio.Event()
         self._heard_at = 0.0
         self._silent_s = 0.0  # for how long, where it was killed for that
-        self._granting: asyncio.Task[None] | None = None
+        self._untold = b""
+        self._telling: asyncio.Task[None] | None = None
         self.lease: PrefillLease | None = None
         self.comes_first = False
         self.spec: WorkerSpec | None = None
@@ -152,7 +153,12 @@ class Worker:
 
     def grant_prefill(self) -> None:
         """Let it prefill one chunk. Returns at once; a worker that died meanwhile is not told."""
-        self._granting = asyncio.create_task(self._grant())
+        self._tell("grant")
+
+    def limit_kv(self, kv_bytes: int) -> None:
+        """Let KV caches take so much in place of the spec's, from before any later request on; what is kept of earlier
+        ones goes at once where it is more. Returns at once, as `grant_prefill`."""
+        self._tell(wire.Limit(kv_bytes))
 
     async def stop(self) -> Literal["exited", "terminated", "killed"]:
         """End the process; pending calls raise `WorkerDied`. Returns what it took: the end of its input, on which it
@@ -177,9 +183,13 @@ class Worker:
             await self.exited.wait()
         return self.exited.is_set()
 
-    async def _grant(self) -> None:
-        with contextlib.suppress(RolecallError):
-            await self._send(wire.ToWorker(0, "grant"))
+    def _tell(self, body: wire.Limit | Literal["grant"]) -> None:
+        async def send() -> None:
+            with contextlib.suppress(RolecallError):
+                await self._send()
+
+        self._untold += wire.to_worker.dump_json(wire.ToWorker(0, body)) + b"\n"
+        self._telling = asyncio.create_task(send())
 
     async def _call(self, kind: type[T], body: wire.Request, on_event: OnBody | None = None) -> T:
         if self.exited.is_set():
@@ -210,10 +220,13 @@ class Worker:
         assert isinstance(outcome, kind)
         return outcome
 
-    async def _send(self, message: wire.ToWorker) -> None:
+    async def _send(self, message: wire.ToWorker | None = None) -> None:
+        """Write what is untold, and then the message."""
         assert self._process.stdin is not None
         try:
-            await self._process.stdin.send(wire.to_worker.dump_json(message) + b"\n")
+            line = wire.to_worker.dump_json(message) + b"\n" if message else b""
+            lines, self._untold = self._untold + line, b""
+            await self._process.stdin.send(lines)
         except ValueError as error:
             raise errors.RoleError(
                 "The request cannot be given to a model.",

@@ -111,6 +111,13 @@ class Embed:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """From now on this takes the place of the spec's `kv_bytes`."""
+
+    kv_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """`error` is a `RolecallError.to_dict()`; its code names the class in `roles.errors`."""
 
@@ -130,12 +137,12 @@ _LATER = ConfigDict(defer_build=True)  # validators are made at the first messag
 
 @dataclass(frozen=True, slots=True)
 class ToWorker:
-    """A model to load, a request, the grant of one prefill chunk, or None: let go of request `id`, which is answered
-    with a failure."""
+    """A model to load, a request, a limit, the grant of one prefill chunk, or None: let go of request `id`, which is
+    answered with a failure."""
 
     __pydantic_config__ = _LATER
     id: int
-    body: Request | Literal["grant"] | None
+    body: Request | Limit | Literal["grant"] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 
 from rolecall.config.errors import RolecallError
 
 from ..errors import BadRequest
 from ..protocol import VERSION
-from . import documents, machine, models, requests
+from . import models
+from .diagnosis import doctor
+from .machine import logs, setup, stop
 from .output import EXIT_FAILED, EXIT_INTERRUPTED, fail
+from .requests import allow, ask, index_app, receipt_app, route, search, validate
 
 app = typer.Typer(
     name="rolecall",
@@ -19,10 +25,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-machine.register(app)
+for command in (setup, doctor, logs, stop, ask, route, validate, allow, search):
+    app.command()(command)
 models.register(app)
-documents.register(app)
-requests.register(app)
+app.add_typer(index_app, name="index")
+app.add_typer(receipt_app, name="receipt")
 
 
 @app.callback(invoke_without_command=True)
@@ -44,6 +51,9 @@ def _serve(
 def main(argv: list[str]) -> int:
     """Run one command; returns its exit code."""
     as_json = "--json" in argv
+    for stream in (sys.stdout, sys.stderr):  # what cannot be encoded is escaped, in JSON as JSON does it
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = app(args=argv, prog_name="rolecall", standalone_mode=False)
     except RolecallError as error:

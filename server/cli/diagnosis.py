@@ -1,32 +1,51 @@
-"""What `rolecall doctor` finds out. It needs no host; where one runs, it is asked."""
+"""`rolecall doctor`: what is in use and what is wrong. It needs no host; where one runs, it is asked."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psutil
+import typer
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 from rolecall.config.settings import GB, Settings, load_settings
 
 from ..connect import lock_holder
-from ..errors import HostUnavailable
 from ..protocol import VERSION
-from .memory import pressure
-from .output import ask_host, gb
+from .memory import bar, day_in_words, pressure
+from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, ask_host, console, emit, gb, table_of
 
 STARTER_NOTE = (
     "The starter is a 135M model: it shows the path from request to checked answer and is no judge of answers. "
     "Get a real staff with `rolecall setup` on a Mac with 16 GB or more."
 )
 LOW_DISK_BYTES = 2_000_000_000
+
+Found = Callable[[str, str, str], None]
+"""Takes a problem's code, what it is, and what to do."""
+
+
+def doctor(
+    verify: bool = typer.Option(False, "--verify", help="Hash every weights file again."),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """What is in use on this machine, and what to do about each problem."""
+    report = diagnose(Home.find(), config, verify)
+    if as_json:
+        emit(report)
+    else:
+        _show_report(report)
+    if report["problems"]:
+        raise typer.Exit(EXIT_ATTENTION)
 
 
 def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
@@ -36,36 +55,46 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
         ConfigError: the settings themselves cannot be read.
     """
     settings = load_settings(home, config)
-    problems: list[dict[str, str]] = []
-    host = _host(home, problems, config)
-    if host and host["settings_fingerprint"] != settings.fingerprint:
-        what = f"the host (pid {host['pid']}) runs with settings from before the last change"
-        problems.append(
-            {"code": "settings_changed", "what": what, "do": "rolecall stop; the next call starts a new one."}
-        )
-    resident = {item["model"] for item in host["resident"]} if host else set()
+    problems = list[dict[str, str]]()
+
+    def found(code: str, what: str, do: str) -> None:
+        problems.append({"code": code, "what": what, "do": do})
+
+    def tried(get: Callable[[], Any]) -> Any:
+        """What it gets; None where it fails, which is a problem then."""
+        try:
+            return get()
+        except RolecallError as error:
+            found(error.code, f"{error.message} {error.found}".strip(), error.advice)
+
+    def ask(op: str) -> Any:
+        return tried(lambda: ask_host(op, {}, config, start=False))
+
+    running = lock_holder(home) is not None
+    host = ask("ping") if running else None
+    status = (ask("status") if host else None) or {"resident": [], "folders": [], "downloads": None}
+    memory = ask("memory") if host else None if running else tried(lambda: anyio.run(_memory, home, settings))
+    endpoints = (ask("endpoints") if host and settings.endpoints else None) or []
+    resident = {item["model"] for item in status["resident"]}
     models = [{**item, "resident": item["model"] in resident} for item in staff_models(settings, home)]
     notes = [STARTER_NOTE] if settings.profile.name == "starter" else []
-    memory = _ask("memory", config) if host else None
     notes += filter(None, [pressure(memory) if memory else ""])
-    _check_models(settings, home, models, verify, problems, notes)
-    _check_budget(settings, home, problems)
-    _check_machine(home, problems)
-    for model, reason in (host["downloads"]["failed"] if host else {}).items():
-        problems.append(
-            {"code": "download_failed", "what": f"{model}: {reason}", "do": f"rolecall models pull {model}"}
-        )
-    endpoints = _ask("endpoints", config) if host and settings.endpoints else []
+    notes += ["Every weights file present was hashed again."] if verify else []
+    if host and host["settings_fingerprint"] != settings.fingerprint:
+        what = f"the host (pid {host['pid']}) runs with settings from before the last change"
+        found("settings_changed", what, "rolecall stop; the next call starts a new one.")
+    _check_models(settings, home, models, verify, found)
+    _check_machine(home, found)
+    for model, reason in (status["downloads"] or {"failed": {}})["failed"].items():
+        found("download_failed", f"{model}: {reason}", f"rolecall models pull {model}")
     for item in endpoints:
         if error := item["error"]:
             what = f"endpoint {item['name']}: {error['message']} {error['found']}".rstrip()
-            problems.append({"code": error["code"], "what": what, "do": error["advice"]})
-    for folder in host["folders"] if host else ():
+            found(error["code"], what, error["advice"])
+    for folder in status["folders"]:
         if folder["problem"]:
-            do = (
-                "In System Settings, Privacy & Security, give the program that starts Rolecall access; or check rights."
-            )
-            problems.append({"code": "folder", "what": f"{folder['path']}: {folder['problem']}", "do": do})
+            do = "In System Settings, Privacy & Security, give what starts Rolecall access; or check its rights."
+            found("folder", f"{folder['path']}: {folder['problem']}", do)
     return {
         "version": VERSION,
         "python": platform.python_version(),
@@ -75,30 +104,32 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
         "budget_bytes": settings.budget_bytes(),
         "memory_bytes": psutil.virtual_memory().total,
         "memory": memory,
-        "blas": _blas(problems),
+        "blas": _blas(found),
         "models": models,
-        "index": _ask("index_list", config) if host else None,
+        "index": ask("index_list") if host else None,
         "host": {key: host[key] for key in ("pid", "version", "sessions")} if host else None,
-        "clients": host.get("clients", []) if host else [],
-        "downloads": host["downloads"] if host else None,
+        "clients": host["clients"] if host else [],
+        "downloads": status["downloads"],
         "endpoints": endpoints,
         "notes": notes,
         "problems": problems,
     }
 
 
-def _host(home: Home, problems: list[dict[str, str]], config: Path | None) -> dict[str, Any] | None:
-    try:
-        return {**_ask("ping", config), **_ask("status", config)}
-    except RolecallError as error:
-        if isinstance(error, HostUnavailable) and lock_holder(home) is None:
-            return None  # none runs, which is no problem
-        problems.append({"code": error.code, "what": error.message, "do": error.advice})
+async def _memory(home: Home, settings: Settings) -> dict[str, Any] | None:
+    """What the next host would say of memory; None where none ever ran."""
+    from rolecall.roles.manager import ModelManager
+
+    from ..telemetry.history import ModelHistory
+    from ..telemetry.store import ReceiptStore
+
+    if not os.path.exists(home.receipts_db):  # noqa: PTH110  (says no where Path.exists raises)
         return None
-
-
-def _ask(op: str, config: Path | None) -> Any:
-    return ask_host(op, {}, config, start=False)
+    store = ReceiptStore(home.receipts_db)
+    try:
+        return {**ModelManager(home, settings).memory().model_dump(), **await ModelHistory(store).last_day()}
+    finally:
+        await store.aclose()
 
 
 def staff_models(settings: Settings, home: Home) -> list[dict[str, Any]]:
@@ -107,68 +138,97 @@ def staff_models(settings: Settings, home: Home) -> list[dict[str, Any]]:
 
     needed = {spec.model for spec in settings.profile.roles.values() if "mlx" in spec.engines}
     needed.add(settings.profile.embedder.model)
-    found = [asdict(item) for item in list_models(home, settings) if item.model in needed]
-    return sorted(found, key=lambda item: "embedder" in item["roles"])
+    models = [asdict(item) for item in list_models(home, settings) if item.model in needed]
+    return sorted(models, key=lambda item: "embedder" in item["roles"])
 
 
-def _check_models(
-    settings: Settings,
-    home: Home,
-    models: list[dict[str, Any]],
-    verify: bool,
-    problems: list[dict[str, str]],
-    notes: list[str],
-) -> None:
-    from rolecall.roles.manifest import verify as check
-
-    for item in models:
-        if not item["present"]:
-            starter = str(item["model"]).startswith("starter/")
-            do = "rolecall setup" if starter else f"rolecall models pull {item['model']}"
-            what = f"{item['model']} ({', '.join(item['roles'])}) is not on disk"
-            problems.append({"code": "model_missing", "what": what, "do": do})
-            continue
-        try:
-            check(home.models / item["model"], verify)
-        except RolecallError as error:
-            problems.append({"code": error.code, "what": f"{error.message} {error.found}", "do": error.advice})
-    if verify:
-        notes.append("Every weights file present was hashed again.")
-
-
-def _check_budget(settings: Settings, home: Home, problems: list[dict[str, str]]) -> None:
+def _check_models(settings: Settings, home: Home, models: list[dict[str, Any]], verify: bool, found: Found) -> None:
     from rolecall.roles.footprint import quick_footprint
-    from rolecall.roles.plan import reserve
+    from rolecall.roles.manifest import verify as check
+    from rolecall.roles.plan import EMBEDDER_OVERHEAD_BYTES, reserve
 
-    specs = [spec for spec in settings.profile.roles.values() if "mlx" in spec.engines]
     budget_bytes, cache_bytes = settings.budget_bytes(), int(settings.profile.cache_limit_gb * GB)
-    for model in dict.fromkeys(spec.model for spec in specs):
-        with suppress(RolecallError):  # damaged: said above
-            size, uses = quick_footprint(home, model), [spec for spec in specs if spec.model == model]
-            if size and (needed := reserve(size, uses, cache_bytes).total_bytes) > budget_bytes:
-                what = f"{model} needs {gb(needed)} of a budget of {gb(budget_bytes)}"
-                do = "Raise memory.budget_gb, or lower its roles' context_length or concurrency."
-                problems.append({"code": "does_not_fit", "what": what, "do": do})
+    needs = list[tuple[str, int, bool]]()
+    for item in models:
+        model = item["model"]
+        if not item["present"]:
+            do = "rolecall setup" if model.startswith("starter/") else f"rolecall models pull {model}"
+            found("model_missing", f"{model} ({', '.join(item['roles'])}) is not on disk", do)
+        try:
+            if item["present"]:
+                check(home.models / model, verify)
+            size = quick_footprint(home, model)
+        except RolecallError as error:
+            found(error.code, f"{error.message} {error.found}", error.advice)
+            continue
+        uses = [spec for spec in settings.profile.roles.values() if spec.model == model and "mlx" in spec.engines]
+        if size and uses:
+            pinned = any(spec.pinned for spec in uses)
+            needs.append((model, reserve(size, uses, cache_bytes).total_bytes, pinned))
+        elif size:
+            needs.append((model, size.weights_bytes + EMBEDDER_OVERHEAD_BYTES, False))
+    pinned_bytes = sum(own_bytes for _, own_bytes, pinned in needs if pinned)
+    for model, own_bytes, pinned in needs:
+        if (whole_bytes := pinned_bytes + (0 if pinned else own_bytes)) > budget_bytes:
+            what = f"{model} needs {gb(own_bytes)}, with the pinned models {gb(whole_bytes)}"
+            do = "Raise memory.budget_gb, or lower its roles' context_length or concurrency."
+            found("does_not_fit", f"{what}, of a budget of {gb(budget_bytes)}", do)
 
 
-def _check_machine(home: Home, problems: list[dict[str, str]]) -> None:
+def _check_machine(home: Home, found: Found) -> None:
     place = next(folder for folder in (home.root, *home.root.parents) if os.path.exists(folder))  # noqa: PTH110  (says no where Path.exists raises)
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         do = f"Make {home.root} a writable folder, or set ROLECALL_HOME to another."
-        problems.append({"code": "home_unusable", "what": f"{place} is no folder that can be written to", "do": do})
+        found("home_unusable", f"{place} is no folder that can be written to", do)
     free_bytes = shutil.disk_usage(place).free
     if free_bytes < LOW_DISK_BYTES:
-        what = f"only {gb(free_bytes)} are free on the disk of {place}"
-        problems.append({"code": "disk_low", "what": what, "do": "Free some space."})
+        found("disk_low", f"only {gb(free_bytes)} are free on the disk of {place}", "Free some space.")
 
 
-def _blas(problems: list[dict[str, str]]) -> str:
+def _blas(found: Found) -> str:
     from rolecall.roles.worker.blas import find_fast_blas
 
     name, _ = find_fast_blas()
     if name == "netlib":
         do = "Install torch (it comes with sentence-transformers) or Debian's libopenblas0-pthread."
-        problems.append(
-            {"code": "slow_blas", "what": "prefill runs about ten times slower without a fast BLAS", "do": do}
-        )
+        found("slow_blas", "prefill runs about ten times slower without a fast BLAS", do)
     return name
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    out = console()
+    host = report["host"]
+    out.print(f"rolecall {report['version']} · profile {report['profile']}", style="bold", end="")
+    out.print(f" · home {report['home']}")
+    out.print(f"budget {gb(report['budget_bytes'])} of {gb(report['memory_bytes'])} · BLAS: {report['blas']}")
+    clients = ", ".join(name or "one that gave no name" for name in report["clients"]) or "none"
+    out.print(f"host: pid {host['pid']}, clients: {clients}" if host else "host: not running")
+    table = table_of("model", "roles", "on disk", "resident")
+    for item in report["models"]:
+        here, resident = "yes" if item["present"] else "no", "yes" if item["resident"] else ""
+        table.add_row(item["model"], ", ".join(item["roles"]), here, resident)
+    out.print(table)
+    if report["memory"]:
+        out.print(bar(report["memory"], out))
+        out.print(day_in_words(report["memory"]) or "nothing was loaded in the last 24 h")
+    for item in report["endpoints"]:
+        can = item["capabilities"] or {}
+        has = ", ".join(name for name, value in can.items() if value is True) or "nothing beyond chat"
+        context = f", context {can['context_length']}" if can.get("context_length") else ""
+        state = f"{has}{context}" if can else "not reachable"
+        out.print(f"endpoint {item['name']} ({item['host']}, {item['model']}): {state}")
+    for item in report["index"] or ():
+        out.print(f"index {item['collection']}: {item['files']} files, {item['chunks']} chunks")
+    if report["index"] == []:
+        out.print("index: nothing yet (`rolecall index add FOLDER`)")
+    if (downloads := report["downloads"]) and (current := downloads["current"]):
+        done = f"{gb(downloads['done_bytes'])} of {gb(downloads['total_bytes'])}"
+        out.print(f"downloading {current}: {done}, {len(downloads['waiting'])} more waiting")
+    for text in report["notes"]:
+        out.print("note", style="yellow", end=" ")
+        out.print(text)
+    for problem in report["problems"]:
+        out.print("problem", style="red", end=" ")
+        out.print(f"{problem['what']} → {problem['do']}")
+    if not report["problems"]:
+        out.print("no problems found", style="green")

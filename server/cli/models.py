@@ -17,6 +17,8 @@ from ..errors import BadRequest
 from .memory import bar, pressure, resident_table
 from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, gb, note, show, show_rows, table_of
 
+NAME = typer.Argument(help="Role or model.")
+
 models_app = typer.Typer(no_args_is_help=True, help="Get, plan, load and unload models.")
 
 
@@ -65,24 +67,20 @@ def ps(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None
 
 
 @models_app.command("load", help="Load a role's model now.")
-def load(
-    name: str = typer.Argument(help="Role or model."), config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION
-) -> None:
+def load(name: str = NAME, config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None:
     loaded = ask_host("models_load", {"name": name}, config)
     show(loaded, as_json, f"{loaded['model']}: pid {loaded['pid']}, {gb(loaded['measured_bytes'])}")
 
 
 @models_app.command("unload", help="Take a model out of memory.")
-def unload(
-    name: str = typer.Argument(help="Role or model."), config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION
-) -> None:
+def unload(name: str = NAME, config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None:
     done = ask_host("models_unload", {"name": name}, config)
     show(done, as_json, "Unloaded." if done["unloaded"] else "It was not in memory.")
 
 
 @models_app.command("pin", help="Keep a role's model in memory, loading it first, until the host ends.")
 def pin(
-    name: str = typer.Argument(help="Role or model."),
+    name: str = NAME,
     off: bool = typer.Option(False, "--off", help="Let it go again when room is needed."),
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
@@ -109,14 +107,18 @@ def plan(
     note("planning (the first time takes some seconds)")
     chosen, configs = anyio.run(to_plan, names, home, settings) if names else (settings.profile, {})
     budget_bytes = _bytes(fit) if fit else None if profile else settings.budget_bytes()
-    plans = plans_by_fit(home, budget_bytes, context) if budget_bytes and fit and not (names or profile) else []
+    plans = plans_by_fit(home, _bytes(fit), context) if fit and not (names or profile) else []
     shown = plans[0] if plans else plan_profile(chosen, home, budget_bytes, context, configs)
     keys = ("profile", "needed_bytes", "missing_bytes")
     fits: list[dict[str, Any]] = [{key: getattr(each, key) for key in keys} for each in plans]
-    if as_json:
-        emit(shown.to_dict() | ({"fit": fits} if fits else {}))
-        return
     table = table_of("role", "model", "context", "weights", "KV/token", "8k more", "reserved")
+    said = [f"{shown.profile}: with full contexts {gb(shown.total_bytes)} together, budget {gb(shown.budget_bytes)}"]
+    said += ["fits together: " + ", ".join(group) for group in shown.resident_together]
+    if fits:
+        said.append("A profile fits where its pinned roles fit with its largest other role; the largest first.")
+    for each in fits:
+        missing = f"{gb(each['missing_bytes'])} too much" if each["missing_bytes"] else "fits"
+        said.append(f"{each['profile']}: {gb(each['needed_bytes'])}, {missing}")
     for item in shown.roles:
         most = " (its most)" if context and item["context_length"] < context else ""
         table.add_row(
@@ -129,17 +131,8 @@ def plan(
             gb(item["reserved_bytes"]),
         )
         if planned := item.get("planned"):
-            note(f"{item['role']}: measured in its worker, instead of planned {planned}")
-    console().print(table)
-    say = console().print
-    say(f"{shown.profile}: all together {gb(shown.total_bytes)}, budget {gb(shown.budget_bytes)}")
-    for group in shown.resident_together:
-        say("fits together: " + ", ".join(group))
-    if fits:
-        say("A profile fits where its pinned roles and its largest other role fit at the same time; the largest first.")
-    for each in fits:
-        missing = f"{gb(each['missing_bytes'])} too much" if each["missing_bytes"] else "fits"
-        say(f"{each['profile']}: {gb(each['needed_bytes'])}, {missing}")
+            said.append(f"{item['role']}: measured in its worker, instead of planned {planned}")
+    show(asdict(shown) | ({"fit": fits} if fits else {}), as_json, table, *said)
 
 
 def _bytes(text: str) -> int:

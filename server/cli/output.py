@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import typer
@@ -21,8 +21,6 @@ from rich.table import Table
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 
-from ..errors import BadRequest
-
 JSON_OPTION = typer.Option(False, "--json", help="Machine-readable output.")
 CONFIG_OPTION = typer.Option(None, "--config", help="Settings file laid over the user's own.", show_default=False)
 
@@ -30,35 +28,35 @@ EXIT_FAILED = 1
 EXIT_ATTENTION = 3
 EXIT_INTERRUPTED = 130
 
-OnUpdate = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
+Tell = Callable[[dict[str, Any]], None]
 
 
-def console() -> Console:
-    """Standard output; colours only on a terminal."""
-    return Console(highlight=False, soft_wrap=True)
-
-
-def errors() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+def console(stderr: bool = False) -> Console:
+    """Standard output, or error; colours only on a terminal, and text as it stands unless markup is asked for."""
+    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(value: Any, as_json: bool, *readable: RenderableType) -> None:
-    """A result: as JSON where that was asked for, else what a person reads, text as it stands."""
+    """A result: as JSON where that was asked for, else what a person reads."""
     if as_json:
         emit(value)
-        return
-    for part in readable:
-        console().print(part, markup=False)
+    for part in () if as_json else readable:
+        console().print(part)
 
 
 def show_rows(
-    found: list[Any], as_json: bool, columns: Sequence[str], row: Callable[[Any], Sequence[str]], empty: str = ""
-) -> None:
-    """A list as JSON, else as a table; `empty` is said where nothing was found."""
-    table = table_of(*columns)
-    for item in () if as_json else found:
-        table.add_row(*row(item))
-    show(found, as_json, table if found or not empty else empty)
+    found: list[Any], as_json: bool, columns: Sequence[str], row: Callable[[Any], Sequence[str]], empty: str = "",
+    each: bool = False,
+) -> None:  # fmt: skip
+    """A list as JSON (`each`: as lines of it), else as a table; `empty` is said where nothing was found."""
+    for value in (found if each else [found]) if as_json else ():
+        emit(value)
+    if not as_json:
+        table = table_of(*columns)
+        for item in found:
+            table.add_row(*row(item))
+        console().print(table if found or not empty else empty)
 
 
 def table_of(*columns: str, title: str | None = None) -> Table:
@@ -76,88 +74,62 @@ def emit(value: Any) -> None:
 
 def note(text: str) -> None:
     """A remark for the person at the terminal, on standard error."""
-    errors().print(text, markup=False, style="dim")
+    console(stderr=True).print(text, style="dim")
 
 
 def fail(error: RolecallError, as_json: bool) -> None:
     if as_json:
         sys.stderr.write(json.dumps({"error": error.to_dict()}, ensure_ascii=False) + "\n")
     else:
-        errors().print("error", style="bold red", end=" ")
-        errors().print(f"({error.code}) {error}", markup=False)
+        console(stderr=True).print("error", style="bold red", end=" ")
+        console(stderr=True).print(f"({error.code}) {error}")
 
 
 def ask_host(
-    op: str, params: dict[str, Any], config: Path | None = None, on_update: OnUpdate | None = None, start: bool = True
+    op: str, params: dict[str, Any], config: Path | None = None, tell: Tell | None = None, start: bool = True
 ) -> Any:
     """One control request to the host (started where there is none); its result as JSON."""
+    return ask_each(op, [params], config, tell, start)[0]
+
+
+def ask_each(
+    op: str, requests: Iterable[Any], config: Path | None, tell: Tell | None = None, start: bool = True
+) -> list[Any]:
+    """Requests as of `ask_host`, one after the other over one connection."""
     from ..host.control import ControlClient
 
-    async def call() -> Any:
-        async with ControlClient.open(Home.find(), config_path=config, start=start) as client:
-            return await client.call(op, params, on_update)
+    async def work() -> list[Any]:
+        async with ControlClient.open(Home.find(), config, start) as client:
+            return [await client.call(op, params, tell) for params in requests]
 
-    return anyio.run(call)
+    return anyio.run(work)
 
 
-class Bar:
+class Bar(Progress):
     """A progress bar on a terminal's standard error; silent elsewhere."""
 
     def __init__(self, label: str) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[words]}"),
-            TimeRemainingColumn(),
-            console=errors(),
-            disable=not sys.stderr.isatty(),
-            transient=True,
-        )
-        self._task = self._progress.add_task(label, total=None, words="")
+        columns = (TextColumn("{task.description}", markup=False), BarColumn())
+        words = (TextColumn("{task.fields[words]}", markup=False), TimeRemainingColumn())
+        out, silent = console(stderr=True), not sys.stderr.isatty()
+        super().__init__(*columns, *words, console=out, disable=silent, transient=True)
+        self._only = self.add_task(label, total=None, words="")
 
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
-
-    def update(self, update: dict[str, Any]) -> None:
+    def tell(self, update: dict[str, Any]) -> None:
         """`update` holds `done` and `total` where they are known, and `words`."""
-        self._progress.update(
-            self._task,
-            completed=update.get("done"),
-            total=update.get("total"),
-            words=str(update.get("words", ""))[-60:],
-        )
+        words = str(update.get("words", ""))[-60:]
+        self.update(self._only, completed=update.get("done"), total=update.get("total"), words=words)
+
+    def over(self, items: Sequence[T]) -> Iterator[T]:
+        """The items, counted as they are taken."""
+        for number, item in enumerate(items):
+            self.tell({"done": number, "total": len(items), "words": f"{number} of {len(items)}"})
+            yield item
 
     def bytes(self, doing: str, done_bytes: int, total_bytes: int) -> None:
         """Progress of a download."""
         words = f"{doing}: {gb(done_bytes)} of {gb(total_bytes)}"
-        self.update({"done": done_bytes, "total": total_bytes, "words": words})
-
-
-def read_jsonl(path: Path) -> Iterator[Any]:
-    """The values of a JSON-lines file (`-` is standard input); blank lines are left out.
-
-    Raises:
-        BadRequest: a line that is not JSON, with its number.
-    """
-    try:
-        lines = sys.stdin.buffer.read().split(b"\n") if str(path) == "-" else path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise BadRequest(
-            "The batch file cannot be read.", found=f"{path}: {error.strerror}", advice="Check the path."
-        ) from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadRequest(
-                f"Line {number} of {path} is not JSON.", found=str(error)[:200], advice="Write one JSON object a line."
-            ) from None
+        self.tell({"done": done_bytes, "total": total_bytes, "words": words})
 
 
 def gb(size_bytes: float) -> str:

@@ -1,33 +1,23 @@
-"""Requests without a client: `ask`, `route`, `validate`, `receipt`."""
+"""What the host is asked beside models: `ask`, `route`, `validate`, `receipt`, `allow`, `index`, `search`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import typer
 from rich.json import JSON
 from rich.markdown import Markdown
+from rich.text import Text
 
 from ..errors import BadRequest
-from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_host, console, emit, note, read_jsonl, show, show_rows
-
-BATCH_LINES = 64
-"""Lines per control request: few enough for progress, many enough that the round trip costs nothing."""
-BATCH_BYTES = 4_000_000
-"""Characters per control request, well below the longest line the host reads."""
+from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_each, ask_host, note, show, show_rows
 
 receipt_app = typer.Typer(no_args_is_help=True, help="What was decided and done, request by request.")
-
-
-def register(app: typer.Typer) -> None:
-    app.command("ask", help="Route a request and answer it here.")(ask)
-    app.command("route", help="Decide who would answer; nothing is executed.")(route)
-    app.command("validate", help="Check texts against evidence, schemas and grammars.")(validate)
-    app.add_typer(receipt_app, name="receipt")
+index_app = typer.Typer(no_args_is_help=True, help="Index folders for retrieval.")
 
 
 def ask(
@@ -37,19 +27,16 @@ def ask(
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
-    arguments: dict[str, Any] = {"request": request, "paths": paths}
-    if budget_s:
-        arguments["budget_s"] = budget_s
+    """Route a request and answer it here."""
+    arguments = {"request": request, "paths": paths} | ({"budget_s": budget_s} if budget_s else {})
     with Bar("asking") as bar:
-        result = ask_host("tool", {"name": "route", "arguments": arguments}, config, bar.update)
-    if as_json:
-        emit(result)
-        return
-    decision = result["decision"]
-    console().print(Markdown(result["answer"]))
-    for warning in result["warnings"]:
-        note(f"warning: {warning}")
-    note(f"{decision['agent'] or decision['role']} · {result['status']} · receipt {result['receipt_id']}")
+        result = ask_host("tool", {"name": "route", "arguments": arguments}, config, bar.tell)
+    show(result, as_json, Markdown(result["answer"]))
+    if not as_json:
+        for warning in result["warnings"]:
+            note(f"warning: {warning}")
+        who = result["decision"]["agent"] or result["decision"]["role"]
+        note(f"{who} · {result['status']} · receipt {result['receipt_id']}")
 
 
 def route(
@@ -58,46 +45,34 @@ def route(
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
+    """Decide who would answer; nothing is executed."""
     if (batch is None) == (not text):
         raise typer.BadParameter("Give either TEXT or --batch FILE.")
-    rows = list(read_jsonl(batch)) if batch else [{"id": "1", "text": text}]
-    for row in rows:
-        if not (isinstance(row, dict) and set(row) >= {"id", "text"} and isinstance(row["text"], str)):
-            raise BadRequest(
-                "A line of the batch has the wrong shape.",
-                found=str(row)[:200],
-                allowed='{"id": ..., "text": "..."}',
-                advice="Correct the line.",
-            )
-    lines = _in_chunks("route_batch", [{"id": row["id"], "text": row["text"]} for row in rows], config)
+    requests = list[dict[str, Any]]()
+    for row in _read_jsonl(batch) if batch else [{"id": "1", "text": text}]:
+        match row:
+            case {"id": given, "text": str() as wanted}:
+                requests.append({"id": given, "text": wanted})
+            case _:
+                failed, allowed = "A line of the batch has the wrong shape.", '{"id": ..., "text": "..."}'
+                raise BadRequest(failed, found=str(row)[:200], allowed=allowed, advice="Correct the line.")
 
     def cells(line: dict[str, Any]) -> tuple[str, ...]:
         who, sure = line["agent"] or line["role"], f"{line['confidence']:.2f}"
         return str(line["id"]), line["task_type"], who, sure, "; ".join(line["reasons"])
 
-    _show_lines(lines, as_json, ("id", "task type", "who", "confidence", "why"), cells)
+    with Bar("routing") as bar:
+        lines = ask_each("route", bar.over(requests), config)
+    show_rows(lines, as_json, ("id", "task type", "who", "confidence", "why"), cells, each=True)
 
 
 def validate(
-    batch: Path | None = typer.Option(None, "--batch", help='JSON lines {"id","output","evidence"?,...}.'),
-    output: Path | None = typer.Option(None, "--output", help="File with the text to check."),
-    evidence: list[Path] = typer.Option([], "--evidence", help="File with evidence; repeatable."),
-    question: str = typer.Option("", "--question", help="The question that the output answers."),
-    language: str = typer.Option("", "--language", help="Language the output must parse as."),
+    batch: Path = typer.Option(..., "--batch", help='JSON lines {"id","output","evidence"?,...}.'),
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
-    if (batch is None) == (output is None):
-        raise typer.BadParameter("Give either --batch FILE or --output FILE.")
-    if batch is not None:
-        rows = list(read_jsonl(batch))
-    else:
-        given: dict[str, Any] = {"id": "1", "output": _text(output)}
-        if evidence:
-            given["evidence"] = [_text(path) for path in evidence]
-        given |= {key: value for key, value in (("question", question), ("language", language)) if value}
-        rows = [given]
-    lines = _in_chunks("validate_batch", rows, config)
+    """Check texts against evidence, schemas and grammars."""
+    requests = [{"line": row} for row in _read_jsonl(batch)]
 
     def cells(line: dict[str, Any]) -> tuple[str, ...]:
         checks = "\n".join(
@@ -106,72 +81,139 @@ def validate(
         )
         return str(line["id"]), line["verdict"], f"{line['confidence']:.2f}", checks
 
-    _show_lines(lines, as_json, ("id", "verdict", "confidence", "checks"), cells)
+    with Bar("checking") as bar:
+        lines = ask_each("validate", bar.over(requests), config)
+    show_rows(lines, as_json, ("id", "verdict", "confidence", "checks"), cells, each=True)
 
 
-@receipt_app.command("show", help="One receipt, whole.")
+@receipt_app.command("show")
 def receipt_show(
     receipt_id: str = typer.Argument(help="The id that an answer carried."),
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
+    """One receipt, whole."""
     receipt = ask_host("receipt", {"id": receipt_id}, config)
     show(receipt, as_json, JSON.from_data(receipt))
 
 
-@receipt_app.command("list", help="The latest receipts.")
+@receipt_app.command("list")
 def receipt_list(
     count: int = typer.Option(20, "-n", min=1, max=1000, help="How many."),
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
+    """The latest receipts."""
     columns = ("id", "tool", "who", "status", "seconds")
     receipts = ask_host("receipts", {"count": count}, config)
     show_rows(receipts, as_json, columns, lambda each: (*map(each.get, columns[:4]), f"{each['seconds']:.2f}"))
 
 
-def _show_lines(lines: list[Any], as_json: bool, columns: Sequence[str], row: Callable[[Any], Sequence[str]]) -> None:
-    """A batch's results: JSON lines, else a table."""
-    for line in lines if as_json else ():
-        emit(line)
-    if not as_json:
-        show_rows(lines, False, columns, row)
+def allow(
+    folder: str = typer.Argument("", help="Folder that tools may read."),
+    list_: bool = typer.Option(False, "--list", help="Show the allowed folders."),
+    remove: bool = typer.Option(False, "--remove", help="Take FOLDER off the list."),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Allow tools to read a folder (indexing one does so too)."""
+    if not folder and not list_:
+        raise typer.BadParameter("Name a FOLDER, or use --list.")
+    params = {"folder": str(Path(folder).expanduser().absolute()), "remove": remove} if folder else {}
+    folders = ask_host("allow", params, config)["folders"]
+    show({"folders": folders}, as_json, *(folders or ["No folder is allowed. Add one: rolecall allow FOLDER"]))
 
 
-def _in_chunks(op: str, rows: list[Any], config: Path | None) -> list[Any]:
-    from rolecall.config.home import Home
-
-    from ..host.control import ControlClient
-
-    async def work() -> list[Any]:
-        lines: list[Any] = []
-        async with ControlClient.open(Home.find(), config_path=config) as client:
-            for chunk in _chunks(rows):
-                lines += await client.call(op, {"items": chunk})
-                bar.update({"done": len(lines), "total": len(rows), "words": f"{len(lines)} of {len(rows)}"})
-        return lines
-
-    with Bar(op.removesuffix("_batch")) as bar:
-        return anyio.run(work)
-
-
-def _chunks(rows: list[Any]) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    size = 0
-    for row in rows:
-        length = len(json.dumps(row))
-        if chunk and (len(chunk) == BATCH_LINES or size + length > BATCH_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(row)
-        size += length
-    if chunk:
-        yield chunk
+@index_app.command("add")
+def index_add(
+    folder: Path = typer.Argument(help="Folder with Markdown, text or source code."),
+    collection: str = typer.Option("", "--collection", "-c", help="Name; by default the folder's."),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Index a folder (again: only what changed is read)."""
+    params = {"folder": str(folder.expanduser().absolute()), "collection": collection or None}
+    with Bar("indexing") as bar:
+        report = ask_host("index_add", params, config, bar.tell)
+    counts = f"{report['indexed']} files indexed, {report['skipped']} skipped, {len(report['failed'])} failed"
+    failures = (f"  ({failed['code']}) {failed['path']}: {failed['reason']}" for failed in report["failed"])
+    show(report, as_json, f"{report['collection']}: {counts} in {report['seconds']:.1f} s", *failures)
+    if report["failed"]:
+        raise typer.Exit(EXIT_ATTENTION)
 
 
-def _text(path: Path | None) -> str:
-    assert path is not None
+@index_app.command("list")
+def index_list(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None:
+    """Collections, their size and freshness."""
+
+    def row(item: dict[str, Any]) -> tuple[str, ...]:
+        state = item["index"]
+        counts = map(str, (item["files"], item["chunks"], state["pending"], state["failed"]))
+        return item["collection"], *counts, _age(state["age_s"]), "\n".join(item["folders"])
+
+    columns = ("collection", "files", "chunks", "pending", "failed", "age", "folders")
+    empty = "Nothing is indexed. Start with: rolecall index add FOLDER"
+    show_rows(ask_host("index_list", {}, config), as_json, columns, row, empty)
+
+
+@index_app.command("remove")
+def index_remove(
+    collection: str = typer.Argument(help="Collection to drop."),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Drop a collection (the files stay)."""
+    removed = ask_host("index_remove", {"collection": collection}, config)
+    show(removed, as_json, f"Dropped {collection}: {removed['files']} files.")
+
+
+def search(
+    query: str = typer.Argument(help="What to look for."),
+    max_results: int = typer.Option(8, "-k", min=1, max=100, help="Most passages."),
+    collection: str = typer.Option("", "--collection", "-c", help="Collection; all by default."),
+    glob: str = typer.Option("", "--glob", help="Only files whose path matches."),
+    kind: str = typer.Option("", "--kind", help="markdown, text or code."),
+    language: str = typer.Option("", "--language", help="Language name, such as python."),
+    since: str = typer.Option("", "--since", help="ISO date: only files modified since."),
+    config: Path | None = CONFIG_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Search the index: passages with exact citations."""
+    filters = {"glob": glob, "kind": kind, "language": language, "since": since}
+    filters = {key: value for key, value in filters.items() if value}
+    where = {"collection": collection or None, "filters": filters or None}
+    found = ask_host("search", {"query": query, "max_results": max_results, **where}, config)
+    state = found["index"]
+    counts = ", ".join(f"{state[key]} {key}" for key in ("indexed", "pending", "skipped", "failed"))
+    note(f"index: files {counts}; age {_age(state['age_s'])}")
+    show(found["passages"], as_json, *map(_passage, found["passages"]))
+
+
+def _passage(found: dict[str, Any]) -> Text:
+    where = f":{found['start_line']}-{found['end_line']}  {found['score']:.3f}\n"
+    return Text.assemble((found["path"], "bold"), where, found["text"].strip() + "\n")
+
+
+def _age(age_s: float | None) -> str:
+    if age_s is None:
+        return "never synced"
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age_s >= seconds:
+            return f"{age_s / seconds:.0f} {unit}"
+    return f"{age_s:.0f} s"
+
+
+def _read_jsonl(path: Path) -> Iterator[Any]:
+    """The values of a JSON-lines file (`-` is standard input); blank lines are left out."""
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest("The file cannot be read as UTF-8 text.", found=f"{path}: {error}"[:300]) from None
+        text = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        found = f"{path}: {error.strerror}"
+        raise BadRequest("The batch file cannot be read.", found=found, advice="Check the path.") from None
+    for number, line in enumerate(text.split(b"\n"), 1):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            failed, advice = f"Line {number} of {path} is not JSON.", "Write one JSON object a line."
+            raise BadRequest(failed, found=str(error)[:200], advice=advice) from None

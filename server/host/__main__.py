@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 
-from ..errors import HostUnavailable
+from ..connect import unusable
 from ..protocol import VERSION
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from .services import OpenServices, Services
+    from .host import OpenServices, Services
 
 
 class Starter:
@@ -71,9 +71,11 @@ def main(arguments: list[str], open_services: OpenServices | None = None, versio
         else:
             sock, path = bind_socket(home)
         lock.note(path)
-    except (RolecallError, OSError) as error:
-        named = error if isinstance(error, RolecallError) else _unusable(home, error)
-        starter.say({"error": named.to_dict()})
+    except RolecallError as error:
+        starter.say({"error": error.to_dict()})
+        return 1
+    except OSError as error:
+        starter.say({"error": unusable(home, error).to_dict()})
         return 1
     # Nothing that start makes becomes garbage: not looking for it saves a tenth of the time.
     gc.disable()
@@ -107,11 +109,6 @@ def main(arguments: list[str], open_services: OpenServices | None = None, versio
             structlog.get_logger().error("host_failed", exc_info=True)
         return 1
     return 0
-
-
-def _unusable(home: Home, error: OSError) -> HostUnavailable:
-    advice = f"Make {home.root} writable, with room on its disk, or set ROLECALL_HOME to another folder."
-    return HostUnavailable("No host can be started.", found=str(error), advice=advice)
 
 
 def _typed(error: BaseException) -> RolecallError | None:

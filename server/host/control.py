@@ -15,13 +15,13 @@ from typing import Any
 import anyio
 import anyio.to_thread
 from anyio.abc import UNIXSocketStream
+from anyio.streams.buffered import BufferedByteReceiveStream
 
 from rolecall.config.errors import RemoteError, RolecallError
 from rolecall.config.home import Home
 
 from ..connect import connect, held, hello, lock_holder, lock_note
 from ..errors import HostDied
-from .frames import Lines
 
 _ASK_S = 5.0
 _LEAVE_S = 10.0
@@ -35,7 +35,7 @@ class ControlClient:
 
     def __init__(self, stream: UNIXSocketStream) -> None:
         self._stream = stream
-        self._lines = Lines(stream.receive, longest_bytes=sys.maxsize - 1)
+        self._lines = BufferedByteReceiveStream(stream)
         self._last_id = 0
 
     @classmethod
@@ -63,21 +63,18 @@ class ControlClient:
         """
         self._last_id += 1
         request = {"id": self._last_id, "op": op, "params": params or {}}
-        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        with suppress(anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError):
             await self._stream.send(json.dumps(request).encode() + b"\n")
-        while (line := await self._lines.next()) is not None:
-            try:
-                reply = json.loads(line)
-            except ValueError:  # cut off
-                break
-            if reply["id"] not in (self._last_id, None):  # None: the host could not read the request
-                continue
-            if "error" in reply:
-                raise RemoteError(reply["error"])
-            if "progress" not in reply:
-                return reply["result"]
-            if on_progress is not None:
-                on_progress(reply["progress"])
+            while True:
+                reply = json.loads(await self._lines.receive_until(b"\n", sys.maxsize))
+                if reply["id"] not in (self._last_id, None):  # None: the host could not read the request
+                    continue
+                if "error" in reply:
+                    raise RemoteError(reply["error"])
+                if "progress" not in reply:
+                    return reply["result"]
+                if on_progress is not None:
+                    on_progress(reply["progress"])
         advice = "Try again: a new host starts. `rolecall logs` shows the old one's."
         raise HostDied("The host ended before it answered.", advice=advice)
 

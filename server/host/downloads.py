@@ -42,13 +42,9 @@ class Downloads:
 
     def state(self) -> dict[str, Any]:
         """`{"current", "done_bytes", "total_bytes", "waiting": [...], "failed": {name: reason}}`."""
-        return {
-            "current": self._current,
-            "done_bytes": self._bytes[0],
-            "total_bytes": self._bytes[1],
-            "waiting": list(self._waiting),
-            "failed": dict(self._failed),
-        }
+        done_bytes, total_bytes = self._bytes
+        now = {"current": self._current, "done_bytes": done_bytes, "total_bytes": total_bytes}
+        return {**now, "waiting": list(self._waiting), "failed": dict(self._failed)}
 
     async def run(self) -> None:
         """Serve the queue until cancelled."""
@@ -59,9 +55,10 @@ class Downloads:
                 self._current = self._waiting.popleft()
                 try:
                     await self._pull(self._current, self._seen)
-                except RolecallError as error:
-                    log.warning("download_failed", model=self._current, code=error.code)
-                    self._failed[self._current] = str(error)
+                except Exception as error:  # whatever it is, the host and the other downloads go on
+                    typed = error if isinstance(error, RolecallError) else RolecallError(f"{type(error).__name__}.")
+                    log.warning("download_failed", model=self._current, code=typed.code, exc_info=typed is not error)
+                    self._failed[self._current] = str(typed)
                 finally:
                     self._current, self._bytes = "", (0, 0)
 

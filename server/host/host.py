@@ -9,7 +9,8 @@ import secrets
 import signal
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,41 @@ from typing import Any
 import anyio
 import structlog
 from anyio.abc import SocketListener, SocketStream, TaskGroup, UNIXSocketStream
+from mcp.server.lowlevel.server import Server
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
-from rolecall.server.session import SessionInfo
 
 from ..errors import BadRequest, HostMismatch
-from ..protocol import DRAIN, VERSION, release
-from .frames import Lines
+from ..protocol import DRAIN, release
+from ..session import SessionInfo, current_session
 from .lock import HomeLock
 from .log import rotate
-from .services import OperationContext, Services
-from .sessions import SendLine, client_name, read_messages, serve_control, serve_mcp
+from .sessions import Lines, Operation, SendLine, Tell, client_name, read_messages, serve_control, serve_mcp
 
 _TICK_S = 5.0
 _STOP_DRAIN_S = 5.0
 _RETIRE_DRAIN_S = 30.0
 _HELLO_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One host's services.
+
+    `mcp` is the SDK's low-level server. `busy` tells whether work goes on without a session (a download, a job), which
+    keeps the host from its idle exit after `idle_exit_s` seconds. `ping` reports `settings_fingerprint`.
+    """
+
+    mcp: Server[Any]
+    operations: Mapping[str, Operation]
+    busy: Callable[[], bool]
+    settings_fingerprint: str
+    idle_exit_s: float
+
+
+OpenServices = Callable[[Home, Path | None], AbstractAsyncContextManager[Services]]
+"""The composition root: builds the services of a home (and a `--config` file), closes them on exit."""
 
 
 @dataclass
@@ -46,7 +65,7 @@ class Host:
     socket_path: Path | None
     config: Path | None
     boot: str
-    version: str = VERSION
+    version: str
     drain_s: float = _STOP_DRAIN_S
     stopping: anyio.Event = field(default_factory=anyio.Event)
     clients: dict[SendLine, str] = field(default_factory=dict)
@@ -137,21 +156,19 @@ class Host:
         if greeting and release(greeting["rolecall"]) > release(self.version):
             self.stop(_RETIRE_DRAIN_S)
             return
-        reply: dict[str, Any]
-        if refused := self._refusal(greeting):
-            reply = {"error": refused.to_dict()}
+        refused = self._refusal(greeting)
+        welcome = {"rolecall": self.version, "pid": os.getpid(), "boot": self.boot}
+        await send(json.dumps({"error": refused.to_dict()} if refused else welcome).encode() + b"\n")
+        if refused:
+            return
+        current_session.set(SessionInfo(id=secrets.token_hex(8), cwd=Path(str(greeting.get("cwd", "/")))))
+        if greeting.get("kind") == "control":
+            own = {"ping": self._ping, "stop": self._stop}
+            await serve_control({**self.services.operations, **own}, lines, send)
         else:
-            reply = {"rolecall": self.version, "pid": os.getpid(), "boot": self.boot}
-        await send(json.dumps(reply).encode() + b"\n")
-        if "rolecall" in reply:
-            info = SessionInfo(id=secrets.token_hex(8), cwd=Path(str(greeting.get("cwd", "/"))))
-            if greeting.get("kind") == "control":
-                own = {"ping": self._ping, "stop": self._stop}
-                await serve_control({**self.services.operations, **own}, lines, send, info)
-            else:
-                await self._session(lines, send, info)
+            await self._session(lines, send)
 
-    async def _session(self, lines: Lines, send: SendLine, info: SessionInfo) -> None:
+    async def _session(self, lines: Lines, send: SendLine) -> None:
         self.clients[send] = ""
         try:
             if self.stopping.is_set():
@@ -159,32 +176,27 @@ class Host:
             messages = read_messages(lines, send)
             if (first := await anext(messages, None)) is not None:
                 self.clients[send] = client_name(first)
-                named = replace(info, client=self.clients[send])
-                await serve_mcp(self.services.mcp, first, messages, send, named, self.boot)
+                current_session.set(replace(current_session.get(), client=self.clients[send]))
+                await serve_mcp(self.services.mcp, first, messages, send, self.boot)
         finally:
             del self.clients[send]
 
     def _refusal(self, greeting: dict[str, Any]) -> RolecallError | None:
         """Why this connection is not served: it is no client of ours, or names settings that the host has not."""
         if not greeting:
-            return BadRequest(
-                "The first line of a connection is no hello of Rolecall's.",
-                allowed='{"rolecall": VERSION, "kind": "mcp" or "control", ...}',
-                advice="Connect with `rolecall serve` or the command line.",
-            )
+            allowed, advice = '{"rolecall": VERSION, ...}', "Connect with `rolecall serve` or the command line."
+            return BadRequest("The first line is no hello of Rolecall's.", allowed=allowed, advice=advice)
         wanted = {"--config": greeting.get("config"), **(greeting.get("env") or {})}
         running = {"--config": str(self.config) if self.config else None, **os.environ}
-        unlike = [name for name, value in wanted.items() if value is not None and running.get(name) != value]
-        if not unlike:
+        if not (unlike := [key for key, value in wanted.items() if value is not None and running.get(key) != value]):
             return None
-        return HostMismatch(
-            "The running host has other settings than this client asks for.",
-            found=", ".join(f"{name} {running.get(name) or 'not set'}" for name in unlike),
-            allowed=", ".join(f"{name} {wanted[name]}" for name in unlike),
-            advice="Run `rolecall stop` so that the next client's settings count, or give this one a ROLECALL_HOME.",
-        )
+        failed = "The running host has other settings than this client asks for."
+        found = ", ".join(f"{key} {running.get(key) or 'not set'}" for key in unlike)
+        asked = ", ".join(f"{key} {wanted[key]}" for key in unlike)
+        advice = "Run `rolecall stop` so that the next client's settings count, or give this one a ROLECALL_HOME."
+        return HostMismatch(failed, found=found, allowed=asked, advice=advice)
 
-    async def _ping(self, _context: OperationContext, _params: dict[str, Any]) -> dict[str, Any]:
+    async def _ping(self, _: Tell, _params: dict[str, Any]) -> dict[str, Any]:
         return {
             "version": self.version,
             "pid": os.getpid(),
@@ -193,7 +205,7 @@ class Host:
             "settings_fingerprint": self.services.settings_fingerprint,
         }
 
-    async def _stop(self, _context: OperationContext, params: dict[str, Any]) -> dict[str, Any]:
+    async def _stop(self, _: Tell, params: dict[str, Any]) -> dict[str, Any]:
         self.stop(float(params.get("drain_s", _STOP_DRAIN_S)))
         return {"pid": os.getpid()}
 

@@ -47,12 +47,9 @@ class HomeLock:
         self.home.create()
         self._fd = os.open(self.home.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if found := network_disk(self.home.root.resolve()):
-            raise ConfigError(
-                f"The home {self.home.root} is on a network disk, where locks and stores cannot be relied on.",
-                found=found,
-                allowed="a local disk",
-                advice="Set ROLECALL_HOME to a local folder.",
-            )
+            failed = f"The home {self.home.root} is on a network disk, where locks and stores cannot be relied on."
+            advice = "Set ROLECALL_HOME to a local folder."
+            raise ConfigError(failed, found=found, allowed="a local disk", advice=advice)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -88,9 +85,8 @@ def bind_socket(home: Home) -> tuple[socket.socket, Path]:
         listener.bind(str(path))
         listener.listen(128)
     except PermissionError as error:
-        raise SocketDenied(
-            "The host's socket cannot be made.", found=str(error), advice="A sandbox forbids it; serve standalone."
-        ) from error
+        advice = "A sandbox forbids it; serve standalone."
+        raise SocketDenied("The host's socket cannot be made.", found=str(error), advice=advice) from error
     listener.setblocking(False)
     return listener, path
 
@@ -103,12 +99,9 @@ def _runtime_folder(name: str) -> Path:
     with suppress(FileExistsError):  # a link or a file: refused below
         folder.mkdir(mode=0o700, exist_ok=True)
     if not _private(folder):
-        raise HostUnavailable(
-            f"The folder {folder} cannot be trusted with the host's socket.",
-            found="a link, another user's, or open to others",
-            allowed="a folder of this user with mode 0700",
-            advice=f"Remove {folder}; it is made anew.",
-        )
+        found, allowed = "a link, another user's, or open to others", "a folder of this user with mode 0700"
+        failed = f"The folder {folder} cannot be trusted with the host's socket."
+        raise HostUnavailable(failed, found=found, allowed=allowed, advice=f"Remove {folder}; it is made anew.")
     return folder
 
 
@@ -146,11 +139,7 @@ def load_environment(home: Home) -> None:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         if (entry := _ENTRY.fullmatch(line.strip())) is None:
-            allowed = "KEY=value, an empty line or a # comment"
-            raise ConfigError(
-                f"Line {number} of {home.env_file} cannot be used.",
-                found=f"{len(line)} characters, not shown here",
-                allowed=allowed,
-                advice="Correct or remove that line.",
-            )
+            failed, found = f"Line {number} of {home.env_file} cannot be used.", f"{len(line)} characters, not shown"
+            allowed, advice = "KEY=value, an empty line or a # comment", "Correct or remove that line."
+            raise ConfigError(failed, found=found, allowed=allowed, advice=advice)
         os.environ[entry[1]] = entry[3]

@@ -81,7 +81,7 @@ async def reason(run: Run, staff: Staff, call: ReasonCall) -> Outcome:
     """
     sources = await staff.read(run, call.paths, call.cwd)
     if call.schema is not None:
-        usable, problem = keeps_to(None, call.schema)
+        usable, problem = await anyio.to_thread.run_sync(keeps_to, None, call.schema)
         if usable is None:
             raise SchemaRefused("The schema cannot be used.", found=problem, advice="Give a valid JSON Schema object.")
     elif (parsed := await claimed(run, staff, call.question)) and (value := await agent_answer(run, staff, parsed)):

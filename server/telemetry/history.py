@@ -53,8 +53,7 @@ class ModelHistory:
 
     def note(self, event: ModelEvent) -> None:
         """Keep an event; written with the next sample. For the event loop's thread."""
-        row = (event.kind, event.model, event.seconds, event.size_bytes, event.cold)
-        self._pending.append((time.time(), *row))
+        self._pending.append((time.time(), event.kind, event.model, event.seconds, event.size_bytes, event.cold))
         self._news.set()
 
     async def watch(self, models: RoleModels) -> None:
@@ -80,12 +79,11 @@ class ModelHistory:
         try:
             if statements:
                 await self._store.run(*statements)
+            self._failing = False
         except ServerError as error:
             if not self._failing:
                 log.warning("model_history_not_kept", code=error.code)
             self._failing = True
-        else:
-            self._failing = False
 
     async def last_day(self) -> dict[str, Any]:
         """Of the last 24 hours: the sampled bytes (None without a sample: nothing was in memory) and, in `loads`,

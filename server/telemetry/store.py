@@ -149,11 +149,9 @@ class ReceiptStore:
                 with self._connection as connection:
                     return [connection.execute(*each).fetchall() for each in statements][-1]
             except (sqlite3.Error, OSError) as error:
-                raise StoreUnusable(
-                    f"The receipts in {self._path} cannot be read or written.",
-                    found=str(error),
-                    advice="Free disk space, or move the file away: the next request starts a new one.",
-                ) from None
+                failed = f"The receipts in {self._path} cannot be read or written."
+                advice = "Free disk space, or move the file away: the next request starts a new one."
+                raise StoreUnusable(failed, found=str(error), advice=advice) from None
 
     def _close(self) -> None:
         with self._lock:
@@ -170,10 +168,9 @@ def connect(path: Path, migrations: Sequence[str] = MIGRATIONS, busy_s: float = 
         connection.execute("PRAGMA synchronous=NORMAL")
         found = int(connection.execute("PRAGMA user_version").fetchone()[0])
         if found > len(migrations):
-            raise StoreNewer(
-                f"{path} was written by a newer Rolecall.", found=f"schema {found}",
-                allowed=f"schema up to {len(migrations)}", advice="Update Rolecall, or move the file away.",
-            )  # fmt: skip
+            failed, allowed = f"{path} was written by a newer Rolecall.", f"schema up to {len(migrations)}"
+            advice = "Update Rolecall, or move the file away."
+            raise StoreNewer(failed, found=f"schema {found}", allowed=allowed, advice=advice)
         if 0 < found < len(migrations):
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             shutil.copy2(path, path.with_name(f"{path.name}.schema{found}"))

@@ -22,6 +22,7 @@ from .stage import (
     Clock,
     models_folder,
     peer_process,
+    question,
     request,
     rolecall_client,
     show,
@@ -110,7 +111,7 @@ async def _tool_path(home: Home, rounds: int) -> dict[str, Any]:
     async with rolecall_client(home) as ask:
         for number in range(rounds + 1):
             start = time.perf_counter()
-            found = await ask.call_tool("reason", {"question": story(number)})
+            found = await ask.call_tool("reason", {"question": question(number)})
             taken_s = time.perf_counter() - start
             cost: dict[str, Any] = (found.meta or {})["rolecall/cost"]
             if number:  # the first one loads the model

@@ -27,6 +27,7 @@ from .stage import (
     mlx_server,
     models_folder,
     percentile,
+    question,
     request,
     rolecall_client,
     show,
@@ -39,9 +40,10 @@ from .stage import (
 CLIENTS = 4
 QUESTIONS = 2  # of each client in a round
 MAX_TOKENS = 48
+TOOL_TOKENS = 128
 CONFIG = f"""profile: starter
 roles:
-  reasoning: {{concurrency: {CLIENTS}, max_tokens: {MAX_TOKENS}, context_length: 1024, repetition_penalty: 1.0,
+  reasoning: {{concurrency: {CLIENTS}, max_tokens: {TOOL_TOKENS}, context_length: 1024, repetition_penalty: 1.0,
     timeout_s: 600.0}}
 """
 
@@ -64,7 +66,7 @@ def main(rounds: int) -> None:
     with server as port, starter_home(CONFIG) as home:
         figures["manager"] = anyio.run(_through_manager, home, port, rounds)
         figures["tool"] = anyio.run(_through_tools, home, port, rounds)
-    lines = [f"{CLIENTS} clients at once, {rounds} rounds of {CLIENTS * QUESTIONS} answers of {MAX_TOKENS} tokens"]
+    lines = [f"{CLIENTS} clients at once, {rounds} rounds of {CLIENTS * QUESTIONS} answers"]
     for way, words in (("manager", "through the model manager"), ("tool", "through `reason` over stdio")):
         side = figures[way]
         each = "; ".join(
@@ -92,20 +94,22 @@ async def _through_manager(home: Home, port: int, rounds: int) -> dict[str, Any]
 
 
 async def _through_tools(home: Home, port: int, rounds: int) -> dict[str, Any]:
+    asked_again: list[int] = []
     async with AsyncExitStack() as stack:
         asks = [await stack.enter_async_context(rolecall_client(home)) for _ in range(CLIENTS)]
 
         async def ours(client: int, number: int) -> int:
-            question = _request(client, number).messages[-1].content
-            found = await asks[client].call_tool("reason", {"question": question})
-            return int((found.meta or {})["rolecall/cost"]["completion_tokens"])
+            found = await asks[client].call_tool("reason", {"question": question(number * CLIENTS + client)})
+            cost: dict[str, Any] = (found.meta or {})["rolecall/cost"]
+            asked_again.append(cost["model_calls"] - 1)
+            return int(cost["completion_tokens"])
 
         async def theirs(client: int, number: int) -> int:
-            system, user = prompt("answer").render(question=_request(client, number).messages[-1].content)
+            system, user = prompt("answer").render(question=question(number * CLIENTS + client))
             messages = (Message(role="system", content=system), Message(role="user", content=user))
-            return (await anyio.to_thread.run_sync(chat, port, messages, MAX_TOKENS))[2]
+            return (await anyio.to_thread.run_sync(chat, port, messages, TOOL_TOKENS))[2]
 
-        return await _rounds(ours, theirs, rounds)
+        return {**await _rounds(ours, theirs, rounds), "asked_again": sum(asked_again)}
 
 
 async def _rounds(ours: Ask, theirs: Ask, rounds: int) -> dict[str, Any]:
@@ -133,7 +137,8 @@ async def _round(side: Side, ask: Ask, first: int) -> None:
         nonlocal made
         for number in range(first, first + QUESTIONS):
             start = time.perf_counter()
-            made += await ask(client, number)
+            tokens = await ask(client, number)
+            made += tokens  # not in one statement: that would read it before the wait
             side.latency_s.append(time.perf_counter() - start)
 
     start = time.perf_counter()

@@ -17,7 +17,7 @@ from rolecall.config.prompts import document, prompt
 from rolecall.roles.contract import GenerationRequest, Message, Role
 from rolecall.roles.manager import ModelManager
 
-from .stage import Clock, filler, rolecall_client, show, spread, starter_home, starter_settings
+from .stage import Clock, command, filler, rolecall_client, show, spread, starter_home, starter_settings
 
 FILE_TOKENS = 3000
 MAX_TOKENS = 24
@@ -41,8 +41,9 @@ _WORDS = (
 def main(rounds: int) -> None:
     with starter_home("profile: starter\nroles: {reasoning: {timeout_s: 600.0}}\n") as home:
         figures = anyio.run(_through_manager, home, rounds)
-        folder = home.root / "files"
+        folder = home.root.parent / "files"
         folder.mkdir()
+        command(home, "allow", str(folder))
         tool = anyio.run(_through_tool, home, folder, rounds)
     figures |= {"tool": tool}
     lines = [

@@ -89,7 +89,7 @@ def starter_home(config: str = "profile: starter\n") -> Iterator[Home]:
         try:
             yield home
         finally:
-            stop(home)
+            command(home, "stop")
 
 
 def starter_settings(
@@ -120,6 +120,12 @@ def story(number: int) -> str:
     """A prompt that a model of any size answers at length; no two begin alike, so no prefix cache can help."""
     subject = SUBJECTS[number % len(SUBJECTS)]
     return f"{number + 11}. Write a long story about a {subject} and its keeper, with many details of the place."
+
+
+def question(number: int) -> str:
+    """One whose answer is short by itself: a tool would ask its model again for one that was cut off."""
+    subject = SUBJECTS[number % len(SUBJECTS)]
+    return f"Name one tool that is used in a {subject}, and say in one short sentence what it is for."
 
 
 def filler(seed: str, words: int) -> str:
@@ -231,17 +237,17 @@ def _post(port: int, body: str) -> http.client.HTTPConnection:
 
 @contextlib.asynccontextmanager
 async def rolecall_client(home: Home, cwd: Path | None = None) -> AsyncIterator[Client]:
-    """An MCP client over stdio, as a user's program has one. The host it starts is ended by `stop`."""
+    """An MCP client over stdio, as a user's program has one. The host it starts ends with its `starter_home`."""
     env = {**os.environ, "ROLECALL_HOME": str(home.root)}
     server = StdioServerParameters(command=ROLECALL, args=["serve"], env=env, cwd=str(cwd or home.root))
     async with Client(server) as connected:
         yield connected
 
 
-def stop(home: Home) -> None:
-    """End the home's host and its workers."""
+def command(home: Home, *arguments: str) -> None:
+    """Run `rolecall` for a home; what it says does not matter."""
     env = {**os.environ, "ROLECALL_HOME": str(home.root)}
-    subprocess.run([ROLECALL, "stop"], env=env, capture_output=True, check=False)
+    subprocess.run([ROLECALL, *arguments], env=env, capture_output=True, check=False)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -66,6 +66,7 @@ def launched(starter_models: Path, tmp_path: Path) -> Iterator[Launched]:
     (tmp_path / "cache").mkdir()  # /v1/models fails where there is none
     fast = ":".join(map(str, find_fast_blas()[1]))
     env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "LD_PRELOAD": fast}
+    env["OMP_NUM_THREADS"] = "1"  # there are more ranks than cores
     with (tmp_path / "launch.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=tmp_path, start_new_session=True)
     server = Launched(process, f"http://127.0.0.1:{port}/v1", str(folder))
@@ -115,7 +116,7 @@ roles:
             there = await manager.generate(Role.REASONING, request, events.append)
             with pytest.raises(SchemaRefused, match="not enforced"):  # found out: it would answer in prose
                 await manager.generate(Role.CODING, request.model_copy(update={"json_schema": {"type": "integer"}}))
-            the, oslo = await manager.score_labels(Role.CODING, question, ["The", "Oslo"])
+            the, bon = await manager.score_labels(Role.CODING, question, ["The", "Bon"])
             assert manager.resident() == ()
 
             here = await manager.generate(Role.ROUTER, request)
@@ -125,6 +126,6 @@ roles:
     assert (there.model, there.finish, there.degraded) == (launched.model, "stop", "")
     assert "".join(event.text for event in events if isinstance(event, Generated)).strip() == there.text
     assert (there.text, there.prompt_tokens) == ("The capital of France is Paris.", here.prompt_tokens)
-    assert the > oslo
+    assert the > bon
     assert (here.model, instead.model, instead.text) == (TEXT_FP32, TEXT_FP32, there.text)
     assert "spread" in instead.degraded

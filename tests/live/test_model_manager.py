@@ -98,3 +98,34 @@ async def test_predicted_bytes_are_the_measured_ones(starter_home: Home) -> None
     assert (sizes[TEXT_FP32].weights_bytes, sizes[TEXT_FP32].kv_bytes_per_token) == (538_060_032, 45 * 1024)
     assert sizes[TEXT_4BIT].source == "files"
     assert sizes[TEXT_4BIT].kv_bytes_per_token == 45 * 1024  # its norms are float32, and so its cache is
+
+
+async def test_two_long_requests_have_more_kv_reserved_which_another_models_load_takes_back(
+    starter_home: Home,
+) -> None:
+    document = "The harbour was quiet and the ferry left at nine. " * 160  # about 1,900 tokens
+    settings = settings_for(starter_home, 4.0, coding=TEXT_4BIT)
+    roles = {
+        name: spec.model_copy(update={"context_length": 4096, "concurrency": 2})
+        for name, spec in settings.profile.roles.items()
+    }
+    settings = settings.model_copy(update={"profile": settings.profile.model_copy(update={"roles": roles})})
+    with anyio.fail_after(PATIENCE_S):
+        async with ModelManager(starter_home, settings) as manager:
+            await manager.load("router")
+            (alone,) = manager.resident()
+            async with anyio.create_task_group() as group:
+                for number in (1, 2):
+                    group.start_soon(manager.generate, Role.ROUTER, ask(f"{document} Question {number}: when?"))
+            (grown,) = manager.resident()
+            more_bytes = grown.reserved_bytes - alone.reserved_bytes
+            assert more_bytes > 0 and more_bytes % (256 * 45 * 1024) == 0
+            assert grown.measured_bytes <= grown.reserved_bytes
+            other = await manager._model(TEXT_4BIT)
+            manager._pool.limit(grown.reserved_bytes + other.base_bytes - 1)
+            again = await manager.generate(Role.ROUTER, ask(f"{document} Question 3: when?"))
+            assert again.cached_tokens > 0.9 * again.prompt_tokens, "what was grown serves as prefix cache"
+            await manager.generate(Role.CODING, ask("Say yes.", 2))
+            first, second = manager.resident()
+            assert first.reserved_bytes == grown.reserved_bytes - 256 * 45 * 1024 and first.pid == grown.pid
+            assert first.reserved_bytes + second.reserved_bytes <= manager.budget_bytes

@@ -207,6 +207,27 @@ def test_the_least_recently_used_cache_goes_when_running_requests_need_its_room(
     assert not driven.answer(f"b {DOCUMENT[:1500]}").cached_tokens
 
 
+def test_a_lower_limit_drops_what_is_kept_at_once_and_a_higher_one_keeps_more(
+    folder_of: Callable[[str], Path],
+) -> None:
+    per_token = Driven(folder_of("llama")).loaded.kv_bytes_per_token
+    driven = Driven(folder_of("llama"), kv_bytes=2048 * per_token)
+    first = driven.answer(f"a {DOCUMENT}")
+    assert driven.answer(f"a {DOCUMENT}").cached_tokens == first.prompt_tokens - 1
+    running = driven.ask("Go on.", max_tokens=200)
+    for _ in range(20):
+        driven.engine.step()
+    driven.engine.limit(driven.engine._kv_bytes(*driven.engine._jobs.values()))
+    assert driven.engine._prefixes.nbytes == 0 and driven.engine._jobs
+    driven.run()
+    assert isinstance(driven.said[running][-1], WorkerResult), "what runs goes on"
+    driven.engine.limit(0)
+    assert not driven.answer(f"a {DOCUMENT}").cached_tokens and driven.engine._prefixes.nbytes == 0
+    driven.engine.limit(2048 * per_token)
+    driven.answer(f"a {DOCUMENT}")
+    assert driven.answer(f"a {DOCUMENT}").cached_tokens == first.prompt_tokens - 1
+
+
 def naive(driven: Driven, text: str, labels: tuple[str, ...]) -> list[float]:
     """One whole forward pass for each label."""
     tokenizer, model = driven.engine._tokenizer, driven.engine._model

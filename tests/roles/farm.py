@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,10 @@ class FakeWorker:
     comes_first: bool = False
 
     def grant_prefill(self) -> None: ...
+
+    def limit_kv(self, kv_bytes: int) -> None:
+        assert self.spec is not None
+        self.spec = replace(self.spec, kv_bytes=kv_bytes)
 
     async def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None] | None = None) -> Loaded:
         self.spec = spec
@@ -195,7 +199,7 @@ def pooled(name: str, size_bytes: int = 10, **spec: Any) -> PooledModel:
     fields = {"context_length": 256, "timeout_s": 60.0, **spec}
     role = RoleSpec(model=name, quantization="none", **fields)
     size = Reservation(size_bytes, 0, 0, 0, 0, 256 * role.concurrency, role.concurrency)
-    return PooledModel(name, Path(name), (role,), size, size_bytes)
+    return PooledModel(name, Path(name), (role,), size)
 
 
 @asynccontextmanager

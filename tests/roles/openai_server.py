@@ -18,19 +18,20 @@ Fault = Callable[["Server", Write], Awaitable[None]]
 
 @dataclass
 class Server:
-    """Answers `reply`, in pieces of a word. `faults` replace it for `streamed` requests, in order.
+    """Answers `reply`, in pieces of a word; `silent`: nothing. `faults` replace it for `streamed` requests, in order.
 
     `bodies` and `headers` are what was sent to it. `enforces` schemas (objects of enums only).
     """
 
     reply: str = "Paris."
     enforces: bool = True
-    logprobs: dict[str, float] = field(default_factory=lambda: {"Paris": -0.1, "Rome": -3.0, "Lon": -4.0})
+    logprobs: dict[str, float] = field(default_factory=lambda: {"Paris": -0.1, " Rome": -3.0, "Lon": -4.0})
     context: int | None = 4096
     extras: bool = True
     usage: bool = True
     reasoning: str = ""
     models: bytes | None = None
+    silent: bool = False
     faults: list[Fault] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -73,11 +74,12 @@ class Server:
         if path != "/v1/models":
             return await write(respond(404, b"{}"))
         data = [{"id": "tiny"} | ({"max_model_len": self.context} if self.context else {})]
-        return await write(
-            respond(200, self.models if self.models is not None else json.dumps({"data": data}).encode())
-        )
+        known = json.dumps({"data": data}).encode() if self.models is None else self.models
+        return await write(respond(200, known))
 
     async def _post(self, body: dict[str, Any], write: Write, reader: asyncio.StreamReader) -> None:
+        if self.silent:
+            return await holds()(self, write)
         if not self.extras and "repetition_penalty" in body:
             return await write(respond(400, b'{"error": {"message": "Unrecognized", "code": "unknown_parameter"}}'))
         if body.get("stream"):
@@ -150,17 +152,6 @@ def holds(raw: bytes = b"") -> Fault:
         await write(raw)
         with anyio.move_on_after(PATIENCE_S):
             await server.held.wait()
-
-    return fault
-
-
-def floods(raw: bytes) -> Fault:
-    """Begins a stream and writes these bytes without end."""
-
-    async def fault(server: Server, write: Write) -> None:
-        await write(STREAM)
-        while True:
-            await write(raw)
 
     return fault
 

@@ -17,6 +17,13 @@ from rolecall.roles.schema import keep_to
 from tests.roles.farm import Farm, ask, managing, settings_for, staff
 from tests.roles.tiny import CODING, REASONING, ROUTER, home_with, write_safetensors
 
+SLUG = {"type": "string", "pattern": "^[a-z]+(-[a-z]+)*$"}
+FOREVER = "^(a|a)*$"
+DOUBLING = {
+    "$defs": {f"l{i}": {"$dynamicAnchor": f"l{i}", "allOf": [{"$dynamicRef": f"#l{i + 1}"}] * 2} for i in range(40)}
+    | {"l40": {"$dynamicAnchor": "l40"}},
+    "$dynamicRef": "#l0",
+}
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
@@ -31,8 +38,9 @@ def request(**constraint: Any) -> GenerationRequest:
         ({"json_schema": SCHEMA}, '{"n": 3}', "stop"),
         ({"json_schema": SCHEMA}, ' {"n": 3} ', "length"),
         ({"regex": r"[a-z]+\d"}, "abc1", "stop"),
-        ({"regex": r"\p{Greek}+"}, "λόγος", "stop"),  # no regex of Python's: the engine enforced it
-        ({"regex": r"(a+)+b"}, "aaab", "stop"),
+        ({"json_schema": SLUG}, '"one-two"', "stop"),
+        ({"regex": r"\p{Greek}+"}, "λόγος", "stop"),
+        ({"regex": FOREVER}, "a" * 40 + "!", "stop"),  # cannot be checked here: the engine enforced it
     ],
 )
 def test_answers_that_keep_to_their_constraint_pass(constraint: dict[str, Any], text: str, finish: str) -> None:
@@ -45,9 +53,13 @@ def test_answers_that_keep_to_their_constraint_pass(constraint: dict[str, Any], 
         ({"json_schema": SCHEMA}, '{"n": "three"}', "stop", r"at \$\.n"),
         ({"json_schema": SCHEMA}, 'Sure: {"n": 3}', "stop", "not JSON"),
         ({"json_schema": SCHEMA}, '{"n": 3', "length", r"cut off after 20 tokens.*within 20 tokens.*max_tokens"),
-        ({"json_schema": {"$ref": "http://elsewhere/x"}}, "{}", "stop", "cannot be resolved here"),
+        ({"json_schema": {"$ref": "http://elsewhere/x"}}, "{}", "stop", "cannot be applied: .*http://elsewhere/x"),
         ({"regex": r"[a-z]+\d"}, "abc", "stop", "does not match"),
-        ({"regex": r"(a+)+b"}, "aaa", "length", "cut off"),
+        ({"regex": FOREVER}, "a" * 40 + "!", "length", "cut off .*cannot be checked"),
+        ({"json_schema": SLUG}, '"one--two"', "stop", "does not match"),
+        ({"json_schema": {"pattern": FOREVER}}, json.dumps("a" * 40 + "!"), "stop", "timed out"),
+        ({"json_schema": {"patternProperties": {"(a+)+": {}}}}, "{}", "stop", "may never end"),
+        ({"json_schema": DOUBLING}, "{}", "stop", "references followed"),
     ],
 )
 def test_answers_that_do_not_are_refused_with_the_reason(

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from rolecall.roles.errors import ModelCorrupt, ModelRefused
-from rolecall.roles.manifest import (
-    MANIFEST,
-    read_manifest,
-    verify,
-    weights_bytes,
-    write_manifest,
-)
+from rolecall.roles.errors import DownloadFailed, ModelCorrupt, ModelRefused
+from rolecall.roles.manifest import MANIFEST, install, read_manifest, verify, weights_bytes, write_manifest
 from tests.roles.tiny import write_model, write_safetensors
 
 
@@ -117,3 +112,17 @@ def test_a_folder_that_brings_code_is_refused(folder: Path, file: str, content: 
     (folder / file).write_text(content)
     with pytest.raises(ModelRefused, match="run code that came with it"):
         write_manifest(folder, "org/name", "test")
+
+
+def test_a_folder_appears_when_whole_replaces_the_one_before_and_what_is_half_made_is_kept(tmp_path: Path) -> None:
+    def broken(folder: Path) -> str:
+        (folder / "half.txt").write_text("x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DownloadFailed, match=r"The disk is full\. Found: No space left.*again to go on"):
+        install(tmp_path, "org/name", broken)
+    assert not (tmp_path / "org").exists()
+    for data in (b"1" * 64, b"2" * 64):
+        manifest = install(tmp_path, "org/name", lambda folder, data=data: str(write_model(folder, data)))
+        assert verify(tmp_path / "org" / "name", full=True) == manifest
+    assert "half.txt" not in manifest.files and not list((tmp_path / ".pulling" / "org").glob("name*/"))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rolecall.config.models import models_table
 from rolecall.config.profile import RoleSpec
 from rolecall.config.settings import load_profile, load_settings, profile_names
 from rolecall.roles.errors import ModelCorrupt, ModelRefused, ModelUnknown
-from rolecall.roles.footprint import Footprint, Kv, footprints, quick_footprint, remember
+from rolecall.roles.footprint import Footprint, Kv, figures_of, footprints, quick_footprint, remember
 from rolecall.roles.plan import ProfilePlan, adapter_bytes, plan_profile, plans_by_fit, reserve
 from rolecall.roles.sources import to_plan
 from rolecall.roles.worker.wire import Loaded
@@ -98,7 +98,7 @@ def test_the_sets_fit_hold_the_pinned_router_and_none_can_grow(home: Home, plan:
 
 
 def test_the_json_has_the_promised_keys_and_marks_published_figures(home: Home) -> None:
-    data = plan_profile(load_profile("mac-32"), home).to_dict()
+    data = asdict(plan_profile(load_profile("mac-32"), home))
     promised = ["profile", "budget_bytes", "roles", "total_bytes", "resident_together"]
     assert list(data) == [*promised, "needed_bytes", "missing_bytes"]
     names = ["role", "model", "quantization", "context_length", "concurrency"]
@@ -199,11 +199,23 @@ def test_an_adapters_weights_are_reserved_with_the_models_and_a_folder_without_a
     assert adapter_bytes(None) == 0
     with pytest.raises(ModelCorrupt, match=r"no safetensors.*adapter"):
         adapter_bytes(str(tmp_path / "absent"))
-    profile = load_profile("mac-128")
-    tuned = profile.roles["validation"].model_copy(update={"adapter": str(tmp_path)})
-    shared = plan_profile(profile, home)
-    apart = plan_profile(profile.model_copy(update={"roles": {**profile.roles, "validation": tuned}}), home)
-    assert apart.total_bytes - shared.total_bytes > 4_000_000_000 + 640
+    profile, shared = load_profile("mac-128"), plan_profile(load_profile("mac-128"), home)
+    (home.models / "tuned").symlink_to(tmp_path)
+    for adapter in (str(tmp_path), "tuned"):  # a relative one lies under the models, as for a worker
+        tuned = profile.roles["validation"].model_copy(update={"adapter": adapter})
+        apart = plan_profile(profile.model_copy(update={"roles": {**profile.roles, "validation": tuned}}), home)
+        assert apart.total_bytes - shared.total_bytes > 4_000_000_000 + 640
+
+
+def test_figures_that_differ_by_layer_do_not_break_the_estimate_of_a_step(home: Home) -> None:
+    kinds = {"intermediate_size": 512, "by layer": [512, 1024]}
+    sizes = [
+        Footprint(weights_bytes=1, kv=Kv(1), source="files", figures=figures_of(LLAMA | {"intermediate_size": value}))
+        for value in kinds.values()
+    ]
+    assert sizes[0].transient_bytes(1000, 0, True) == sizes[1].transient_bytes(
+        1000, 0, True
+    )  # four times the hidden size
 
 
 def test_windows_grow_with_the_first_tokens_and_then_hold_the_last_chunk_and_what_it_sees() -> None:
@@ -220,11 +232,15 @@ def test_a_configuration_alone_is_planned_and_an_unknown_architecture_is_refused
     assert sizes["full"].kv == Kv(2 * 2 * 16 * 4 * 2)
     assert 3.4 < sizes["full"].weights_bytes / sizes["small"].weights_bytes < 3.6  # 4.5 bits for 16
     assert sizes["small"].context_length == 4096
+    twice = footprints(home, ["float"], {"float": figures | {"dtype": "float32"}})["float"]
+    assert twice.weights_bytes == 2 * sizes["full"].weights_bytes and twice.kv == Kv(2 * sizes["full"].kv[0])
     with pytest.raises(ModelRefused, match=r"does not know the architecture.*nonsense not supported"):
         footprints(home, ["odd"], {"odd": {"model_type": "nonsense"}})
 
 
-def test_names_may_be_roles_models_or_paths_and_roles_of_a_named_model_come_with_it(home: Home, tmp_path: Path) -> None:
+def test_names_may_be_roles_models_or_paths_and_roles_of_a_named_model_come_with_it(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = load_settings(home, profile="mac-128")
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
 
@@ -237,6 +253,10 @@ def test_names_may_be_roles_models_or_paths_and_roles_of_a_named_model_come_with
     assert named("qwen/qwen3-next-80b") == ["mlx-community/Qwen3-Next-80B-A3B-Instruct-4bit"]
     assert named(str(tmp_path)) == [str(tmp_path)]
     assert named(str(tmp_path / "config.json")) == [str(tmp_path / "config.json")]
+    monkeypatch.chdir(tmp_path)
+    assert named("config.json", ".") == [str(tmp_path / "config.json"), str(tmp_path)]
+    with pytest.raises(ModelUnknown, match="rolecall models pull starter/all-minilm"):
+        named("embedder")  # which no hub is asked for
     with pytest.raises(ModelUnknown, match="holds no model"):
         named(str(tmp_path / "absent"))
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"auto_map": {"AutoModel": "modeling.Foreign"}}))

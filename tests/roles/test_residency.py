@@ -16,7 +16,8 @@ def residents(draw: st.DrawFn) -> list[ResidentModel]:
     return [
         ResidentModel(
             key=f"m{i}",
-            reserved_bytes=draw(st.integers(1, 50)),
+            reserved_bytes=(reserved := draw(st.integers(1, 50))),
+            grown_bytes=draw(st.integers(0, reserved)),
             pinned=draw(st.booleans()) and i == 0,
             in_use=draw(st.integers(0, 2)),
             ending=draw(st.booleans()) and draw(st.booleans()),
@@ -34,7 +35,7 @@ def test_what_is_admitted_fits_and_victims_are_idle_needed_and_never_pinned(
 ) -> None:
     by_key = {m.key: m for m in resident}
     used = sum(m.reserved_bytes for m in resident)
-    pinned = sum(m.reserved_bytes for m in resident if m.pinned and not m.ending)
+    pinned = sum(m.reserved_bytes - m.grown_bytes for m in resident if m.pinned and not m.ending)
     verdict = admit(need, resident, budget)
     assert isinstance(verdict, Refuse) == (need > budget - pinned)
     match verdict:
@@ -47,8 +48,8 @@ def test_what_is_admitted_fits_and_victims_are_idle_needed_and_never_pinned(
             assert used - ending - sum(freed) + need <= budget
             assert all(used - ending - sum(freed) + size + need > budget for size in freed)
         case Wait(victims):
-            assert all(not by_key[k].pinned or by_key[k].ending for k in victims)
-            assert used - sum(by_key[k].reserved_bytes for k in victims) + need <= budget
+            freed = [m.reserved_bytes if m.ending else m.freed_bytes for m in map(by_key.__getitem__, victims)]
+            assert used - sum(freed) + need <= budget
         case Refuse(possible_bytes):
             assert possible_bytes == budget - pinned
 
@@ -68,6 +69,14 @@ def test_nothing_is_evicted_that_the_load_does_not_need() -> None:
 
 def test_memory_that_is_coming_back_is_waited_for_before_anything_else_is_evicted() -> None:
     assert admit(10, [model("going", 10, ending=True), model("idle", 10)], 20) == Wait(("going",))
+
+
+def test_what_a_pinned_model_has_grown_by_is_waited_for_last_and_what_it_keeps_is_never_free() -> None:
+    router = model("router", 30, pinned=True, in_use=1, grown_bytes=20)
+    busy = model("busy", 10, in_use=1)
+    assert admit(10, [router, busy], 40) == Wait(("busy",))
+    assert admit(25, [router, busy], 40) == Wait(("busy", "router"))
+    assert admit(31, [router, busy], 40) == Refuse(30)
 
 
 def test_models_in_use_are_waited_for_and_only_what_can_never_fit_is_refused() -> None:

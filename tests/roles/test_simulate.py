@@ -126,7 +126,7 @@ def test_decode_beside_another_workers_prefill_keeps_its_share_and_with_the_leas
     assert prefilled_s == pytest.approx(10.0, abs=0.2)  # 9,000 tokens at 0.9 of the device
     assert decoded_s == pytest.approx(10.0, abs=0.2)  # 10 tokens at a tenth of 10/s
     long_s, short_s = virtually(leased)
-    assert short_s == pytest.approx(3.0, abs=0.1) and long_s > 11  # chunks of half a second in turns
+    assert short_s < 2.5 and long_s > 11  # after the chunk that runs
 
 
 def test_the_second_question_to_a_document_prefills_only_itself_and_other_documents_nothing_of_it() -> None:

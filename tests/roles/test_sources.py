@@ -190,6 +190,19 @@ def test_a_pull_shows_the_size_first_verifies_and_leaves_only_the_model(
     assert line.present and line.source == manifest.source and line.size_bytes > 0
 
 
+def test_a_second_pull_fetches_only_what_changed_and_files_of_the_same_bytes_do_not_meet(
+    hub: Hub, home: Home, settings: Settings
+) -> None:
+    twins = {f"{part}/config.json": b"{}" for part in ("1_Pooling", "2_Normalize", "3_Dense")}
+    hub.files |= {**twins, "original/model.safetensors": b"of another form"}
+    files = pulled(REPOSITORY, home, settings).files
+    assert twins.keys() < files.keys() and "original/model.safetensors" not in files
+    hub.asked.clear()
+    hub.files["config.json"] += b" "
+    assert pulled(REPOSITORY, home, settings).files["model.safetensors"].sha256 == files["model.safetensors"].sha256
+    assert hub.asked == {"config.json"}
+
+
 def test_a_broken_download_goes_on_where_it_stopped(hub: Hub, home: Home, settings: Settings) -> None:
     hub.cut = PART
     manifest = pulled(REPOSITORY, home, settings)

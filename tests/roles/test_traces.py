@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 from rolecall.config.profile import RoleSpec
 from rolecall.roles.contract import ModelEvent
 from rolecall.roles.errors import DoesNotFit, QueueFull, RoleError, WorkerDied, WorkerTimeout
+from rolecall.roles.footprint import Footprint, Kv
 from rolecall.roles.lease import PrefillLease
-from rolecall.roles.plan import Reservation
+from rolecall.roles.plan import reserve
 from rolecall.roles.pool import WorkerPool
 from rolecall.roles.pooled import End, Phase, PooledModel
 from rolecall.roles.residency import Policy, Refuse
@@ -25,6 +27,7 @@ from rolecall.roles.simulate.worker import Call, SimulatedWorker
 from rolecall.roles.worker.wire import WorkerSpec
 
 GB = 1_000_000_000
+KV_BYTES_PER_TOKEN = 500_000
 TRACE_S = 120.0  # in which requests arrive and things go wrong
 LIMIT_S = 7200.0  # within which all must be over
 
@@ -46,48 +49,75 @@ class World:
         """Between all turns of the event loop."""
         if self.pool is not None and self.calm:
             assert self.pool.reserved_bytes <= self.pool.budget_bytes
+        for worker in self.workers:
+            if worker.spec and worker._running:
+                padded = len(worker._running) * max(worker._running.values())
+                assert padded * KV_BYTES_PER_TOKEN <= worker.spec.kv_bytes, f"{worker.spec.model} holds too much"
 
 
 @dataclass(eq=False)
 class WatchedPool(WorkerPool):
-    """The pool, looked at whenever it starts or ends a worker. `evicted_for` holds the room there was for a load when
-    something was evicted for it, until it starts."""
+    """The pool, looked at whenever it starts, resizes or ends a worker. `evicted_for` holds the room there was for a
+    model when something was evicted for it, and the tokens it wanted, until it gets them."""
 
-    evicted_for: dict[str, int] = field(default_factory=dict)
+    evicted_for: dict[str, tuple[int, int]] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
-    started: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+    added: bool = False
 
-    @property
-    def room_bytes(self) -> int:
-        """What the largest model that could be held now may need."""
-        pinned = [m for m in self.models.values() if m.pinned and m.phase in (Phase.LOADING, Phase.READY)]
-        return self.budget_bytes - sum(model.reserved_bytes for model in pinned)
+    def room_bytes(self, model: PooledModel) -> int:
+        """The most it could be given now, whatever ended and whoever gave back."""
+        others = [m for m in self.models.values() if m is not model and m.phase in (Phase.LOADING, Phase.READY)]
+        return self.budget_bytes - sum(m.base_bytes for m in others if m.pinned)
 
-    def _start(self, model: PooledModel) -> None:
-        super()._start(model)
-        self.started += 1
+    def _start(self, model: PooledModel, tokens: int) -> None:
+        super()._start(model, tokens)
+        self.seen["started"] += 1
         self.evicted_for.pop(model.model, None)
-        assert self.reserved_bytes <= self.budget_bytes
+        self.added = True
 
-    def _does_not_fit(self, model: PooledModel, verdict: Refuse) -> DoesNotFit:
-        assert model.reserved_bytes > self.room_bytes
-        if (then := self.evicted_for.get(model.model)) is not None:
-            assert self.room_bytes < then, f"something was evicted for {model.model}, then it was refused"
+    def _resize(self, model: PooledModel, tokens: int) -> None:
+        assert model.phase is Phase.READY
+        grows = tokens > model.kv_tokens
+        super()._resize(model, tokens)
+        self.seen["grown" if grows else "given back"] += 1
+        assert model.needed_tokens <= tokens <= model.reservation.kv_tokens
+        if grows:
+            self.evicted_for.pop(model.model, None)
+            self.added = True
+
+    def _load_and_grow(self) -> bool:
+        self.added = False
+        decided = super()._load_and_grow()
+        assert not self.added or self.reserved_bytes <= self.budget_bytes
+        return decided
+
+    def _does_not_fit(self, model: PooledModel, tokens: int, verdict: Refuse) -> DoesNotFit:
+        room_bytes = self.room_bytes(model)
+        assert model.reservation.bytes_at(tokens) > room_bytes
+        then_bytes, then_tokens = self.evicted_for.get(model.model, (0, 0))
+        if tokens <= then_tokens:
+            assert room_bytes < then_bytes, f"something was evicted for {model.model}, then it was refused"
         self.refused.add(model.model)
-        return super()._does_not_fit(model, verdict)
+        self.seen["refused a request"] += model.phase is Phase.READY
+        return super()._does_not_fit(model, tokens, verdict)
 
     def _end(self, model: PooledModel, why: End) -> None:
         if why in ("evicted", "idle"):
             assert not model.active, f"{model.model} was {why} in use"
             assert not model.pinned or model.phase is Phase.LOADING, f"{model.model} is pinned and was {why}"
             assert not model.waiting or model.phase is Phase.READY, f"{model.model} was waited for and was {why}"
-        overhang = sum(m.reserved_bytes for m in self.models.values() if m.phase in (Phase.LOADING, Phase.READY))
+        overhang = sum(m.reserved_bytes for m in self._in_memory() if not m.ending)
         if why == "evicted" and model.phase is Phase.READY and overhang <= self.budget_bytes:
-            wanted = [m for m in self.models.values() if m.waiting and m.phase is Phase.ABSENT]
-            wanted = [m for m in wanted if m.reserved_bytes <= self.room_bytes]
-            wanted = [m for m in wanted if m.reserved_bytes + self.reserved_bytes > self.budget_bytes]
+            wanted = []
+            for _, other, tokens in self._wishes():
+                room_bytes, need_bytes = self.room_bytes(other), other.reservation.bytes_at(tokens)
+                beside_bytes = sum(m.reserved_bytes for m in self._in_memory(besides=other))
+                alone = other.phase is Phase.ABSENT or not other.tokens_at_work()
+                if alone and need_bytes <= room_bytes and need_bytes + beside_bytes > self.budget_bytes:
+                    wanted.append((other.model, (room_bytes, tokens)))
             assert wanted, f"{model.model} was evicted for nobody that needs and fits its place"
-            self.evicted_for.update((m.model, self.room_bytes) for m in wanted)
+            self.evicted_for.update(wanted)
         super()._end(model, why)
 
 
@@ -101,7 +131,7 @@ def _models(
             spec = RoleSpec(
                 model=name,
                 quantization="8bit",
-                context_length=chance.choice([1024, 2048, 8192]),
+                context_length=chance.choice([1024, 8192, 32768, 65536]),
                 concurrency=chance.randint(1, 3),
                 timeout_s=chance.choice([5.0, 30.0, 90.0]),
                 pinned=number == 0 and part == 0 and chance.random() < 0.7,
@@ -109,24 +139,16 @@ def _models(
             )
             roles[f"{name}.{part}"] = spec
             specs.append(spec)
-        weights_bytes, kv_tokens = chance.randint(1, 30) * GB, max(s.context_length * s.concurrency for s in specs)
-        size = Reservation(
-            weights_bytes=weights_bytes,
-            kv_bytes=kv_tokens * 100_000,
-            transient_bytes=GB // 10,
-            overhead_bytes=GB // 3,
-            cache_bytes=GB // 2,
-            kv_tokens=kv_tokens,
-            slots=max(spec.concurrency for spec in specs),
-        )
-        models[name] = PooledModel(name, Path(name), tuple(specs), size, size.total_bytes)
+        weights_bytes = chance.randint(1, 30) * GB
+        planned = Footprint(weights_bytes=weights_bytes, kv=Kv(KV_BYTES_PER_TOKEN), source="computed")
+        models[name] = PooledModel(name, Path(name), tuple(specs), reserve(planned, specs, GB // 2, mac=True))
         grown = 0 if calm else chance.choice([0, 0, 0, 3 * GB])  # a worker may measure more than was planned
         rates[name] = ModelRates(
             prefill_tokens_per_s=chance.choice([300.0, 2000.0]),
             decode_tokens_per_s={1: 30.0, 2: 45.0},
             load_s=chance.choice([0.1, 2.0, 20.0]),
             weights_bytes=weights_bytes + grown,
-            kv_bytes_per_token=100_000,
+            kv_bytes_per_token=KV_BYTES_PER_TOKEN,
         )
     return models, roles, rates
 
@@ -173,7 +195,7 @@ async def _play(world: World) -> None:
         assert not any(model.waiting or model.active for model in models.values())
         await pool.aclose()
         tasks.cancel_scope.cancel()
-    assert pool.started >= sum(event.kind == "loaded" for event in world.events)
+    assert pool.seen["started"] >= sum(event.kind == "loaded" for event in world.events)
     assert pool.reserved_bytes == 0 and all(model.phase is Phase.ABSENT for model in models.values())
     assert all(worker.exited.is_set() for worker in world.workers) and not machine.held
 
@@ -185,7 +207,8 @@ def _arrival(chance: random.Random) -> float:
 async def _ask(world: World, role: str, spec: RoleSpec, at_s: float) -> None:
     chance, pool = world.chance, world.pool
     assert pool is not None
-    prompt_tokens, completion_tokens = chance.randint(1, 3000), chance.randint(1, 300)
+    prompt_tokens = chance.randint(1, chance.choice([500, spec.context_length - 400]))
+    completion_tokens, counted = chance.randint(1, 300), chance.random() < 0.8
     deadline_s, leaves_s = chance.choice([None, None, 3.0, 40.0]), chance.choice([None, None, None, 0.0, 8.0])
     await anyio.sleep(at_s)
     call = Call(at_s, chance.choice("abc"), role, prompt_tokens, completion_tokens, 400, chance.choice([None, "d"]), 99)
@@ -193,7 +216,9 @@ async def _ask(world: World, role: str, spec: RoleSpec, at_s: float) -> None:
     outcome = "left"
     try:
         with anyio.CancelScope(deadline=began + leaves_s if leaves_s is not None else float("inf")):
-            async with pool.place(model, role, spec, client=call.client, deadline_s=deadline_s) as (_, worker):
+            need_tokens = prompt_tokens + call.max_tokens if counted else None
+            place = pool.place(model, role, spec, client=call.client, deadline_s=deadline_s, need_tokens=need_tokens)
+            async with place as (_, worker):
                 granted = True
                 made = await worker.serve(call, spec.timeout_s, lambda: None)  # type: ignore[attr-defined]
                 assert made.completion_tokens == completion_tokens or made.finish == "timeout"
@@ -264,6 +289,8 @@ def _traces(seeds: range) -> None:
     found = {outcome for world in worlds for outcome in world.outcomes}
     assert found >= {"answered", "left", "does_not_fit", "queue_full", "worker_timeout", "worker_died"}
     assert {event.kind for world in worlds for event in world.events} >= {"loaded", "evicted", "idle", "died"}
+    seen = {what for world in worlds if world.pool for what, count in world.pool.seen.items() if count}
+    assert seen == {"started", "grown", "given back", "refused a request"}
 
 
 def test_random_traces_stay_in_the_budget_end_and_answer_or_refuse_with_a_true_reason() -> None:

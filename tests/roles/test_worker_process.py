@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,9 +15,11 @@ import psutil
 import pytest
 from anyio.lowlevel import checkpoint
 
+from rolecall.roles.contract import GenerationRequest, Message
+from rolecall.roles.errors import WorkerDied
 from rolecall.roles.lease import PrefillLease
 from rolecall.roles.worker.child import MEMORY_EVERY_S, _serve
-from rolecall.roles.worker.process import Worker
+from rolecall.roles.worker.process import Worker, WorkerSpec
 
 READY = 'import sys; sys.stdout.write(\'{"id": 0, "body": 1}\\n\'); sys.stdout.flush(); '
 HANGS = "import ctypes; ctypes.PyDLL(None).pause()"  # a native call that never comes back and holds the interpreter
@@ -63,6 +66,26 @@ for number, line in enumerate(sys.stdin, 2):
     assert json.loads(line) == {'id': 0, 'body': 'grant'}
     say(number); say('done'); say('want')
 """
+
+
+LIMITED = """
+import json
+limit, request = (json.loads(sys.stdin.readline()) for _ in range(2))
+assert limit == {'id': 0, 'body': {'kv_bytes': 5}} and request['body']['thinks'] is False, (limit, request)
+sys.stdout.write(json.dumps({'id': 0, 'body': 7}) + '\\n')
+"""
+
+
+@pytest.mark.anyio
+async def test_a_limit_reaches_the_worker_before_any_later_request() -> None:
+    worker = await started(LIMITED)
+    worker.spec = WorkerSpec("text", Path("m"), "m", 256, 1, 0)
+    worker.limit_kv(5)
+    with anyio.fail_after(60), pytest.raises(WorkerDied):
+        await worker.generate(GenerationRequest(messages=(Message(role="user", content="Go."),), max_tokens=1))
+    assert worker.measured_bytes == 7
+    worker.limit_kv(6)  # a dead one is not told
+    await worker.stop()
 
 
 class Other:

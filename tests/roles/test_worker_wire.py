@@ -40,6 +40,7 @@ def test_a_request_arrives_as_it_was_sent_in_one_line(
         wire.WorkerSpec("text", Path("/m"), "m", 1, 2, 3, kv_bytes=4, adapter=Path("/a"), leased=True),
         wire.Score((Message(role="user", content="q"),), ("a", "b")),
         wire.Embed(("a",), True),
+        wire.Limit(5),
         "grant",
         None,
     ],

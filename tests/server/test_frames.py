@@ -6,7 +6,7 @@ import anyio
 import pytest
 from mcp.types import JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
-from rolecall.server.host.frames import Lines, Refusal, parse_message
+from rolecall.server.host.sessions import Lines, Refusal, parse_message
 from rolecall.server.protocol import MAX_FRAME_BYTES
 
 PARSE, REQUEST, PARAMS = -32700, -32600, -32602

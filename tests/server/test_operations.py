@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from pydantic_core import from_json, to_json
 
 from rolecall.config.home import Home
 from rolecall.config.settings import EndpointSettings, load_settings
@@ -14,10 +16,9 @@ from rolecall.retrieval.access import AllowedFolders
 from rolecall.roles.contract import ModelEvent
 from rolecall.roles.errors import ModelUnknown
 from rolecall.server.errors import BadRequest
+from rolecall.server.host.compose import _open_history
 from rolecall.server.host.downloads import Downloads
 from rolecall.server.host.operations import Desk, Operations
-from rolecall.server.host.services import OperationContext
-from rolecall.server.session import SessionInfo
 from rolecall.server.telemetry.history import ModelHistory
 from rolecall.server.telemetry.store import ReceiptStore
 from tests.roles.openai_server import serving
@@ -47,8 +48,7 @@ def operations(tmp_path: Path) -> Iterator[Operations]:
 
 
 async def call(operations: Operations, op: str, **params: Any) -> Any:
-    context = OperationContext(SessionInfo(id="s", cwd=Path("/")), lambda update: None)
-    return await operations.table()[op](context, params)
+    return from_json(to_json(await operations.table()[op](lambda update: None, params)))
 
 
 async def test_a_model_is_pinned_and_let_go_again(operations: Operations) -> None:
@@ -80,8 +80,36 @@ async def test_servers_of_models_are_tried_and_no_key_is_shown(
         operations.settings.endpoints.update(big=big, gone=gone)
         there, missing = await call(operations, "endpoints")
 
-    assert (there["name"], there["reachable"], there["error"]) == ("big", True, None)
+    assert (there["name"], there["error"]) == ("big", None)
     assert there["host"] == f"127.0.0.1:{server.port}" and there["capabilities"]["context_length"] == 4096
-    assert (missing["reachable"], missing["capabilities"]) == (False, None)
+    assert missing["capabilities"] is None
     assert missing["error"]["code"] == "endpoint_unavailable" and missing["error"]["advice"]
     assert KEY not in f"{there}{missing}" and "BIG_KEY" not in f"{there}{missing}"
+
+
+async def test_a_download_that_breaks_down_is_reported_and_the_next_one_is_made() -> None:
+    got = anyio.Event()
+
+    async def pull(name: str, seen: Any) -> object:
+        if name == "odd":
+            raise ValueError("of a kind that nobody foresaw")
+        got.set()
+        return None
+
+    downloads = Downloads(pull)
+    downloads.add(["odd", "sound"])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(downloads.run)
+        with anyio.fail_after(5):
+            await got.wait()
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert list(downloads.state()["failed"]) == ["odd"] and not downloads.busy
+
+
+async def test_what_happens_to_models_as_the_host_ends_is_kept(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").create()
+    async with _open_history(home) as (_, history):
+        history.note(ModelEvent("unloaded", "a"))
+    async with _open_history(home) as (store, _):
+        assert [row[0] for row in await store.run(("SELECT kind FROM model_events", ()))] == ["unloaded"]

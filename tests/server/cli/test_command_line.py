@@ -56,6 +56,25 @@ def test_a_home_that_is_a_file_is_a_typed_error(
     assert "home_unusable" in {problem["code"] for problem in json.loads(capsys.readouterr().out)["problems"]}
 
 
+def test_receipts_that_cannot_be_read_are_a_problem_that_the_doctor_names(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.receipts_db.mkdir()
+    assert main(["doctor", "--json"]) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert report["memory"] is None
+    assert "store_unusable" in {problem["code"] for problem in report["problems"]}
+
+
+def test_what_the_budget_cannot_hold_beside_the_pinned_models_is_named(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.settings_file.write_text("profile: mac-16\nmemory: {budget_gb: 2.0}\n")
+    assert main(["doctor", "--json"]) == 3
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert any(each["code"] == "does_not_fit" and "with the pinned models" in each["what"] for each in problems)
+
+
 def test_choosing_a_profile_keeps_every_other_line_of_the_settings(tmp_path: Path) -> None:
     home = Home(tmp_path)
     _keep_profile(home, "mac-16")

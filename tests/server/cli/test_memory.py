@@ -100,3 +100,11 @@ def test_ps_and_doctor_ask_the_host(home: Home, capsys: pytest.CaptureFixture[st
     assert (memory["average_bytes"], memory["loads"]["loads"]) == (None, 0)
     main(["doctor"])
     assert "nothing was loaded in the last 24 h" in capsys.readouterr().out
+    main(["stop"])
+    capsys.readouterr()
+    main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["host"] is None
+    assert {**report["memory"], "available_bytes": 0, "budget_bytes": 0} == {
+        **memory, "available_bytes": 0, "budget_bytes": 0
+    }  # fmt: skip

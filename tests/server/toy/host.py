@@ -18,7 +18,8 @@ from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
 from rolecall.server.connect import SocketDenied
 from rolecall.server.host.__main__ import Starter, main
-from rolecall.server.host.services import OperationContext, Services
+from rolecall.server.host.host import Services
+from rolecall.server.host.sessions import Tell
 from rolecall.server.protocol import VERSION
 from rolecall.server.session import current_session
 
@@ -77,21 +78,25 @@ async def subscribe(_context: Any, params: SubscribeRequestParams) -> EmptyResul
 server._lowlevel_server.add_request_handler("resources/subscribe", SubscribeRequestParams, subscribe)
 
 
-async def count(context: OperationContext, params: dict[str, Any]) -> int:
+async def count(tell: Tell, params: dict[str, Any]) -> int:
     for number in range(params["to"]):
-        context.progress({"number": number})
+        tell({"number": number})
     return int(params["to"])
 
 
-async def fail(_context: OperationContext, _params: dict[str, Any]) -> None:
+async def echo(_tell: Tell, params: dict[str, Any]) -> Any:
+    return params["text"]
+
+
+async def fail(_tell: Tell, _params: dict[str, Any]) -> None:
     raise ConfigError("It cannot be.", found="this", allowed="that", advice="Change it.")
 
 
-async def break_down(_context: OperationContext, params: dict[str, Any]) -> None:
+async def break_down(_tell: Tell, params: dict[str, Any]) -> None:
     raise ValueError(params["text"])
 
 
-async def hang(_context: OperationContext, params: dict[str, Any]) -> None:
+async def hang(_tell: Tell, params: dict[str, Any]) -> None:
     await wait(params["mark"])
 
 
@@ -104,7 +109,7 @@ async def open_services(home: Home, config: Path | None) -> AsyncIterator[Servic
     idle = home.root / "idle_exit_s"
     yield Services(
         mcp=server._lowlevel_server,
-        operations={"count": count, "fail": fail, "break_down": break_down, "hang": hang},
+        operations={"count": count, "echo": echo, "fail": fail, "break_down": break_down, "hang": hang},
         busy=lambda: False,
         settings_fingerprint="toy",
         idle_exit_s=float(idle.read_text()) if idle.exists() else 600.0,
