@@ -6,17 +6,20 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from rolecall.config.errors import RolecallError
+from rolecall.config.errors import ConfigError, RolecallError
 from rolecall.config.settings import load_settings
 
 from .rates import NO_HOME, m4_max, read_rates
-from .report import as_text, plot, summarise
-from .run import POLICIES, others_bytes, simulate
+from .run import POLICIES, Run, others_bytes, simulate, summarise
 from .workload import WITHOUT_MODEL, draw_day, read_trace
+
+COLUMNS = "class | requests | answered in | first token | alone | refused | cut off | cold starts"
 
 
 def main() -> int:
@@ -33,40 +36,99 @@ def main() -> int:
     options = ask.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
-        return _report(options)
-    except RolecallError as error:
+        sys.stdout.write(_report(options))
+        return 0
+    except (RolecallError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(options: argparse.Namespace) -> str:
     profile = load_settings(NO_HOME, options.config, options.profile).profile
-    models = sorted({spec.model for spec in profile.roles.values()})
-    rates = read_rates(options.rates) if options.rates else m4_max(models)
-    drawn = draw_day(profile, options.seed, options.hours)
-    sessions = read_trace(options.trace, profile) if options.trace else drawn
+    rates = read_rates(options.rates) if options.rates else m4_max(profile)
+    if options.trace:
+        sessions, without_model = read_trace(options.trace, profile), 0
+    else:
+        sessions = draw_day(profile, options.seed, options.hours)
+        calls = sum(len(session.calls) for session in sessions)
+        without_model = round(calls * WITHOUT_MODEL / (1 - WITHOUT_MODEL))
     # of a measured machine nothing is known about its other programs
     others = (lambda now_s: 0.0) if options.rates else others_bytes
-    names = list(POLICIES) if options.policy == "all" else [options.policy]
-    records = {name: simulate(profile, rates, sessions, POLICIES[name], others) for name in names}
-    calls = sum(len(session.calls) for session in sessions)
-    without_model = 0 if options.trace else round(calls * WITHOUT_MODEL / (1 - WITHOUT_MODEL))
+    names = POLICIES if options.policy == "all" else [options.policy]
+    runs = {name: simulate(profile, rates, sessions, POLICIES[name], others) for name in names}
     report = {
         "simulation": True,
         "device": rates.device,
         "profile": profile.name,
         "seed": options.seed,
         "without_model": without_model,
-        "policies": {name: summarise(record, profile, rates, without_model) for name, record in records.items()},
+        "policies": {name: summarise(run, without_model) for name, run in runs.items()},
     }
-    data = json.dumps(report, indent=1) + "\n"
+    data, text = json.dumps(report, indent=1) + "\n", as_text(report) + "\n"
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "report.json").write_text(data)
-        (options.out / "report.md").write_text(as_text(report) + "\n")
-        plot(records, options.out / "memory.png")
-    sys.stdout.write(data if options.json else as_text(report) + "\n")
-    return 0
+        (options.out / "report.md").write_text(text)
+        plot(runs, options.out / "memory.png")
+    return data if options.json else text
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """Tables in Markdown, as docs/simulation.md shows them."""
+    lines = [
+        f"SIMULATION, not a measurement: {report['device']}, profile {report['profile']}, seed {report['seed']}.",
+        f"{report['without_model']} more requests needed no model. Seconds are p50 / p95 / p99.",
+        "",
+    ]
+    for name, run in report["policies"].items():
+        lines += [f"### {name}", "", f"| {COLUMNS} | p50<3 / p95<10 / p99<20 |", "|---" * 9 + "|"]
+        for kind, group in [("all", run), *run["by_class"].items()]:
+            figures = [_slashed(group[key]) for key in ("latency_s", "ttft_s", "alone_s")]
+            counts = sum(group["refused"].values()), group["cut_off"], group["cold_starts"]
+            row = kind, group["requests"], *figures, *counts, _slashed(group["targets"])
+            lines.append(f"| {' | '.join(map(str, row))} |")
+        mean, peak = run["mean_gb"], run["peak_gb"]
+        ended = ", ".join(f"{count} {why}" for why, count in run["ended"].items())
+        lines += [
+            "",
+            f"With those that needed no model: {_slashed(run['with_agents_s'])} s.",
+            f"{run['loads']} loads, {run['load_s']:.0f} s in all, the longest {run['longest_load_s']:.1f} s; ended: "
+            f"{ended}. Memory reserved {mean['reserved']:.1f} GB on average, {peak['reserved']:.1f} at most; measured "
+            f"{mean['measured']:.1f} and {peak['measured']:.1f}; at most {run['most_models']} models at once.",
+            "; ".join(f"{what}: {'met' if met else 'missed'}" for what, met in run["met"].items()) + ".",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def plot(runs: Mapping[str, Run], file: Path) -> None:
+    """Memory over the day, a panel per policy. Raises ConfigError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError(
+            "The plot needs matplotlib.", found="not installed", advice="Get it with: pip install 'rolecall[dev]'"
+        ) from None
+    figure = Figure(figsize=(9, 2.4 * len(runs)), layout="constrained")
+    panels = figure.subplots(len(runs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for panel, (name, run) in zip(panels, runs.items(), strict=True):
+        hours = [point[0] / 3600 for point in run.curve]
+        gb = [[point[of] / 1e9 for point in run.curve] for of in range(1, 5)]
+        panel.fill_between(hours, gb[1], color="#7aa6c2", linewidth=0, label="measured by the workers")
+        panel.plot(hours, gb[0], color="#1f4e6b", linewidth=0.7, label="reserved")
+        panel.plot(hours, gb[2], color="#b06a2c", linewidth=0.9, label="other programs")
+        panel.plot(hours, gb[3], color="#444444", linewidth=0.9, linestyle="--", label="budget")
+        panel.set(title=f"{name} (simulation)", ylabel="GB", xlim=(0, max(hours)), ylim=(0, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize="small", ncols=4)
+    panels[-1].set_xlabel("hour of the day")
+    figure.savefig(file, dpi=80, metadata={"Software": None})
+
+
+def _slashed(figures: Mapping[str, float | str | None]) -> str:
+    shown = (
+        "-" if value is None else value if isinstance(value, str) else f"{value:.3g}" for value in figures.values()
+    )
+    return " / ".join(shown)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import anyio
 
 T = TypeVar("T")
-
-
+OnTurn = Callable[[float], None]
 SPIN_TURNS = 20_000  # in which time stood still: far more than any burst of events takes
 
 
@@ -22,15 +21,12 @@ class Stuck(RuntimeError):
 class _Selector(selectors.SelectSelector):
     """Waits for nothing: time is moved on to the next timer instead. No thread and no socket takes part."""
 
-    def __init__(self, on_turn: Callable[[float], None] | None) -> None:
+    def __init__(self, on_turn: OnTurn) -> None:
         super().__init__()
-        self.now_s = 0.0
-        self._turns = 0
-        self._on_turn = on_turn
+        self.now_s, self._turns, self._on_turn = 0.0, 0, on_turn
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if self._on_turn:
-            self._on_turn(self.now_s)
+        self._on_turn(self.now_s)
         self._turns = 0 if timeout else self._turns + 1
         if timeout is None or self._turns > SPIN_TURNS:
             raise Stuck(f"{'every task waits' if timeout is None else 'tasks spin'} at {self.now_s:.3f} s")
@@ -38,21 +34,16 @@ class _Selector(selectors.SelectSelector):
         return []
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """asyncio's own loop over that selector. `on_turn` is called between all turns; what it raises ends the run."""
-
-    def __init__(self, on_turn: Callable[[float], None] | None = None) -> None:
-        self._virtual = _Selector(on_turn)
-        super().__init__(self._virtual)
-
+class _Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
-        return self._virtual.now_s
+        return self._selector.now_s  # type: ignore[attr-defined, no-any-return]
 
 
 def run_virtual(
-    main: Callable[..., Awaitable[T]], *args: Any, on_turn: Callable[[float], None] | None = None, limit_s: float
+    main: Callable[..., Awaitable[T]], *args: Any, on_turn: OnTurn = lambda now_s: None, limit_s: float
 ) -> T:
-    """Run `main(*args)` in virtual time, at most `limit_s` of it.
+    """Run `main(*args)` in virtual time, at most `limit_s` of it. `on_turn` is called with the time between all turns
+    of the loop; what it raises ends the run.
 
     Raises:
         Stuck: a deadlock or a busy loop. TimeoutError: the limit was reached.
@@ -62,4 +53,4 @@ def run_virtual(
         with anyio.fail_after(limit_s):
             return await main(*args)
 
-    return anyio.run(bounded, backend_options={"loop_factory": lambda: VirtualLoop(on_turn)})
+    return anyio.run(bounded, backend_options={"loop_factory": lambda: _Loop(_Selector(on_turn))})

@@ -9,7 +9,6 @@ decode step per chunk, as `BatchGenerator` does. Loads share the disk. A request
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from .rates import DeviceRates, ModelRates
 
 @dataclass(eq=False, slots=True)
 class Flow:
-    """Work that goes on: bytes of a load, or tokens of a prefill chunk or of one request's decode."""
+    """Work that goes on: seconds of a load alone, or tokens of a prefill chunk or of one request's decode."""
 
     kind: Literal["load", "prefill", "decode"]
     owner: object
@@ -46,49 +45,40 @@ class Device:
 
     async def run(self, flow: Flow) -> None:
         """Returns when the flow's amount is done; a caller that is cancelled leaves the rest in `flow.left`."""
-        self._advance()
         self._flows.append(flow)
-        self._plan()
+        self._go_on()
         try:
             await flow.done.wait()
         finally:
-            self._advance()
+            self._go_on()
             if flow in self._flows:
                 self._flows.remove(flow)
-            self._plan()
+                self._go_on()
 
-    def _advance(self) -> None:
+    def _go_on(self) -> None:
+        """Bring all flows to now and let go of those that are done; set the others' speeds and a timer."""
         now = anyio.current_time()
-        for flow in self._flows:
+        for flow in tuple(self._flows):
             flow.left = max(0.0, flow.left - flow.speed * (now - self._since_s))
+            if flow.left <= 1e-6 * flow.speed:
+                self._flows.remove(flow)
+                flow.done.set()
         self._since_s = now
-
-    def _plan(self) -> None:
-        """Set the speeds as things are now, and a timer for the first flow that will be done."""
-        self._set_speeds()
         if self._timer:
             self._timer.cancel()
-        next_s = min((flow.left / flow.speed for flow in self._flows), default=math.inf)
-        self._timer = None
-        if next_s < math.inf:
-            self._timer = asyncio.get_running_loop().call_later(next_s, self._finish)
-
-    def _finish(self) -> None:
-        self._advance()
-        for flow in [flow for flow in self._flows if flow.left <= 1e-6 * flow.speed]:
-            self._flows.remove(flow)
-            flow.done.set()
-        self._plan()
+        if self._flows:
+            self._set_speeds()
+            next_s = min(flow.left / flow.speed for flow in self._flows)
+            self._timer = asyncio.get_running_loop().call_later(next_s, self._go_on)
 
     def _set_speeds(self) -> None:
         loads = sum(flow.kind == "load" for flow in self._flows)
         chunks = {id(flow.owner): flow for flow in self._flows if flow.kind == "prefill"}
         batches = Counter(id(flow.owner) for flow in self._flows if flow.kind == "decode")
-        beside = [owner for owner in batches if owner not in chunks]
+        beside = len(batches.keys() - chunks.keys())
         kept = self.rates.decode_share_beside_prefill if chunks and beside else float(not chunks)
-        for flow in self._flows:
-            if flow.kind == "prefill":
-                flow.speed = flow.rates.prefill_rate(flow.context_tokens) * (1 - kept) / len(chunks)
+        for chunk in chunks.values():
+            chunk.speed = chunk.rates.prefill_rate(chunk.context_tokens) * (1 - kept) / len(chunks)
         for flow in self._flows:
             owner = id(flow.owner)
             if flow.kind == "load":
@@ -96,7 +86,7 @@ class Device:
             elif flow.kind == "decode" and owner in chunks:
                 flow.speed = chunks[owner].speed / chunks[owner].amount
             elif flow.kind == "decode":
-                flow.speed = kept / len(beside) / flow.rates.step_s(batches[owner], flow.context_tokens)
+                flow.speed = kept / beside / flow.rates.step_s(batches[owner], flow.context_tokens)
 
 
 @dataclass(eq=False, slots=True)

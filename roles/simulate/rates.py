@@ -2,7 +2,7 @@
 
 The file of `--rates` is the JSON of `DeviceRates`. What is left out of it, save `models`, is the M4 Max's:
 
-    {"device": "two cores", "machine_bytes": 16e9, "budget_bytes": 4e9, "process_start_s": 2.6, "chunk_s": 0.5,
+    {"device": "two cores", "machine_bytes": 16e9, "process_start_s": 2.6, "chunk_s": 0.5,
      "request_overhead_s": 0.01, "decode_share_beside_prefill": 0.5, "models": {"starter/...": {
         "prefill_tokens_per_s": 480, "decode_tokens_per_s": {"1": 31, "2": 35}, "load_s": 2.0, "weights_bytes": 538e6,
         "kv_bytes_per_token": 46080, "prefill_half_context": 4096, "decode_half_context": null}}}
@@ -11,14 +11,14 @@ The file of `--rates` is the JSON of `DeviceRates`. What is left out of it, save
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
 from rolecall.config.models import models_table
+from rolecall.config.profile import Profile
 from rolecall.roles.footprint import Footprint, quick_footprint, unknown_model
 
 NO_HOME = Home(Path("/nonexistent"))  # nothing depends on what is on this disk
@@ -47,21 +47,19 @@ REPORTED: dict[str, tuple[float | None, float | None]] = {
 }
 
 
-class ModelRates(BaseModel):
+class ModelRates(BaseModel, frozen=True, extra="forbid"):
     """One model on one device. Decode counts all requests of a batch together, by their number.
 
     At `..._half_context` tokens of context a rate is half of what it is at none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prefill_tokens_per_s: float = Field(gt=0)
-    decode_tokens_per_s: dict[int, float] = Field(min_length=1)
-    load_s: float = Field(ge=0)
-    weights_bytes: float
-    kv_bytes_per_token: float
-    prefill_half_context: float | None = None
-    decode_half_context: float | None = None
+    prefill_tokens_per_s: PositiveFloat
+    decode_tokens_per_s: dict[PositiveInt, PositiveFloat] = Field(min_length=1)
+    load_s: NonNegativeFloat
+    weights_bytes: NonNegativeFloat
+    kv_bytes_per_token: NonNegativeFloat
+    prefill_half_context: PositiveFloat | None = None
+    decode_half_context: PositiveFloat | None = None
 
     def prefill_rate(self, context_tokens: float) -> float:
         return self.prefill_tokens_per_s / (1 + context_tokens / (self.prefill_half_context or math.inf))
@@ -73,45 +71,45 @@ class ModelRates(BaseModel):
         return seconds * (1 + context_tokens / (self.decode_half_context or math.inf))
 
 
-class DeviceRates(BaseModel):
+class DeviceRates(BaseModel, frozen=True, extra="forbid"):
     """A device and its models. The defaults are an M4 Max with 128 GB.
 
     `decode_share_beside_prefill` is what all decoding together keeps of the device while another process prefills.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     device: str = "M4 Max, 128 GB, from reported rates"
-    machine_bytes: float = 128 * 1024**3
-    budget_bytes: float | None = None
-    process_start_s: float = 2.6  # Source: import of mlx_lm on a 2-core Linux machine; a Mac's is not known
-    chunk_s: float = 0.5  # as the worker's own target
-    request_overhead_s: float = 0.01  # pipe, chat template and tokenising, on the same Linux machine
-    decode_share_beside_prefill: float = 9.1 / 81.6  # Source: reported steps/s beside a heavy prefill and alone
+    machine_bytes: PositiveFloat = 128 * 1024**3
+    process_start_s: NonNegativeFloat = 2.6  # Source: import of mlx_lm on a 2-core Linux machine; a Mac's is not known
+    chunk_s: PositiveFloat = 0.5  # as the worker's own target
+    request_overhead_s: NonNegativeFloat = 0.01  # pipe, chat template and tokenising, on the same Linux machine
+    # Source: reported steps/s beside a heavy prefill and alone
+    decode_share_beside_prefill: float = Field(default=9.1 / 81.6, gt=0, lt=1)
     models: dict[str, ModelRates] = {}
 
 
 # Source: 14.7 texts of 256 tokens per second with torch on two cores, which a Mac exceeds.
-EMBEDDER = "starter/all-minilm-l6-v2"
 EMBEDDER_RATES = ModelRates(
     prefill_tokens_per_s=14.7 * 256, decode_tokens_per_s={1: 1e9}, load_s=3.0, weights_bytes=91e6, kv_bytes_per_token=0
 )
 
 
-def m4_max(models: Iterable[str]) -> DeviceRates:
-    """The M4 Max's rates for models of the table. Raises ModelUnknown."""
-    return DeviceRates(models={model: _derived(model, size_of(model)) for model in models} | {EMBEDDER: EMBEDDER_RATES})
+def m4_max(profile: Profile) -> DeviceRates:
+    """The M4 Max's rates for a profile's models. Raises ModelUnknown for one that the table does not have."""
+    models = {spec.model: _derived(spec.model) for spec in profile.roles.values()}
+    return DeviceRates(models={**models, profile.embedder.model: EMBEDDER_RATES})
 
 
 def read_rates(file: Path) -> DeviceRates:
     """Raises ConfigError."""
     try:
         return DeviceRates.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            "The file of rates cannot be used.", found=reason, advice="See roles/simulate/rates.py."
-        ) from None
+    except (OSError, ValueError) as error:
+        raise unusable("The file of rates cannot be used.", error, "rates.py") from None
+
+
+def unusable(message: str, error: Exception, module: str) -> ConfigError:
+    """The error for a file that cannot be read or is not in the form that `module` describes."""
+    return ConfigError(message, found=" ".join(str(error).split())[:300], advice=f"See roles/simulate/{module}.")
 
 
 def size_of(model: str) -> Footprint:
@@ -122,21 +120,19 @@ def size_of(model: str) -> Footprint:
     return size
 
 
-def _derived(model: str, size: Footprint) -> ModelRates:
+def _derived(model: str) -> ModelRates:
     """Prefill is bound by arithmetic and slows with the context as attention's part of it grows; decode is bound by
     bytes read per token, of which the KV cache's part grows with the context."""
+    size = size_of(model)
     prefill, decode = REPORTED.get(model, (None, None))
-    entry = models_table()[model]
-    parameters = size.weights_bytes * 8 / (entry.bits + 0.5)  # half a bit for the scales of each group
+    parameters = size.weights_bytes * 8 / (models_table()[model].bits + 0.5)  # half a bit for the scales of each group
     decode = decode or DECODE_BYTES_PER_S / size.weights_bytes
     prefill = prefill or PREFILL_FLOPS / (2 * parameters)
-    figures = entry.architecture or {}
-    heads = int(figures.get("num_attention_heads") or 32)
-    head_dim = int(figures.get("head_dim") or int(figures.get("hidden_size") or 4096) // heads)
+    heads = size.figures.get("num_attention_heads", 32)
+    head_dim = size.figures.get("head_dim") or size.figures.get("hidden_size", 4096) // heads
+    layers = size.figures.get("num_hidden_layers", 40) // size.figures.get("full_attention_interval", 1)
     # Two products of a query with the keys and the values of what came before it, in every layer with attention
-    layers = int(figures.get("num_hidden_layers") or 40) // int(figures.get("full_attention_interval") or 1)
-    attention_flops = 4 * layers * heads * head_dim
-    prefill_half = PREFILL_FLOPS / prefill / attention_flops
+    prefill_half = PREFILL_FLOPS / prefill / (4 * layers * heads * head_dim)
     decode_half = BANDWIDTH_BYTES_PER_S / decode / size.kv_bytes_per_token
     # What was reported at 2,048 tokens of context is a little less than the rate without any
     prefill *= 1 + REPORTED_CONTEXT / 2 / prefill_half

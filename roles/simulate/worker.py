@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import anyio
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from rolecall.roles.errors import WorkerDied, WorkerTimeout
+from rolecall.roles.footprint import KV_STEP_TOKENS
 from rolecall.roles.lease import PrefillLease
 from rolecall.roles.plan import EMBEDDER_OVERHEAD_BYTES, PROCESS_OVERHEAD_BYTES
-from rolecall.roles.worker.wire import Finish, Loaded, WorkerResult, WorkerSpec
+from rolecall.roles.worker.wire import Finish, Loaded, WorkerSpec
 
 from .device import Device, Flow, SimulatedMachine
 from .rates import ModelRates
@@ -31,15 +33,23 @@ class Call:
     in the report.
     """
 
-    at_s: float
+    at_s: NonNegativeFloat
     client: str
     role: str
-    prompt_tokens: int
-    completion_tokens: int
-    max_tokens: int
+    prompt_tokens: PositiveInt
+    completion_tokens: NonNegativeInt
+    max_tokens: NonNegativeInt
     document: str | None = None
-    document_tokens: int = 0
+    document_tokens: NonNegativeInt = 0
     kind: str = ""
+
+
+class Served(NamedTuple):
+    """What a simulated worker tells of a call: the fields of these names in `WorkerResult`."""
+
+    finish: Finish
+    completion_tokens: int
+    cached_tokens: int
 
 
 @dataclass(eq=False)
@@ -53,11 +63,10 @@ class SimulatedWorker:
     comes_first: bool = False
     spec: WorkerSpec | None = None
     exited: anyio.Event = field(default_factory=anyio.Event)
-    _rates: ModelRates | None = None
+    _rates: ModelRates = field(init=False)  # from the load on
     _loaded_bytes: float = 0.0
-    _running: dict[int, int] = field(default_factory=dict)
-    _cached: dict[str, int] = field(default_factory=dict)
-    _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    _running: dict[Flow, int] = field(default_factory=dict)  # tokens reserved, by the flow of the request's first one
+    _cached: dict[str, int] = field(default_factory=dict)  # tokens of the last prompt, by document, latest last
     _turn: anyio.Lock = field(default_factory=anyio.Lock)
     _granted: anyio.Event = field(default_factory=anyio.Event)
     _scopes: set[anyio.CancelScope] = field(default_factory=set)
@@ -69,67 +78,56 @@ class SimulatedWorker:
     def measured_bytes(self) -> int:
         return self.machine.held.get(self.pid, 0)
 
-    async def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None] | None = None) -> Loaded:
-        began, self.spec, self._rates = anyio.current_time(), spec, self.device.rates.models[spec.model]
-        rates = self._rates
+    async def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None] = lambda done, total: None) -> Loaded:
+        rates = self._rates = self.device.rates.models[spec.model]
+        self.spec = spec
         with self._unless_dead():
             for done in range(1, LOAD_SLICES + 1):
                 await self.device.run(Flow("load", self, rates, rates.load_s / LOAD_SLICES))
                 self._loaded_bytes = rates.weights_bytes * done / LOAD_SLICES
                 self._measure()
-                if on_loading:
-                    on_loading(int(self._loaded_bytes), int(rates.weights_bytes))
+                on_loading(int(self._loaded_bytes), int(rates.weights_bytes))
         return Loaded(
             weights_bytes=int(rates.weights_bytes),
             measured_bytes=self.measured_bytes,
             kv_bytes_per_token=int(rates.kv_bytes_per_token),
-            prefill_tokens_per_s=rates.prefill_tokens_per_s,
             decode_tokens_per_s=1 / rates.step_s(1, 0),
-            load_s=anyio.current_time() - began,
         )
 
-    async def serve(self, call: Call, timeout_s: float, on_first_token: Callable[[], None]) -> WorkerResult:
+    async def serve(self, call: Call, timeout_s: float, on_first_token: Callable[[], None]) -> Served:
         """One generation, or one pass of the embedder (no tokens to complete); `timeout_s` counts from its prefill.
 
         Raises: WorkerDied, WorkerTimeout.
         """
-        id, rates, context = next(self._ids), self._at_work, call.prompt_tokens + call.completion_tokens / 2
-        first = Flow("decode", self, rates, min(1, call.completion_tokens), context)
-        rest = Flow("decode", self, rates, call.completion_tokens - first.amount, context)
-        began = prefilled = 0.0
-        self._running[id] = _rounded(call.prompt_tokens + call.max_tokens)
+        context = call.prompt_tokens + call.completion_tokens / 2
+        first = Flow("decode", self, self._rates, min(1, call.completion_tokens), context)
+        rest = Flow("decode", self, self._rates, call.completion_tokens - first.amount, context)
+        self._running[first] = _rounded(call.prompt_tokens + call.max_tokens)
         try:
             with self._unless_dead(), anyio.CancelScope() as limit:
                 await anyio.sleep(self.device.rates.request_overhead_s)
                 self._measure()
-                cached = self._cached_tokens(call)
+                # The last token of a prompt is always prefilled, for its logits
+                kept_tokens = self._cached.get(call.document or "", 0)
+                cached_tokens = min(kept_tokens, call.document_tokens, call.prompt_tokens - 1)
                 async with self._turn:  # one prompt of a worker is prefilled at a time
-                    began = prefilled = anyio.current_time()
-                    limit.deadline = began + timeout_s
-                    await self._prefill(call, cached)
-                    prefilled = anyio.current_time()
-                self._keep(call)
+                    limit.deadline = anyio.current_time() + timeout_s
+                    await self._prefill(call, cached_tokens)
+                if call.document:
+                    self._cached.pop(call.document, None)
+                    self._cached[call.document] = call.prompt_tokens
+                self._measure()
                 await self.device.run(first)
                 on_first_token()
                 await self.device.run(rest)
         finally:
-            del self._running[id]
+            del self._running[first]
             self._measure()
-        made = int(first.amount - first.left + rest.amount - rest.left + 1e-3)
+        made = int(call.completion_tokens - first.left - rest.left + 1e-3)
         if limit.cancelled_caught and not made:
             raise WorkerTimeout("No token came in time.", found=f"{call.prompt_tokens} tokens of prompt")
         full: Finish = "length" if call.completion_tokens >= call.max_tokens else "stop"
-        return WorkerResult(
-            text="",
-            thinking="",
-            finish="timeout" if limit.cancelled_caught else full,
-            prompt_tokens=call.prompt_tokens,
-            completion_tokens=made,
-            thinking_tokens=0,
-            prefill_s=prefilled - began,
-            decode_s=anyio.current_time() - prefilled,
-            cached_tokens=cached,
-        )
+        return Served("timeout" if limit.cancelled_caught else full, made, cached_tokens)
 
     def grant_prefill(self) -> None:
         self._granted.set()
@@ -151,11 +149,6 @@ class SimulatedWorker:
         for scope in self._scopes:
             scope.cancel()
 
-    @property
-    def _at_work(self) -> ModelRates:
-        assert self._rates is not None
-        return self._rates
-
     @contextmanager
     def _unless_dead(self) -> Iterator[None]:
         if self.exited.is_set():
@@ -170,49 +163,42 @@ class SimulatedWorker:
             raise WorkerDied("The process ended.")
 
     async def _prefill(self, call: Call, done: int) -> None:
+        assert self.spec is not None
         while done < call.prompt_tokens:
-            rate = self._at_work.prefill_rate(done)
+            rate = self._rates.prefill_rate(done)
             tokens = min(call.prompt_tokens - done, MAX_CHUNK_TOKENS, max(8, int(rate * self.device.rates.chunk_s)))
-            chunk = Flow("prefill", self, self._at_work, tokens, done + tokens / 2)
-            try:
-                if self.lease and self.spec and self.spec.leased:
-                    self._granted = anyio.Event()
+            chunk = Flow("prefill", self, self._rates, tokens, done + tokens / 2)
+            if self.lease and self.spec.leased:
+                self._granted = anyio.Event()
+                try:
                     self.lease.want(self, self.comes_first)
                     await self._granted.wait()
-                await self.device.run(chunk)
-            finally:
-                if self.lease:
+                    await self.device.run(chunk)
+                finally:
                     self.lease.leave(self)
+            else:
+                await self.device.run(chunk)
             done += tokens
 
-    def _cached_tokens(self, call: Call) -> int:
-        """Tokens of the prompt that a kept one already holds; the last is always prefilled, for its logits."""
-        kept = self._cached.get(call.document or "", 0)
-        return min(kept, call.document_tokens, call.prompt_tokens - 1)
-
-    def _keep(self, call: Call) -> None:
-        """Keep the prompt's cache, as `LRUPromptCache` does, in what running requests leave of the KV bytes."""
-        if call.document:
-            self._cached.pop(call.document, None)
-            self._cached[call.document] = call.prompt_tokens
-        self._measure()
-
     def _measure(self) -> None:
+        """Tell the machine what this process holds. Kept prompts go, the least recently used first, until the others
+        fit in what running requests leave of the KV bytes, as in `LRUPromptCache`."""
         if self.exited.is_set():
             return
         held = PROCESS_OVERHEAD_BYTES + self._loaded_bytes
-        if self.spec and self.spec.kind == "embedder":
-            held += EMBEDDER_OVERHEAD_BYTES - PROCESS_OVERHEAD_BYTES
-        if self.spec and self._rates:
+        if self.spec:
             per_token = self._rates.kv_bytes_per_token
-            room = self.spec.kv_bytes - sum(self._running.values()) * per_token
+            if self.spec.kind == "embedder":
+                held += EMBEDDER_OVERHEAD_BYTES - PROCESS_OVERHEAD_BYTES
+            running = sum(self._running.values()) * per_token
+            room = self.spec.kv_bytes - running
             kept = [_rounded(tokens) * per_token for tokens in self._cached.values()]
             while kept and (sum(kept) > room or len(kept) > CACHED_PROMPTS):
                 self._cached.pop(next(iter(self._cached)))
                 kept.pop(0)
-            held += sum(self._running.values()) * per_token + sum(kept)
+            held += running + sum(kept)
         self.machine.held[self.pid] = int(held)
 
 
 def _rounded(tokens: int) -> int:
-    return -(-tokens // 256) * 256
+    return -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS

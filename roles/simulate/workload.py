@@ -15,29 +15,32 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 from pydantic import TypeAdapter
 
 from rolecall.config.errors import ConfigError
 from rolecall.config.profile import Profile
 
+from .rates import unusable
 from .worker import Call
 
 WITHOUT_MODEL = 0.35  # of all requests an agent answers (arithmetic, dates, files); they do not reach the manager
-PAUSE_S = (25.0, 1.0)  # median and sigma of the time that a client's user or agent takes between two requests
+Shape: TypeAlias = tuple[float, float]  # median, and sigma of the logarithm
+PAUSE_S: Shape = (25, 1.0)  # what a client's user or agent takes between two requests
+MORE_TOKENS: Shape = (200, 0.8)  # of a follow-up
 # Weight of each hour of the day for the two clients that people sit at, from midnight.
 HOURS = (1, 0, 0, 0, 0, 0, 1, 3, 8, 10, 10, 9, 5, 8, 10, 10, 9, 6, 4, 4, 5, 4, 3, 2)
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A task class: who answers, and medians and sigmas (of the logarithm) of tokens in and out."""
+class Kind(NamedTuple):
+    """A task class: who answers, and tokens in and out."""
 
     role: str
-    prompt: tuple[float, float]
-    output: tuple[float, float]
+    prompt: Shape
+    output: Shape
 
 
 KINDS = {
@@ -52,8 +55,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(NamedTuple):
     """What a session does, once to three times over; `per_day` such sessions. `channel` is announced at its start."""
 
     client: str
@@ -73,8 +75,7 @@ PATTERNS = (
 BURSTS_PER_DAY, BURST_CALLS, BURST_GAP_S = 12, 12, 0.5  # the third client hands in documents at once, at any hour
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """Calls of one client, each so long (`pauses_s`) after the one before was answered; the first at its `at_s`."""
 
     calls: tuple[Call, ...]
@@ -109,8 +110,7 @@ def read_trace(file: Path, profile: Profile) -> tuple[Session, ...]:
         read = TypeAdapter(Call).validate_json
         calls = [read(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError("The trace cannot be read.", found=reason, advice="See roles/simulate/workload.py.") from None
+        raise unusable("The trace cannot be read.", error, "workload.py") from None
     if unknown := {call.role for call in calls} - {*profile.roles, "embedder"}:
         found = ", ".join(sorted(unknown))
         raise ConfigError("The trace asks for roles that the profile does not have.", found=found)
@@ -124,31 +124,22 @@ def _calls(
     calls: list[Call] = []
     grown: dict[str, int] = {}
     for kind in kinds:
-        if KINDS[kind].role not in (*profile.roles, "embedder"):
+        shape = KINDS[kind]
+        if shape.role not in (*profile.roles, "embedder"):
             continue
-        spec, shape = profile.roles.get(KINDS[kind].role), KINDS[kind]
+        spec = profile.roles.get(shape.role)
         limit, context = (spec.max_tokens, spec.context_length) if spec else (0, 256)
         output = min(limit, _length(chance, shape.output))
         shared = grown.get(kind, 0)
-        prompt = shared + _length(chance, (200, 0.8)) if shared else _length(chance, shape.prompt)
-        prompt = int(min(prompt, context - limit))
-        calls.append(
-            Call(
-                at_s=at_s,
-                client=client,
-                role=shape.role,
-                prompt_tokens=prompt,
-                completion_tokens=int(output),
-                max_tokens=limit,
-                document=f"{document}.{kind}",
-                document_tokens=min(shared, prompt) if shared else 0,
-                kind=kind,
-            )
-        )
-        grown[kind] = prompt + int(output)
+        wanted = shared + _length(chance, MORE_TOKENS) if shared else _length(chance, shape.prompt)
+        prompt = min(wanted, context - limit)
+        shared = min(shared, prompt)
+        about = f"{document}.{kind}"
+        calls.append(Call(at_s, client, shape.role, prompt, output, limit, about, shared, kind))
+        grown[kind] = prompt + output
     return tuple(calls)
 
 
-def _length(chance: random.Random, shape: tuple[float, float]) -> float:
+def _length(chance: random.Random, shape: Shape) -> int:
     median, sigma = shape
     return math.ceil(chance.lognormvariate(math.log(median), sigma)) if median else 0

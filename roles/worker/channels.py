@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from mlx_lm.generate import TextStateMachine
@@ -64,13 +65,18 @@ class TextStream:
         return [(channel, piece)]
 
 
+@cache  # the vocabulary is built anew at each look: 20 ms for 49,000 tokens
+def _speaks_harmony(tokenizer: Any) -> bool:
+    return bool({"<|channel|>", "<|message|>"} <= tokenizer.get_vocab().keys())
+
+
 def _transitions(tokenizer: Any, stop: Sequence[str]) -> dict[str, list[tuple[str, str | None]]]:
     """State -> [(marker, next state)]; None ends the answer. Tool-call markers stay text: no model here has tools."""
     edges: dict[str, list[tuple[str, str | None]]] = {_ANSWER: [], _THINKING: []}
     if tokenizer.has_thinking:
         edges[_ANSWER].append((tokenizer.think_start, _THINKING))
         edges[_THINKING].append((tokenizer.think_end, _ANSWER))
-    elif {"<|channel|>", "<|message|>"} <= tokenizer.get_vocab().keys():
+    elif _speaks_harmony(tokenizer):
         # Source: OpenAI's harmony format, which mlx-lm does not split
         edges[_ANSWER] += [("<|channel|>analysis<|message|>", _THINKING), ("<|channel|>final<|message|>", _ANSWER)]
         edges[_THINKING] += [("<|start|>assistant<|channel|>final<|message|>", _ANSWER), ("<|end|>", _THINKING)]

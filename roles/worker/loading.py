@@ -19,7 +19,8 @@ from .wire import WorkerSpec
 
 MAX_PREFILL_STEP = prefill_step_tokens(sys.platform == "darwin")
 MIN_PREFILL_STEP = 8
-FIRST_PREFILL_STEP = 64  # a load measures no more, so as not to last; the step grows further with real prompts
+FIRST_PREFILL_STEP = 64
+SLOW_DECODE_S = 0.1  # of a device where a token takes longer, 64 of a prompt may take seconds, which nothing can cancel
 _LOAD_SLICE_BYTES = 256 << 20
 
 
@@ -54,20 +55,16 @@ def _read_weights(model: Any, on_loading: Callable[[int, int], None]) -> int:
     return int(total)
 
 
-def rates(model: Any, spec: WorkerSpec) -> tuple[int, float, float]:
-    """A prefill chunk to begin with, and tokens per second of prefill in such and of decode, alone."""
+def first_rates(model: Any) -> tuple[int, float]:
+    """A prefill chunk to begin with, and tokens per second of decode.
 
-    def seconds(tokens: int, cache: Any) -> float:
-        began = time.monotonic()
-        logits = model(mx.ones((1, tokens), dtype=mx.int32), cache=cache)
-        mx.eval(logits if tokens == 1 else [layer.state for layer in cache])
-        return time.monotonic() - began
-
+    A load measures no prefill, so as not to last: the chunk follows what real prompts take.
+    """
     cache = make_prompt_cache(model)
-    seconds(MIN_PREFILL_STEP, cache)  # the first pass compiles and touches pages
-    decode_s = min(seconds(1, cache) for _ in range(2))
-    step, step_s = MIN_PREFILL_STEP, seconds(MIN_PREFILL_STEP, make_prompt_cache(model))
-    if step_s < spec.prefill_target_s / 5:  # a slow device is spared: it may take as much longer as there are tokens
-        step = min(FIRST_PREFILL_STEP, spec.context_length)
-        step_s = seconds(step, make_prompt_cache(model))
-    return step, step / step_s, 1 / decode_s
+    seconds = []
+    for _ in range(3):  # the first pass compiles and touches pages
+        began = time.monotonic()
+        mx.eval(model(mx.ones((1, 1), dtype=mx.int32), cache=cache))
+        seconds.append(time.monotonic() - began)
+    decode_s = min(seconds)
+    return MIN_PREFILL_STEP if decode_s > SLOW_DECODE_S else FIRST_PREFILL_STEP, 1 / decode_s

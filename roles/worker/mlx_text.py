@@ -24,7 +24,7 @@ from rolecall.roles.footprint import KV_STEP_TOKENS
 
 from . import wire
 from .channels import TextStream
-from .loading import MAX_PREFILL_STEP, MIN_PREFILL_STEP, rates, read_model
+from .loading import MAX_PREFILL_STEP, MIN_PREFILL_STEP, first_rates, read_model
 from .prefixes import Layers, Prefixes
 from .scoring import label_tokens, score
 from .steering import Grammars, Steering, closing, sampler
@@ -87,7 +87,7 @@ class TextEngine:
         self._model, self._tokenizer, weights_bytes = read_model(spec, on_loading)
         self._grammars = Grammars(self._tokenizer)
         self._kv = kv_of(self._model)
-        self._step_tokens, prefill_rate, decode_rate = rates(self._model, spec)
+        self._step_tokens, decode_rate = first_rates(self._model)
         self._reset()
         mx.clear_cache()
         return Loaded(
@@ -96,7 +96,6 @@ class TextEngine:
             kv_bytes_per_token=self._kv.per_token_bytes,
             fixed_state_bytes=self._kv.fixed_bytes,
             prefill_step=self._step_tokens,
-            prefill_tokens_per_s=prefill_rate,
             decode_tokens_per_s=decode_rate,
             load_s=time.monotonic() - started,
             blas=self._blas,

@@ -54,7 +54,6 @@ class Loaded:
     kv_bytes_per_token: int = 0
     fixed_state_bytes: int = 0
     prefill_step: int = 0
-    prefill_tokens_per_s: float = 0.0
     decode_tokens_per_s: float = 0.0
     load_s: float = 0.0
     blas: str = ""

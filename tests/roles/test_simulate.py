@@ -19,15 +19,14 @@ from rolecall.roles.errors import WorkerDied, WorkerTimeout
 from rolecall.roles.lease import PrefillLease
 from rolecall.roles.simulate.clock import Stuck, run_virtual
 from rolecall.roles.simulate.device import Device, SimulatedMachine
-from rolecall.roles.simulate.rates import DeviceRates, ModelRates, m4_max, read_rates
-from rolecall.roles.simulate.report import alone_s, summarise
-from rolecall.roles.simulate.run import POLICIES, Outcome, simulate
+from rolecall.roles.simulate.rates import PREFILL_FLOPS, DeviceRates, ModelRates, m4_max, read_rates
+from rolecall.roles.simulate.run import POLICIES, Run, simulate, summarise
 from rolecall.roles.simulate.worker import Call, SimulatedWorker
 from rolecall.roles.simulate.workload import Session, draw_day, read_trace
 from rolecall.roles.worker.wire import WorkerSpec
 
 PROFILE = load_profile("mac-128")
-RATES = m4_max(sorted({spec.model for spec in PROFILE.roles.values()}))
+RATES = m4_max(PROFILE)
 MODEL = ModelRates(
     prefill_tokens_per_s=1000,
     decode_tokens_per_s={1: 10, 2: 16},
@@ -198,8 +197,8 @@ def test_the_reported_rates_hold_at_the_context_they_were_reported_at_and_a_14b_
             assert 1 / rates.step_s(1, 0) <= 546e9 / rates.weights_bytes  # dense: all of it is read for each token
 
 
-def outcomes(policy: str, *sessions: Session) -> list[Outcome]:
-    return simulate(PROFILE, RATES, sessions, POLICIES[policy], lambda now_s: 10e9).outcomes
+def ran(policy: str, *sessions: Session) -> Run:
+    return simulate(PROFILE, RATES, sessions, POLICIES[policy], lambda now_s: 10e9)
 
 
 def at(at_s: float, role: str) -> Session:
@@ -208,7 +207,7 @@ def at(at_s: float, role: str) -> Session:
 
 def test_ours_has_the_router_there_from_the_start_and_keep_alive_lets_a_model_go_after_five_minutes() -> None:
     calls = at(60, "router"), at(100, "coding"), at(300, "coding"), at(800, "coding")
-    cold = {policy: [outcome.cold for outcome in outcomes(policy, *calls)] for policy in POLICIES}
+    cold = {policy: [outcome.cold for outcome in ran(policy, *calls).outcomes] for policy in POLICIES}
     assert cold["ours"] == [False, True, False, False]
     assert cold["lru"] == [True, True, False, False]
     assert cold["keep-alive"] == [True, True, False, True]
@@ -217,13 +216,13 @@ def test_ours_has_the_router_there_from_the_start_and_keep_alive_lets_a_model_go
 def test_a_channel_has_its_model_loaded_before_the_first_call_that_needs_it() -> None:
     calls = (Call(60.0, "a", "router", 500, 500, 500), Call(60.0, "a", "coding", 500, 50, 500))
     session = Session(calls, (20.0, 0.0), "code")
-    assert [outcome.cold for outcome in outcomes("ours", session)] == [False, False]
-    assert [outcome.cold for outcome in outcomes("lru", session)] == [True, True]
+    assert [outcome.cold for outcome in ran("ours", session).outcomes] == [False, False]
+    assert [outcome.cold for outcome in ran("lru", session).outcomes] == [True, True]
 
 
 def test_a_call_on_the_idle_machine_takes_what_alone_says() -> None:
-    [_, warm] = outcomes("ours", at(60, "reasoning"), at(120, "reasoning"))
-    assert warm.latency_s == pytest.approx(alone_s(warm.call, PROFILE, RATES), rel=0.02)
+    run = ran("ours", at(60, "reasoning"), at(120, "reasoning"))
+    assert run.outcomes[1].latency_s == pytest.approx(run.alone_s(run.outcomes[1].call), rel=0.02)
 
 
 def test_the_day_is_drawn_from_its_seed_and_keeps_every_role_s_limits() -> None:
@@ -240,22 +239,21 @@ def test_the_day_is_drawn_from_its_seed_and_keeps_every_role_s_limits() -> None:
 
 def test_the_summary_says_which_targets_are_met_missed_or_impossible() -> None:
     slow = Session((Call(60.0, "a", "reasoning", 500, 700, 1800, kind="reasoning"),), (0.0,))
-    record = simulate(PROFILE, RATES, (slow, at(30, "router")), POLICIES["ours"], lambda now_s: 10e9)
-    report = summarise(record, PROFILE, RATES)
+    report = summarise(ran("ours", slow, at(30, "router")))
     assert report["by_class"]["reasoning"]["targets"] == {"p50": "impossible", "p95": "impossible", "p99": "impossible"}
     assert report["by_class"]["router"]["targets"] == {"p50": "met", "p95": "met", "p99": "met"}
     assert report["cold_starts"] == 1 and report["most_models"] == 2
     assert 0 < report["mean_gb"]["measured"] < report["mean_gb"]["reserved"] < report["peak_gb"]["reserved"] <= 96
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rolecall.roles.simulate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "rolecall.roles.simulate", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
 def test_the_command_writes_the_same_report_twice_says_simulation_and_draws_the_memory(tmp_path: Path) -> None:
-    first = run("--hours", 9, "--policy", "ours", "--out", tmp_path)
-    second = run("--hours", 9, "--policy", "ours")
+    first = command("--hours", 9, "--policy", "ours", "--out", tmp_path)
+    second = command("--hours", 9, "--policy", "ours")
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout and first.stdout.startswith("SIMULATION, not a measurement")
     assert json.loads((tmp_path / "report.json").read_text())["simulation"] is True
@@ -270,7 +268,7 @@ def test_a_trace_runs_on_measured_rates(tmp_path: Path) -> None:
     rates.write_text(json.dumps({"device": "two cores", "machine_bytes": 16e9, "models": {starter: model}}))
     line = {"client": "a", "role": "reasoning", "prompt_tokens": 480, "completion_tokens": 31, "max_tokens": 31}
     trace.write_text("\n".join(json.dumps({"at_s": at_s, **line}) for at_s in (10.0, 30.0)))
-    done = run("--profile", "starter", "--rates", rates, "--trace", trace, "--policy", "ours", "--json")
+    done = command("--profile", "starter", "--rates", rates, "--trace", trace, "--policy", "ours", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["device"] == "two cores" and report["without_model"] == 0
@@ -278,16 +276,30 @@ def test_a_trace_runs_on_measured_rates(tmp_path: Path) -> None:
     assert report["policies"]["ours"]["by_class"]["reasoning"]["requests"] == 2
 
 
+def test_attention_s_part_of_a_prefill_counts_the_layers_that_have_it() -> None:
+    hybrid = m4_max(load_profile("mac-128-2026")).models["mlx-community/Qwen3.6-35B-A3B-8bit"]
+    attention_flops = 4 * 10 * 16 * 256  # 10 of its 40 layers, 16 heads of 256
+    assert hybrid.prefill_half_context == pytest.approx(PREFILL_FLOPS / 1518 / attention_flops)
+
+
 def test_files_that_cannot_be_used_are_typed_errors_that_name_what_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    file.write_text('{"models": {"m": {"speed": 3}}}')
-    with pytest.raises(ConfigError, match=r"file of rates cannot be used.*speed"):
-        read_rates(file)
-    with pytest.raises(ConfigError, match="trace cannot be read"):
-        read_trace(file, PROFILE)
+    for text, wrong in (('{"models": {"m": {"speed": 3}}}', "speed"), ('{"decode_share_beside_prefill": 1}', "beside")):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=rf"file of rates cannot be used.*{wrong}"):
+            read_rates(file)
     line = {"at_s": 1, "client": "a", "role": "poet", "prompt_tokens": 1, "completion_tokens": 1, "max_tokens": 1}
-    file.write_text(json.dumps(line))
-    with pytest.raises(ConfigError, match=r"roles that the profile does not have.*poet"):
-        read_trace(file, PROFILE)
-    done = run("--trace", tmp_path / "none")
+    for change, wrong in (
+        ({"prompt_tokens": 0}, "trace cannot be read.*prompt_tokens"),
+        ({}, "roles that the profile does not have.*poet"),
+    ):
+        file.write_text(json.dumps(line | change))
+        with pytest.raises(ConfigError, match=wrong):
+            read_trace(file, PROFILE)
+    done = command("--trace", tmp_path / "none")
     assert done.returncode == 1 and "The trace cannot be read" in done.stderr and done.stdout == ""
+
+
+def test_a_model_that_is_asked_and_was_not_measured_is_a_typed_error() -> None:
+    with pytest.raises(ConfigError, match=r"no rates for models that are asked.*Coder.*--profile"):
+        simulate(PROFILE, DEVICE, (at(60, "coding"),), POLICIES["ours"], lambda now_s: 0.0)
