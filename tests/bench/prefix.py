@@ -22,20 +22,6 @@ from .stage import Clock, command, filler, rolecall_client, show, spread, starte
 FILE_TOKENS = 3000
 MAX_TOKENS = 24
 QUESTIONS = ("What is told of the keeper?", "Which place is named first?")
-_WORDS = (
-    "water",
-    "stone",
-    "light",
-    "evening",
-    "letter",
-    "garden",
-    "winter",
-    "window",
-    "road",
-    "bread",
-    "river",
-    "lamp",
-)
 
 
 def main(rounds: int) -> None:

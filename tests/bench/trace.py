@@ -37,20 +37,6 @@ BURST_SHARE = 0.3  # of requests that come within two seconds of the one before
 FOLLOW_UP_SHARE = 0.4  # of questions to a document that are to the client's last one
 ROLES = ("reasoning", "coding", "summarization", "validation")
 WEIGHTS = (4, 2, 3, 1)
-_WORDS = (
-    "water",
-    "stone",
-    "light",
-    "evening",
-    "letter",
-    "garden",
-    "winter",
-    "window",
-    "road",
-    "bread",
-    "river",
-    "lamp",
-)
 
 
 @dataclass(frozen=True)
