@@ -3,7 +3,8 @@
 The model of sharing, a fluid one: processes that decode share the device evenly (each reads its own weights, so two
 get half of the memory bandwidth each). While a process prefills, all other decoding together keeps a small share, and
 processes that prefill at once (which the lease forbids) share the rest evenly. A process that prefills makes one
-decode step per chunk, as `BatchGenerator` does. Loads share the disk. A request's context counts as its mean.
+decode step per chunk, as `BatchGenerator` does, and its time is the chunk's. Loads share the disk. A request's context
+counts as its mean.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .rates import DeviceRates, ModelRates
 
 @dataclass(eq=False, slots=True)
 class Flow:
-    """Work that goes on: seconds of a load alone, or tokens of a prefill chunk or of one request's decode."""
+    """Work that goes on: seconds alone of a load or of a prefill chunk, or tokens of one request's decode."""
 
     kind: Literal["load", "prefill", "decode"]
     owner: object
@@ -78,7 +79,7 @@ class Device:
         beside = len(batches.keys() - chunks.keys())
         kept = self.rates.decode_share_beside_prefill if chunks and beside else float(not chunks)
         for chunk in chunks.values():
-            chunk.speed = chunk.rates.prefill_rate(chunk.context_tokens) * (1 - kept) / len(chunks)
+            chunk.speed = (1 - kept) / len(chunks)
         for flow in self._flows:
             owner = id(flow.owner)
             if flow.kind == "load":

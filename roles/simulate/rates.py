@@ -3,14 +3,16 @@
 The file of `--rates` is the JSON of `DeviceRates`. What is left out of it, save `models`, is the M4 Max's:
 
     {"device": "two cores", "machine_bytes": 16e9, "process_start_s": 2.6, "chunk_s": 0.5,
-     "request_overhead_s": 0.01, "decode_share_beside_prefill": 0.5, "models": {"starter/...": {
+     "chunk_tokens": 128, "request_overhead_s": 0.01, "decode_share_beside_prefill": 0.5, "models": {"starter/...": {
         "prefill_tokens_per_s": 480, "decode_tokens_per_s": {"1": 31, "2": 35}, "load_s": 2.0, "weights_bytes": 538e6,
-        "kv_bytes_per_token": 46080, "prefill_half_context": 4096, "decode_half_context": null}}}
+        "kv_bytes_per_token": 46080, "chunk_overhead_s": 0.05, "prefill_half_context": 4096,
+        "decode_half_context": null}}}
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from pathlib import Path
 
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -19,7 +21,7 @@ from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
 from rolecall.config.models import models_table
 from rolecall.config.profile import Profile
-from rolecall.roles.footprint import Footprint, quick_footprint, unknown_model
+from rolecall.roles.footprint import Footprint, prefill_step_tokens, quick_footprint, unknown_model
 
 NO_HOME = Home(Path("/nonexistent"))  # nothing depends on what is on this disk
 PREFILL_FLOPS = 2 * 4.02e9 * 1607  # Source: Qwen3-4B 8-bit, 4.02e9 parameters, 1,607 tokens/s (mlx-lm BENCHMARKS.md)
@@ -50,7 +52,8 @@ REPORTED: dict[str, tuple[float | None, float | None]] = {
 class ModelRates(BaseModel, frozen=True, extra="forbid"):
     """One model on one device. Decode counts all requests of a batch together, by their number.
 
-    At `..._half_context` tokens of context a rate is half of what it is at none.
+    At `..._half_context` tokens of context a rate is half of what it is at none. A prefill chunk takes
+    `chunk_overhead_s` whatever its length.
     """
 
     prefill_tokens_per_s: PositiveFloat
@@ -58,15 +61,20 @@ class ModelRates(BaseModel, frozen=True, extra="forbid"):
     load_s: NonNegativeFloat
     weights_bytes: NonNegativeFloat
     kv_bytes_per_token: NonNegativeFloat
+    chunk_overhead_s: NonNegativeFloat = 0.0
     prefill_half_context: PositiveFloat | None = None
     decode_half_context: PositiveFloat | None = None
 
-    def prefill_rate(self, context_tokens: float) -> float:
-        return self.prefill_tokens_per_s / (1 + context_tokens / (self.prefill_half_context or math.inf))
+    def prefill_s(self, tokens: float, context_tokens: float) -> float:
+        """Seconds of so many tokens after so many others, the overhead of chunks left out."""
+        slowing = 1 + (context_tokens + tokens / 2) / (self.prefill_half_context or math.inf)
+        return tokens / self.prefill_tokens_per_s * slowing
 
     def step_s(self, batch: int, context_tokens: float) -> float:
-        """Seconds of one decode step with `batch` requests: on the line through the smallest and the largest batch."""
-        (low, low_s), (high, high_s) = (f((n, n / r) for n, r in self.decode_tokens_per_s.items()) for f in (min, max))
+        """Seconds of one decode step with `batch` requests: on the line through the two given batches next to it."""
+        given = sorted((n, n / rate) for n, rate in self.decode_tokens_per_s.items())
+        at = min(max(1, bisect_left(given, (batch,))), len(given) - 1)
+        (low, low_s), (high, high_s) = given[at - 1], given[at]
         seconds = low_s + (batch - low) * ((high_s - low_s) / (high - low) if high > low else low_s / low)
         return seconds * (1 + context_tokens / (self.decode_half_context or math.inf))
 
@@ -81,6 +89,7 @@ class DeviceRates(BaseModel, frozen=True, extra="forbid"):
     machine_bytes: PositiveFloat = 128 * 1024**3
     process_start_s: NonNegativeFloat = 2.6  # Source: import of mlx_lm on a 2-core Linux machine; a Mac's is not known
     chunk_s: PositiveFloat = 0.5  # as the worker's own target
+    chunk_tokens: PositiveInt = prefill_step_tokens(mac=True)
     request_overhead_s: NonNegativeFloat = 0.01  # pipe, chat template and tokenising, on the same Linux machine
     # Source: reported steps/s beside a heavy prefill and alone
     decode_share_beside_prefill: float = Field(default=9.1 / 81.6, gt=0, lt=1)

@@ -100,7 +100,7 @@ class Run:
         """Seconds of a call that has the device to itself, its model loaded and its document's prefix cached."""
         model = self.rates.models[self.model_of(call.role)]
         cached = min(call.document_tokens, call.prompt_tokens - 1)
-        prefill_s = (call.prompt_tokens - cached) / model.prefill_rate((cached + call.prompt_tokens) / 2)
+        prefill_s = model.prefill_s(call.prompt_tokens - cached, cached)
         decode_s = call.completion_tokens * model.step_s(1, call.prompt_tokens + call.completion_tokens / 2)
         return self.rates.request_overhead_s + prefill_s + decode_s
 

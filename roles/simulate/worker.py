@@ -19,7 +19,7 @@ from rolecall.roles.worker.wire import Finish, Loaded, WorkerSpec
 from .device import Device, Flow, SimulatedMachine
 from .rates import ModelRates
 
-MAX_CHUNK_TOKENS = 2048  # as the worker's own
+MIN_CHUNK_TOKENS = 8  # as the worker's own
 CACHED_PROMPTS = 10  # Source: default size of mlx-lm's LRUPromptCache
 STOP_S = 0.3  # assumed: from the word to the end of the process
 LOAD_SLICES = 16
@@ -67,6 +67,7 @@ class SimulatedWorker:
     _loaded_bytes: float = 0.0
     _running: dict[Flow, int] = field(default_factory=dict)  # tokens reserved, by the flow of the request's first one
     _cached: dict[str, int] = field(default_factory=dict)  # tokens of the last prompt, by document, latest last
+    _decoding: int = 0
     _turn: anyio.Lock = field(default_factory=anyio.Lock)
     _granted: anyio.Event = field(default_factory=anyio.Event)
     _scopes: set[anyio.CancelScope] = field(default_factory=set)
@@ -117,9 +118,13 @@ class SimulatedWorker:
                     self._cached.pop(call.document, None)
                     self._cached[call.document] = call.prompt_tokens
                 self._measure()
-                await self.device.run(first)
-                on_first_token()
-                await self.device.run(rest)
+                self._decoding += 1
+                try:
+                    await self.device.run(first)
+                    on_first_token()
+                    await self.device.run(rest)
+                finally:
+                    self._decoding -= 1
         finally:
             del self._running[first]
             self._measure()
@@ -164,10 +169,14 @@ class SimulatedWorker:
 
     async def _prefill(self, call: Call, done: int) -> None:
         assert self.spec is not None
+        rates, device = self._rates, self.device.rates
         while done < call.prompt_tokens:
-            rate = self._rates.prefill_rate(done)
-            tokens = min(call.prompt_tokens - done, MAX_CHUNK_TOKENS, max(8, int(rate * self.device.rates.chunk_s)))
-            chunk = Flow("prefill", self, self._rates, tokens, done + tokens / 2)
+            left = call.prompt_tokens - done
+            fitting = int((device.chunk_s - rates.chunk_overhead_s) / rates.prefill_s(1, done))
+            tokens = min(left, device.chunk_tokens, max(MIN_CHUNK_TOKENS, fitting))
+            alone_s = rates.chunk_overhead_s + rates.prefill_s(tokens, done)
+            decode_s = rates.step_s(self._decoding, done) if self._decoding else 0.0
+            chunk = Flow("prefill", self, rates, alone_s + decode_s)
             if self.lease and self.spec.leased:
                 self._granted = anyio.Event()
                 try:

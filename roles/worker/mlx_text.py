@@ -75,6 +75,7 @@ class TextEngine:
         self._prefilling: int | None = None  # the one whose prompt is not done
         self._lease: Literal["want", "held"] | None = None
         self._prefixes = Prefixes()
+        self._decode_s = 0.0  # of the last step that was nothing else: what a chunk's step takes beside the chunk
         self._model: Any = None
         self._tokenizer: Any = None
         self._generator: Any = None
@@ -169,8 +170,11 @@ class TextEngine:
             self._lease = None
             self._send(0, "done")
         self.progress += len(prefilled) + len(decoded)
+        if not prefilled:
+            self._decode_s = now - began
+        chunk_s = now - began - (self._decode_s if decoded else 0.0)
         for response in prefilled:
-            self._on_prefill(response, began, now)
+            self._on_prefill(response, began, now, chunk_s)
         for response in decoded:
             try:
                 self._on_token(response)
@@ -280,14 +284,14 @@ class TextEngine:
         wanted = most if message.thinking_budget is None else message.thinking_budget
         return opened, min(most, wanted) if message.thinks else 0
 
-    def _on_prefill(self, response: Any, began: float, now: float) -> None:
+    def _on_prefill(self, response: Any, began: float, now: float, chunk_s: float) -> None:
         job = self._jobs[response.uid]
         job.began = job.began or began
         if response.end_of_prompt:
             job.prefilled = now
             self._prefilling = None
         done = job.cached + response.progress[0]
-        self._adapt(now - began, done - job.done)
+        self._adapt(chunk_s, done - job.done)
         job.done = done
         self._send(job.id, Prefilling(done, len(job.prompt)))
         if response.end_of_prompt:
@@ -360,15 +364,15 @@ class TextEngine:
                 self._lease = None
                 self._send(0, "done")
 
-    def _adapt(self, step_s: float, tokens: int) -> None:
+    def _adapt(self, chunk_s: float, tokens: int) -> None:
         """Follow what a chunk takes now: attention grows with the context, and other processes share the device.
 
         A good part of a small chunk's time does not grow with it, so twice the tokens take less than twice as long.
         """
         target_s = self._spec.prefill_target_s
-        if step_s > target_s * 1.2:
+        if chunk_s > target_s * 1.2:
             self._step_tokens = max(MIN_PREFILL_STEP, self._step_tokens // 2)
-        elif step_s < target_s * 0.7 and tokens >= self._step_tokens:  # a short prompt's chunk says nothing
+        elif chunk_s < target_s * 0.7 and tokens >= self._step_tokens:  # a short prompt's chunk says nothing
             self._step_tokens = min(MAX_PREFILL_STEP, self._step_tokens * 2)
         self._generator.prefill_step_size = self._step_tokens
 

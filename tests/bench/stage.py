@@ -138,15 +138,19 @@ class Clock:
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
-        self.prefilled_s = 0.0
+        self.chunks: list[tuple[float, int]] = []
         self.tokens: list[tuple[float, int]] = []
 
     def on_event(self, event: Event) -> None:
         now = time.perf_counter() - self.start
         if isinstance(event, Prefilling):
-            self.prefilled_s = now
+            self.chunks.append((now, event.done_tokens))
         elif isinstance(event, Generated):
             self.tokens.append((now, event.tokens))
+
+    @property
+    def prefilled_s(self) -> float:
+        return self.chunks[-1][0]
 
     @property
     def first_token_s(self) -> float:

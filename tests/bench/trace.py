@@ -27,6 +27,7 @@ from rolecall.config.home import Home
 from rolecall.config.settings import load_settings
 from rolecall.roles.contract import GenerationRequest, Message, Role
 from rolecall.roles.manager import ModelManager
+from rolecall.roles.simulate.rates import ModelRates
 from rolecall.roles.starter import TEXT_FP32
 
 from .rates import measure
@@ -53,7 +54,7 @@ class Asked:
     document_tokens: int
 
 
-def make_trace(rates: dict[str, Any], minutes: float, seed: int) -> list[Asked]:
+def make_trace(rates: ModelRates, minutes: float, seed: int) -> list[Asked]:
     """Requests over so many minutes whose work, one after another, takes `BUSY` of them at these rates."""
     rng = random.Random(seed)
     made: list[Asked] = []
@@ -62,8 +63,8 @@ def make_trace(rates: dict[str, Any], minutes: float, seed: int) -> list[Asked]:
     while work_s < BUSY * minutes * 60:
         asked = _request(rng, last)
         cached = asked.document_tokens if any(asked.document == old.document for old in made if old.document) else 0
-        work_s += (asked.prompt_tokens - cached) / rates["prefill_tokens_per_s"]
-        work_s += asked.completion_tokens / rates["decode_tokens_per_s"]["1"]
+        work_s += rates.prefill_s(asked.prompt_tokens - cached, cached)
+        work_s += asked.completion_tokens * rates.step_s(1, asked.prompt_tokens)
         made.append(asked)
     gaps = [rng.uniform(0.1, 2.0) if rng.random() < BURST_SHARE else rng.expovariate(1.0) * 10 for _ in made]
     scale = minutes * 60 * 0.97 / sum(gaps)
@@ -141,7 +142,7 @@ def simulate(folder: Path) -> dict[str, Any]:
 def compare(folder: Path, minutes: float, seed: int) -> None:
     with starter_home() as home:
         rates = anyio.run(measure, models_folder() / TEXT_FP32, TEXT_FP32)
-        trace = make_trace(rates["models"][TEXT_FP32], minutes, seed)
+        trace = make_trace(ModelRates.model_validate(rates["models"][TEXT_FP32]), minutes, seed)
         counted, latency_s = anyio.run(run_for_real, home, trace)
     (folder / "rates.json").write_text(json.dumps(rates, indent=1))
     (folder / "trace.jsonl").write_text("".join(json.dumps(asdict(asked)) + "\n" for asked in counted))
