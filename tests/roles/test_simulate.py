@@ -187,7 +187,7 @@ def test_a_killed_worker_fails_its_calls_at_once_and_gives_its_memory_and_the_le
 
 def test_the_reported_rates_hold_at_the_context_they_were_reported_at_and_a_14b_is_bound_by_bandwidth() -> None:
     router = RATES.models[PROFILE.roles["router"].model]
-    assert router.prefill_rate(1024) == pytest.approx(1607, rel=0.01)
+    assert 2048 / router.prefill_s(2048, 0) == pytest.approx(1607, rel=0.01)
     assert 1 / router.step_s(1, 2048) == pytest.approx(87, rel=0.01)
     for rates in RATES.models.values():
         if (
@@ -195,6 +195,15 @@ def test_the_reported_rates_hold_at_the_context_they_were_reported_at_and_a_14b_
             and rates.weights_bytes != RATES.models[PROFILE.roles["coding"].model].weights_bytes
         ):
             assert 1 / rates.step_s(1, 0) <= 546e9 / rates.weights_bytes  # dense: all of it is read for each token
+
+
+def test_a_decode_step_lies_on_the_line_between_the_batches_measured_next_to_it() -> None:
+    steps = {1: 0.05, 2: 0.1, 4: 0.12}
+    rates = RATES.models[PROFILE.roles["router"].model].model_copy(
+        update={"decode_tokens_per_s": {n: n / s for n, s in steps.items()}, "decode_half_context": None}
+    )
+    found = [rates.step_s(batch, 0) for batch in (1, 2, 3, 4, 6)]
+    assert found == pytest.approx([0.05, 0.1, 0.11, 0.12, 0.14])
 
 
 def ran(policy: str, *sessions: Session) -> Run:
