@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ROOMS := server roles retrieval config
 
-.PHONY: setup demo test soak bench mac-check lint clean
+.PHONY: setup demo test soak conformance bench bundle mac-check lint clean
 
 setup: $(VENV)/.installed
 	@$(BIN)/rolecall setup --starter-only --yes
@@ -21,13 +21,19 @@ demo: setup
 	$(BIN)/python -m tests.demo
 
 test: setup lint
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -m 'not soak and not conformance'
 
 soak: setup
 	$(BIN)/python -m pytest -m soak
 
+conformance: setup
+	$(BIN)/python -m pytest -m conformance
+
 bench: setup
 	$(BIN)/python -m tests.bench
+
+bundle: $(VENV)/.installed
+	$(BIN)/python -m tests.bundle
 
 mac-check: setup
 	$(BIN)/python -m tests.mac_check

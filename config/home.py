@@ -27,6 +27,7 @@ class Home:
         self.receipts_db = root / "receipts.sqlite3"
         self.logs = root / "logs"
         self.lock_file = root / "host.lock"
+        self.http_token_file = root / "http-token"
 
     @staticmethod
     def find(environ: Mapping[str, str] = os.environ) -> Home:

@@ -44,9 +44,11 @@ class MemorySettings(Strict):
 
 class HostSettings(Strict):
     """`idle_exit_s`: the host leaves after so long without sessions or work. `spare_worker` keeps one started worker
-    ready, so that the next model loads without waiting for imports."""
+    ready, so that the next model loads without waiting for imports. A call that takes longer than `call_deadline_s`
+    goes on as a job; None follows the client."""
 
     idle_exit_s: float = Field(gt=0)
+    call_deadline_s: float | None = Field(default=None, gt=0)
     spare_worker: bool
     queue_limit: int = Field(gt=0)
 

@@ -67,6 +67,13 @@ class AllowedFolders:
 
     def add(self, folder: Path) -> Path:
         """Allow a folder and all below it; returns its real path. Idempotent."""
+        real = self.allowable(folder)
+        with self._lock:
+            self._write({*self.list(), real})
+        return real
+
+    def allowable(self, folder: Path) -> Path:
+        """The real path of a folder that `add` would allow; raises as `add` does where it would not."""
         real = _real(folder)
         if not os.path.isdir(real):  # noqa: PTH112  (says no where Path.is_dir raises)
             raise PathMissing("No such folder.", found=str(folder), advice="Give the path of an existing folder.")
@@ -77,8 +84,6 @@ class AllowedFolders:
         elif not str(real).isprintable():
             refusal = "The path of an allowed folder is printable text."
         else:
-            with self._lock:
-                self._write({*self.list(), real})
             return real
         raise PathNotAllowed(refusal, found=repr(str(real)), advice="Allow the folder you work in below your home.")
 
@@ -253,6 +258,7 @@ class AllowedFolders:
                 found=str(path) if real == path else f"{path} (which is {real})",
                 allowed=", ".join(str(folder) for folder in self.list()) or "no folder yet",
                 advice=f"Run `rolecall allow {'FOLDER' if refused else folder}` or name a file in an allowed folder.",
+                folder=None if refused or is_secret(real) else folder,
             )
         if is_secret(real) or is_secret(path):
             raise _secret(path)

@@ -100,14 +100,17 @@ class Retriever(Protocol):
     """The retrieval agent; see `LanceRetriever`. One writer: only the host holds one."""
 
     async def add(
-        self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None
-    ) -> AddReport: ...
+        self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None,
+        max_files: int | None = None,
+    ) -> AddReport: ...  # fmt: skip
 
     async def search(
         self, query: str, collection: str | None = None, max_results: int = 8, filters: Filters | None = None
     ) -> Found: ...
 
     async def collections(self) -> tuple[CollectionInfo, ...]: ...
+
+    async def indexed(self, collection: str, path: str) -> Path | None: ...
 
     async def remove(self, collection: str) -> int: ...
 

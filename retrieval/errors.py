@@ -6,6 +6,7 @@ RetrievalError
 ├── PathAmbiguous      path_ambiguous     a relative path where the client runs in `/` or the home folder
 ├── FileUnreadable     file_unreadable    not text, too large, or no permission
 ├── MacosPrivacy       macos_privacy      macOS denies this program the folder
+├── IndexLarge         index_large        so many files are indexed only where the user said so
 ├── IndexCorrupt       index_corrupt      the store cannot be read, or was made by a newer version
 └── IndexEmpty         index_empty        nothing is indexed (or no such collection)
 """
@@ -29,7 +30,13 @@ class PathMissing(RetrievalError):
 
 
 class PathNotAllowed(RetrievalError):
+    """`folder` is what would have to be allowed, where that is all it takes."""
+
     code = "path_not_allowed"
+
+    def __init__(self, message: str, *, folder: Path | None = None, **shown: str) -> None:
+        super().__init__(message, **shown)
+        self.folder = folder
 
 
 class PathAmbiguous(RetrievalError):
@@ -42,6 +49,10 @@ class FileUnreadable(RetrievalError):
 
 class MacosPrivacy(RetrievalError):
     code = "macos_privacy"
+
+
+class IndexLarge(RetrievalError):
+    code = "index_large"
 
 
 class IndexCorrupt(RetrievalError):

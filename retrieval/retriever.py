@@ -22,7 +22,7 @@ from rolecall.config.settings import RetrievalSettings
 from .access import AllowedFolders, glob_matches
 from .chunks import Chunk, CountTokens, cut, token_counter
 from .contract import AddReport, CollectionInfo, Embed, FailedFile, Filters, Found, IndexState, OnIndexed, Passage
-from .errors import IndexEmpty, RetrievalError
+from .errors import IndexEmpty, IndexLarge, RetrievalError
 from .sources import Source, Tree, scan
 from .store import SPAN_COLUMNS, FileState, Store, Vectors, fuse, where_clause
 
@@ -45,7 +45,8 @@ class LanceRetriever:
     """Retrieval over LanceDB in the home's index folder. Nothing heavy is imported before the first call.
 
     `embedder` names the vectors' maker (None: not on disk, search goes by full text alone). `tokenizer` is where its
-    `tokenizer.json` is or will be: without one tokens are estimated. The caller awaits `aclose`. For one event loop.
+    `tokenizer.json` is or will be: without one tokens are estimated. `on_change` hears when what is indexed changed and
+    must return at once. The caller awaits `aclose`. For one event loop.
     """
 
     def __init__(
@@ -56,27 +57,37 @@ class LanceRetriever:
         embedder: Callable[[], str | None],
         access: AllowedFolders,
         tokenizer: Path | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._home, self._embed, self._embedder = home, embed, embedder
+        self._home, self._embed, self._embedder, self._on_change = home, embed, embedder, on_change
         self._access, self._max_bytes = access, int(settings.max_file_mb * 1_000_000)
         self._tokenizer, self._chunk_tokens = tokenizer, settings.chunk_tokens
         self._opening, self._writing = anyio.Lock(), anyio.Lock()
         self._store: Store | None = None
         self._trees: dict[str, tuple[float, Tree]] = {}
 
-    async def add(self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None) -> AddReport:
+    async def add(
+        self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None,
+        max_files: int | None = None,
+    ) -> AddReport:  # fmt: skip
         """Bring a folder's index up to date and allow the folder; only changed files are embedded again.
 
         Cancelling keeps every file reported to `on_progress`; the next call goes on from there.
 
         Raises:
+            IndexLarge: a folder new to the index has over `max_files` files; nothing was changed.
             PathMissing, PathNotAllowed, IndexCorrupt, RetrievalError (disk full), and what `embed` raises.
         """
         started = time.monotonic()
-        folder = await anyio.to_thread.run_sync(self._access.add, folder)
+        folder = await anyio.to_thread.run_sync(self._access.allowable, folder)
         name, root = collection or folder.name, str(folder)
         async with self._writing:
             tree = await anyio.to_thread.run_sync(scan, folder, self._max_bytes, abandon_on_cancel=True)
+            known = (old := await self._open()) is not None and (name, root) in old.roots
+            if max_files is not None and len(tree.sources) > max_files and not known:
+                found, advice = f"{len(tree.sources):,} files", "Index a folder below it, or confirm with `--yes`."
+                raise IndexLarge("This folder is large.", found=found, allowed=f"{max_files:,} unasked", advice=advice)
+            await anyio.to_thread.run_sync(self._access.add, folder)
             store = await self._store_for_writing()
             if (name, root) not in store.roots:
                 await store.save_root(name, root, None)
@@ -84,6 +95,7 @@ class LanceRetriever:
             await store.optimize()
             await store.save_root(name, root, time.time())
             self._trees.clear()
+            self._on_change()
             files = store.files_in(name, root).values()
             failed = [FailedFile(path=file.path, code=file.code, reason=file.reason) for file in files if file.code]
         return AddReport(
@@ -130,6 +142,14 @@ class LanceRetriever:
             )
         return tuple(found)
 
+    async def indexed(self, collection: str, path: str) -> Path | None:
+        """The collection's file that a path names, absolute or from one of its folders; None where none is indexed."""
+        if (store := await self._open()) is None:
+            return None
+        roots = (root for name, root in store.roots if name == collection)
+        files = (store.files_in(collection, root).get(str(Path(root, path))) for root in roots)
+        return next((Path(file.path) for file in files if file and not file.code), None)
+
     async def remove(self, collection: str) -> int:
         """Drop a collection; its folders stay allowed. Returns the number of files that were in it."""
         async with self._writing:
@@ -137,6 +157,7 @@ class LanceRetriever:
             files = sum(file.collection == collection for file in store.files.values())
             with anyio.CancelScope(shield=True):
                 await store.drop_collection(collection)
+            self._on_change()
             return files
 
     async def aclose(self) -> None:
@@ -187,6 +208,7 @@ class LanceRetriever:
         documents = [(file, chunks, [next(own) for _ in chunks or ()]) for file, chunks in batch]
         with anyio.CancelScope(shield=True):
             await store.swap(documents)
+        self._on_change()
 
     async def _query_vector(self, query: str, store: Store) -> Vectors | None:
         """None where there is no embedder, or another one than the index was made with: full text alone answers."""

@@ -67,14 +67,14 @@ async def bring_up(
     return loaded
 
 
-async def take_down(worker: Worker, model: PooledModel, machine: Machine, wanted_bytes: int) -> int:
+async def take_down(worker: Worker, model: PooledModel, machine: Machine, wanted_bytes: int | None) -> int:
     """End the worker; returns how many of its bytes were not seen to come back within `MEMORY_BACK_S`.
 
-    They are not waited for where the next load, of `wanted_bytes` (0: none is due), has its room twice: other programs
-    may take what comes back as it comes.
+    They are not waited for where the next load, of `wanted_bytes` (0: none is due; None: none will be), has its room
+    twice: other programs may take what comes back as it comes.
     """
     # of a process that ended by itself there is nothing left to see come back
-    held_bytes = 0 if worker.exited.is_set() else model.held_bytes
+    held_bytes = 0 if worker.exited.is_set() or wanted_bytes is None else model.held_bytes
     before = machine.available_bytes()
     outcome = await worker.stop()
     back_bytes = before + held_bytes // 2

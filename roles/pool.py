@@ -398,7 +398,8 @@ class WorkerPool:
         if worker is not None:
             size_bytes = model.held_bytes
             due = [other.reservation.bytes_at(tokens) for _, other, tokens in self._wishes()]
-            missing_bytes = await take_down(worker, model, self.machine, max(due, default=0))
+            wanted_bytes = None if self._closing else max(due, default=0)
+            missing_bytes = await take_down(worker, model, self.machine, wanted_bytes)
             self._returning = missing_bytes, anyio.current_time() + RETURNING_S
             if self.lease is not None:
                 self.lease.leave(worker)

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def connect(
     """Connect to the host and exchange hellos, starting a host where there is none and `start` is true.
 
     Raises:
-        HostUnavailable: no host, or it cannot be started or reached (`SocketDenied` in a sandbox).
+        HostUnavailable: no host, or it cannot be started, reached (`SocketDenied` in a sandbox) or trusted.
         RemoteError: the host cannot start, or refuses this client; the error is its own.
     """
     deadline = time.monotonic() + _HELLO_TIMEOUT_S
@@ -146,6 +147,8 @@ def _open_socket(home: Home, deadline: float) -> socket.socket | None:
     path = lock_note(home).get("socket")
     if not isinstance(path, str):
         return None
+    if os.path.lexists(folder := Path(path).parent) and not private(folder):  # swept, and made anew by somebody else
+        raise distrusted(folder)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(max(_RETRY_S, deadline - time.monotonic()))
     try:
@@ -156,6 +159,22 @@ def _open_socket(home: Home, deadline: float) -> socket.socket | None:
         if isinstance(error, PermissionError):
             raise
         return None
+
+
+def private(folder: Path) -> bool:
+    """Whether nobody else can put anything into a folder: it is this user's, no link, and closed to others."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
+def distrusted(folder: Path) -> HostUnavailable:
+    """What is said of a folder for the host's socket that is not private."""
+    found, allowed = "a link, another user's, or open to others", "a folder of this user with mode 0700"
+    failed = f"The folder {folder} cannot be trusted with the host's socket."
+    return HostUnavailable(failed, found=found, allowed=allowed, advice=f"Remove {folder}; it is made anew.")
 
 
 def _greet(sock: socket.socket, greeting: dict[str, Any]) -> dict[str, Any] | None:

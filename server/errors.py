@@ -2,11 +2,18 @@
 
 ServerError
 ├── BadRequest         bad_request        an argument, a line of a batch or a control request is wrong
+│   └── ResourceUnknown  resource_unknown   no such resource, or not this session's
+├── ClientUnusable     client_unusable    a client's configuration cannot be read or edited
 ├── HostUnavailable    host_unavailable   no host can be reached or started
 ├── HostDied           host_died          the host ended while a request was open
 ├── HostMismatch       host_mismatch      the running host has other settings or a newer version
 ├── DeadlineExceeded   deadline_exceeded  the call's own `budget_s` ran out
+├── Cancelled          cancelled          the client, or the host's end, stopped the call
+├── JobUnknown         job_unknown        no job or kept result has this id (any more)
+├── JobLost            job_lost           the host ended before the job did
+├── Unauthorized       unauthorized       an HTTP request bears no token, or a wrong one
 ├── StoreNewer         store_newer        a newer Rolecall wrote this file
+├── TooManyRequests    too_many_requests  a client has too many requests open
 └── StoreUnusable      store_unusable     receipts cannot be read or written
 """
 
@@ -23,6 +30,14 @@ class BadRequest(ServerError):
     code = "bad_request"
 
 
+class ResourceUnknown(BadRequest):
+    code = "resource_unknown"
+
+
+class ClientUnusable(ServerError):
+    code = "client_unusable"
+
+
 class HostUnavailable(ServerError):
     code = "host_unavailable"
 
@@ -37,6 +52,26 @@ class HostMismatch(ServerError):
 
 class DeadlineExceeded(ServerError):
     code = "deadline_exceeded"
+
+
+class Cancelled(ServerError):
+    code = "cancelled"
+
+
+class JobUnknown(ServerError):
+    code = "job_unknown"
+
+
+class JobLost(ServerError):
+    code = "job_lost"
+
+
+class TooManyRequests(ServerError):
+    code = "too_many_requests"
+
+
+class Unauthorized(ServerError):
+    code = "unauthorized"
 
 
 class StoreNewer(ServerError):

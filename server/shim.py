@@ -26,7 +26,7 @@ from rolecall.server.connect import HOST_COMMAND, Connection, HostCrashed, Socke
 from rolecall.server.errors import HostDied, HostUnavailable
 from rolecall.server.protocol import DRAIN, HOST_ERRORS, MAX_FRAME_BYTES
 
-USAGE = "usage: rolecall serve [--config FILE] [--standalone]\n"
+USAGE = "usage: rolecall serve [--config FILE] [--standalone | --http PORT]\n"
 _CHUNK = 65536
 _HIGH_WATER = 1024 * 1024
 _FLUSH_S = 0.8
@@ -72,6 +72,7 @@ class Shim:
         self.connecting = False
         self.outcome: Connection | Exception | None = None  # of the connecting thread, which then writes to `wakes`
         self.woken, self.wakes = os.pipe()
+        self.parent = _parent_end()
         self.host: socket.socket | None = None
         self.draining = False  # the host answers what it has and takes nothing new
         self.resting = False  # no host until the client says something
@@ -105,6 +106,8 @@ class Shim:
             readable, writable = self._select()
             if self.woken in readable:
                 self._finish_connecting()
+            if self.parent in readable:
+                self.parent, self.leave_at = None, self.leave_at or time.monotonic() + _FLUSH_S
             try:
                 if 1 in writable:
                     del self.to_client[: os.write(1, self.to_client[: select.PIPE_BUF])]
@@ -123,9 +126,10 @@ class Shim:
                 self._lost(unread=True)
 
     def _select(self) -> tuple[list[Any], list[Any]]:
-        reads: list[Any] = [self.woken]
+        reads: list[Any] = [self.woken, *([] if self.parent is None else [self.parent])]
         writes: list[Any] = [1] if self.to_client else []
-        if self.leave_at is None and len(self.waiting) < _WAITING_LINES:
+        room = len(self.waiting) < _WAITING_LINES and sum(map(len, self.waiting)) < _HIGH_WATER
+        if self.leave_at is None and room:
             reads.append(0)
         if self.host is not None:
             if len(self.to_client) < _HIGH_WATER:
@@ -292,13 +296,26 @@ class Shim:
         self.to_client += json.dumps({"jsonrpc": "2.0", "id": json.loads(key), "error": failure}).encode() + b"\n"
 
 
+def _parent_end() -> Any:
+    """What `select` finds readable once the parent has ended: its pipe may be held open by others. None: not here."""
+    try:
+        if sys.platform == "linux":
+            return os.pidfd_open(os.getppid())
+        queue = select.kqueue()
+        end = select.kevent(os.getppid(), select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)
+        queue.control([end], 0)
+        return queue
+    except (OSError, AttributeError):
+        return None
+
+
 def _message(line: bytes) -> dict[str, Any]:
     """The message of a line, empty where it cannot be read: the host's guard answers those."""
     try:
         value = json.loads(line) if len(line) <= MAX_FRAME_BYTES else None
     except (ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+    return value if isinstance(value, dict) and not isinstance(value.get("id"), bool) else {}
 
 
 def _replay(message: dict[str, Any]) -> bytes:

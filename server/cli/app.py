@@ -12,24 +12,35 @@ from rolecall.config.errors import RolecallError
 from ..errors import BadRequest
 from ..protocol import VERSION
 from . import models
+from .batch import batch
 from .diagnosis import doctor
+from .examples import add_examples
+from .install import install
 from .machine import logs, setup, stop
 from .output import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from .requests import allow, ask, index_app, receipt_app, route, search, validate
+from .serve import serve
+from .status import status
+from .uninstall import uninstall
 
 app = typer.Typer(
     name="rolecall",
     help="A staff of local models for your AI clients: routed deterministically, checked, within your memory.",
+    epilog="Exit codes: 0 done, 1 failed (a typed error on standard error), 2 wrong usage, 3 done but something needs "
+    "attention, 130 interrupted. Every command takes --json.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (setup, doctor, logs, stop, ask, route, validate, allow, search):
+for command in (
+    setup, install, uninstall, doctor, status, logs, stop, serve, ask, route, validate, batch, allow, search
+):  # fmt: skip
     app.command()(command)
 models.register(app)
 app.add_typer(index_app, name="index")
 app.add_typer(receipt_app, name="receipt")
+add_examples(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -37,15 +48,6 @@ def _version(version: bool = typer.Option(False, "--version", help="Show the ver
     if version:
         typer.echo(f"rolecall {VERSION}")
         raise typer.Exit
-
-
-@app.command("serve", help="Serve MCP over stdio (what a client's configuration runs).")
-def _serve(
-    standalone: bool = typer.Option(False, "--standalone", help="A host of its own, for containers and debugging."),
-    config: str = typer.Option("", "--config", help="Settings file laid over the user's own."),
-) -> None:
-    # Reached only through --help: the entry point hands `serve` to the shim before this module is imported.
-    raise typer.Exit(2)
 
 
 def main(argv: list[str]) -> int:

@@ -22,6 +22,7 @@ from ..connect import lock_holder
 from ..protocol import VERSION
 from .memory import bar, day_in_words, pressure
 from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, ask_host, console, emit, gb, table_of
+from .repairs import Found, check_files, repair
 
 STARTER_NOTE = (
     "The starter is a 135M model: it shows the path from request to checked answer and is no judge of answers. "
@@ -29,17 +30,19 @@ STARTER_NOTE = (
 )
 LOW_DISK_BYTES = 2_000_000_000
 
-Found = Callable[[str, str, str], None]
-"""Takes a problem's code, what it is, and what to do."""
-
 
 def doctor(
+    fix: bool = typer.Option(False, "--fix", help="Put right what is safe to; nothing of yours is deleted."),
     verify: bool = typer.Option(False, "--verify", help="Hash every weights file again."),
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """What is in use on this machine, and what to do about each problem."""
-    report = diagnose(Home.find(), config, verify)
+    home = Home.find()
+    report = diagnose(home, config, verify)
+    if fix:
+        fixed = repair(home, report["problems"])
+        report = {**diagnose(home, config, verify), "fixed": fixed}
     if as_json:
         emit(report)
     else:
@@ -85,6 +88,7 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
         found("settings_changed", what, "rolecall stop; the next call starts a new one.")
     _check_models(settings, home, models, verify, found)
     _check_machine(home, found)
+    check_files(home, found)
     for model, reason in (status["downloads"] or {"failed": {}})["failed"].items():
         found("download_failed", f"{model}: {reason}", f"rolecall models pull {model}")
     for item in endpoints:
@@ -226,6 +230,9 @@ def _show_report(report: dict[str, Any]) -> None:
         out.print(f"downloading {current}: {done}, {len(downloads['waiting'])} more waiting")
     for text in report["notes"]:
         out.print("note", style="yellow", end=" ")
+        out.print(text)
+    for text in report.get("fixed", ()):
+        out.print("fix", style="green", end=" ")
         out.print(text)
     for problem in report["problems"]:
         out.print("problem", style="red", end=" ")

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 import anyio
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 
 from rolecall.config.errors import RolecallError
@@ -23,6 +25,8 @@ from rolecall.config.home import Home
 
 JSON_OPTION = typer.Option(False, "--json", help="Machine-readable output.")
 CONFIG_OPTION = typer.Option(None, "--config", help="Settings file laid over the user's own.", show_default=False)
+
+_CONTROL = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
 
 EXIT_FAILED = 1
 EXIT_ATTENTION = 3
@@ -32,9 +36,17 @@ T = TypeVar("T")
 Tell = Callable[[dict[str, Any]], None]
 
 
+class _Console(Console):
+    """Prints what texts hold but their control characters: no file's or model's text steers the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(segment.text.translate(_CONTROL), segment.style)
+
+
 def console(stderr: bool = False) -> Console:
     """Standard output, or error; colours only on a terminal, and text as it stands unless markup is asked for."""
-    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+    return _Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(value: Any, as_json: bool, *readable: RenderableType) -> None:
@@ -108,6 +120,8 @@ def ask_each(
 class Bar(Progress):
     """A progress bar on a terminal's standard error; silent elsewhere."""
 
+    _text = ""
+
     def __init__(self, label: str) -> None:
         columns = (TextColumn("{task.description}", markup=False), BarColumn())
         words = (TextColumn("{task.fields[words]}", markup=False), TimeRemainingColumn())
@@ -115,8 +129,17 @@ class Bar(Progress):
         super().__init__(*columns, *words, console=out, disable=silent, transient=True)
         self._only = self.add_task(label, total=None, words="")
 
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self._text:
+            yield Markdown("\n".join(self._text.splitlines()[-max(1, self.console.height - 4) :]))
+
     def tell(self, update: dict[str, Any]) -> None:
-        """`update` holds `done` and `total` where they are known, and `words`."""
+        """`update` holds `done` and `total` where they are known, and `words`; or a piece of `text`, which is shown as
+        Markdown while the bar is ("" where it begins anew)."""
+        if (piece := update.get("text")) is not None:
+            self._text = self._text + piece if piece else ""
+            return
         words = str(update.get("words", ""))[-60:]
         self.update(self._only, completed=update.get("done"), total=update.get("total"), words=words)
 

@@ -13,6 +13,9 @@ from rich.json import JSON
 from rich.markdown import Markdown
 from rich.text import Text
 
+from rolecall.config.errors import RolecallError
+from rolecall.retrieval.errors import IndexLarge
+
 from ..errors import BadRequest
 from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_each, ask_host, note, show, show_rows
 
@@ -30,7 +33,8 @@ def ask(
     """Route a request and answer it here."""
     arguments = {"request": request, "paths": paths} | ({"budget_s": budget_s} if budget_s else {})
     with Bar("asking") as bar:
-        result = ask_host("tool", {"name": "route", "arguments": arguments}, config, bar.tell)
+        asked = {"name": "route", "arguments": arguments, "stream": not bar.disable}
+        result = ask_host("tool", asked, config, bar.tell)
     show(result, as_json, Markdown(result["answer"]))
     if not as_json:
         for warning in result["warnings"]:
@@ -128,13 +132,25 @@ def allow(
 def index_add(
     folder: Path = typer.Argument(help="Folder with Markdown, text or source code."),
     collection: str = typer.Option("", "--collection", "-c", help="Name; by default the folder's."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask before a first index of over 50,000 files."),
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Index a folder (again: only what changed is read)."""
-    params = {"folder": str(folder.expanduser().absolute()), "collection": collection or None}
-    with Bar("indexing") as bar:
-        report = ask_host("index_add", params, config, bar.tell)
+    params = {"folder": str(folder.expanduser().absolute()), "collection": collection or None, "confirmed": yes}
+
+    def add() -> Any:
+        with Bar("indexing") as bar:
+            return ask_host("index_add", params, config, bar.tell)
+
+    try:
+        report = add()
+    except RolecallError as error:
+        question = f"{folder} has {error.found} to index. Index them all?"
+        if error.code != IndexLarge.code or not sys.stdin.isatty() or not typer.confirm(question, err=True):
+            raise
+        params["confirmed"] = True
+        report = add()
     counts = f"{report['indexed']} files indexed, {report['skipped']} skipped, {len(report['failed'])} failed"
     failures = (f"  ({failed['code']}) {failed['path']}: {failed['reason']}" for failed in report["failed"])
     show(report, as_json, f"{report['collection']}: {counts} in {report['seconds']:.1f} s", *failures)

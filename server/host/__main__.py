@@ -119,4 +119,5 @@ def _typed(error: BaseException) -> RolecallError | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # All is closed by now; to take the interpreter and its libraries apart would keep a client waiting half a second.
+    os._exit(main(sys.argv[1:]))

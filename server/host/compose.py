@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import anyio
@@ -12,11 +12,14 @@ import anyio
 from rolecall.config.home import Home
 from rolecall.config.settings import Settings, load_settings
 from rolecall.retrieval.access import AllowedFolders
-from rolecall.roles.contract import Role
+from rolecall.roles.contract import ModelEvent, Role
 from rolecall.roles.manager import ModelManager
 from rolecall.roles.sources import pull
 
+from ..orchestration.jobs import Jobs
+from ..surface.resources import Resources
 from ..surface.server import build_server
+from ..surface.updates import MODELS, STATUS, Updates
 from ..telemetry.history import ModelHistory
 from ..telemetry.store import ReceiptStore
 from .downloads import Downloads
@@ -29,29 +32,34 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
     """Everything one host serves. Nothing heavy is imported and no model is loaded here."""
     settings = load_settings(home, config_path)
     access = AllowedFolders(home)
+    updates = Updates()
     async with (
         _open_history(home) as (store, history),
-        ModelManager(home, settings, on_event=history.note) as models,
+        ModelManager(home, settings, on_event=partial(_noted, history, updates)) as models,
         anyio.create_task_group() as background,
     ):
 
         @cache
         def desk() -> Desk:
-            return _desk(home, settings, access, models, store)
+            return _desk(home, settings, access, models, store, partial(updates.changed, STATUS))
 
         downloads = Downloads(lambda name, seen: pull(name, home, settings, seen))
         background.start_soon(downloads.run)
         background.start_soon(history.watch, models)
+        background.start_soon(updates.run)
+        jobs = Jobs(
+            lambda call, tell: desk().orchestrator.run(call, tell), store, background, settings.telemetry.keep_content
+        )
+        resources = Resources(models, access, store, jobs, lambda: desk().retriever, updates)
         operations = Operations(settings, access, models, store, history, downloads, desk)
         try:
             yield Services(
-                mcp=build_server(
-                    lambda call, tell: desk().orchestrator.run(call, tell), lambda: models.preload(Role.ROUTER)
-                ),
+                mcp=build_server(jobs, lambda: models.preload(Role.ROUTER), settings.host.call_deadline_s, resources),
                 operations=operations.table(),
-                busy=lambda: downloads.busy,
+                busy=lambda: downloads.busy or jobs.busy,
                 settings_fingerprint=settings.fingerprint,
                 idle_exit_s=settings.host.idle_exit_s,
+                drained=jobs.drained,
             )
         finally:
             background.cancel_scope.cancel()
@@ -74,7 +82,15 @@ async def _open_history(home: Home) -> AsyncIterator[tuple[ReceiptStore, ModelHi
             await store.aclose()
 
 
-def _desk(home: Home, settings: Settings, access: AllowedFolders, models: ModelManager, store: ReceiptStore) -> Desk:
+def _noted(history: ModelHistory, updates: Updates, event: ModelEvent) -> None:
+    history.note(event)
+    updates.changed(MODELS, STATUS)
+
+
+def _desk(
+    home: Home, settings: Settings, access: AllowedFolders, models: ModelManager, store: ReceiptStore,
+    on_change: Callable[[], None],
+) -> Desk:  # fmt: skip
     """What answers requests, imported at the first one: a client gets its list of tools a tenth of a second sooner."""
     from rolecall.retrieval.retriever import LanceRetriever
 
@@ -85,6 +101,6 @@ def _desk(home: Home, settings: Settings, access: AllowedFolders, models: ModelM
         return info.identity if (info := models.embedder()) else None
 
     tokenizer = home.models / settings.profile.embedder.model / "tokenizer.json"
-    retriever = LanceRetriever(home, settings.retrieval, models.embed, embedder_identity, access, tokenizer)
+    retriever = LanceRetriever(home, settings.retrieval, models.embed, embedder_identity, access, tokenizer, on_change)
     router = Router(models, settings.profile.name)
     return Desk(retriever, router, Orchestrator(models, retriever, router, access, store, settings))

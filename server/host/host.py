@@ -9,13 +9,14 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import structlog
 from anyio.abc import SocketListener, SocketStream, TaskGroup, UNIXSocketStream
 from mcp.server.lowlevel.server import Server
@@ -41,7 +42,8 @@ class Services:
     """One host's services.
 
     `mcp` is the SDK's low-level server. `busy` tells whether work goes on without a session (a download, a job), which
-    keeps the host from its idle exit after `idle_exit_s` seconds. `ping` reports `settings_fingerprint`.
+    keeps the host from its idle exit after `idle_exit_s` seconds. `ping` reports `settings_fingerprint`. `drained`
+    returns once no such work is left that is worth a drain.
     """
 
     mcp: Server[Any]
@@ -49,6 +51,7 @@ class Services:
     busy: Callable[[], bool]
     settings_fingerprint: str
     idle_exit_s: float
+    drained: Callable[[], Coroutine[Any, Any, None]] = anyio.lowlevel.checkpoint
 
 
 OpenServices = Callable[[Home, Path | None], AbstractAsyncContextManager[Services]]
@@ -86,6 +89,7 @@ class Host:
                 structlog.get_logger().info("draining", connections=self.connections, at_most_s=self.drain_s)
                 for send in self.clients:
                     serving.start_soon(_send_quietly, send, DRAIN)
+                serving.start_soon(self.services.drained)
                 # What is open then is cancelled; its shim, which knows more than the SDK's last words, answers it.
                 self.cut_at = serving.cancel_scope.deadline = anyio.current_time() + self.drain_s
             watching.cancel_scope.cancel()
@@ -163,7 +167,7 @@ class Host:
             return
         current_session.set(SessionInfo(id=secrets.token_hex(8), cwd=Path(str(greeting.get("cwd", "/")))))
         if greeting.get("kind") == "control":
-            own = {"ping": self._ping, "stop": self._stop}
+            own = {"ping": self._ping, "stop": self._stop, "http": self._http}
             await serve_control({**self.services.operations, **own}, lines, send)
         else:
             await self._session(lines, send)
@@ -204,6 +208,12 @@ class Host:
             "clients": sorted(self.clients.values()),
             "settings_fingerprint": self.services.settings_fingerprint,
         }
+
+    async def _http(self, tell: Tell, params: dict[str, Any]) -> dict[str, Any]:
+        """MCP over HTTP for as long as whoever asked for it stays."""
+        from .http import serve_http
+
+        return await serve_http(self.services.mcp, self.home, int(params["port"]), tell, self.stopping)
 
     async def _stop(self, _: Tell, params: dict[str, Any]) -> dict[str, Any]:
         self.stop(float(params.get("drain_s", _STOP_DRAIN_S)))

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import socket
-import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +17,7 @@ import psutil
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
 
-from ..connect import SocketDenied, lock_note
-from ..errors import HostUnavailable
+from ..connect import SocketDenied, distrusted, lock_note, private
 from ..protocol import VERSION
 
 _PATH_BYTES = 100
@@ -94,23 +92,13 @@ def bind_socket(home: Home) -> tuple[socket.socket, Path]:
 def _runtime_folder(name: str) -> Path:
     given = Path(os.environ.get("XDG_RUNTIME_DIR") or "/")
     folder = given / "rolecall"
-    if not _private(given) or len(os.fsencode(folder / name)) > _PATH_BYTES:
+    if not private(given) or len(os.fsencode(folder / name)) > _PATH_BYTES:
         folder = Path(f"/tmp/rolecall-{os.getuid()}")  # short, and checked below
     with suppress(FileExistsError):  # a link or a file: refused below
         folder.mkdir(mode=0o700, exist_ok=True)
-    if not _private(folder):
-        found, allowed = "a link, another user's, or open to others", "a folder of this user with mode 0700"
-        failed = f"The folder {folder} cannot be trusted with the host's socket."
-        raise HostUnavailable(failed, found=found, allowed=allowed, advice=f"Remove {folder}; it is made anew.")
+    if not private(folder):
+        raise distrusted(folder)
     return folder
-
-
-def _private(folder: Path) -> bool:
-    try:
-        status = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
 
 
 def network_disk(path: Path, mounts: Mapping[str, str] | None = None) -> str | None:

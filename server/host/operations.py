@@ -20,9 +20,11 @@ from rolecall.roles.contract import RoleModels
 from rolecall.roles.errors import EndpointUnavailable, RoleError
 
 from ..errors import BadRequest
+from ..session import current_session
 from ..surface.server import parse_call
 from ..surface.tools import result_of
 from ..telemetry.history import ModelHistory
+from ..telemetry.savings import usage
 from ..telemetry.store import Receipt, ReceiptStore
 from .downloads import Downloads
 from .sessions import Operation, Tell
@@ -30,6 +32,9 @@ from .sessions import Operation, Tell
 if TYPE_CHECKING:
     from ..orchestration.run import Orchestrator
     from ..routing.router import Router
+
+UNASKED_FILES = 50_000
+"""A first index of more files takes hours, and is rarely meant."""
 
 PROBE_S = 20.0
 """For one server to show what it can do; it may have to load its model."""
@@ -59,7 +64,7 @@ class Operations:
     def table(self) -> Mapping[str, Operation]:
         """Every operation by the name it has on the wire; parameters have the names and types of its method's."""
         offered: tuple[Callable[..., Awaitable[Any]], ...] = (
-            self.status, self.tool, self.route, self.validate, self.allow, self.index_add, self.index_list,
+            self.status, self.usage, self.tool, self.files, self.route, self.validate, self.allow, self.index_add, self.index_list,
             self.index_remove, self.search, self.models_ps, self.models_load, self.models_unload, self.models_pin,
             self.models_download, self.memory, self.endpoints, self.receipt, self.receipts,
         )  # fmt: skip
@@ -74,12 +79,25 @@ class Operations:
             "downloads": self.downloads.state(),
         }
 
-    async def tool(self, tell: Tell, name: str, arguments: dict[str, Any]) -> Any:
+    async def usage(self, _: Tell) -> Any:
+        return await usage(self.store)
+
+    async def tool(self, tell: Tell, name: str, arguments: dict[str, Any], stream: bool = False) -> Any:
+        """A tool's result; with `stream` the pieces of its answer are told as `{"text": ...}` before any check."""
+
         def say(words: str, fraction: float | None) -> None:
             tell({"words": words, "done": fraction, "total": None if fraction is None else 1.0})
 
-        outcome = await self.desk().orchestrator.run(parse_call(name, arguments), say)
+        def hear(piece: str) -> None:
+            if stream:
+                tell({"text": piece})
+
+        outcome = await self.desk().orchestrator.run(parse_call(name, arguments), say, hear)
         return result_of(name, outcome)
+
+    async def files(self, _: Tell, paths: list[str]) -> Any:
+        """The files in allowed folders that paths, folders and globs name, sorted."""
+        return await anyio.to_thread.run_sync(self.access.resolve, paths, current_session.get().cwd)
 
     async def route(self, _: Tell, id: Any, text: str) -> Any:
         from ..routing.router import batch_line
@@ -102,11 +120,11 @@ class Operations:
             raise BadRequest("That folder is not allowed anyway.", found=folder, allowed=listed, advice=advice)
         return {"folders": [str(folder) for folder in self.access.list()]}
 
-    async def index_add(self, tell: Tell, folder: Path, collection: str | None = None) -> Any:
+    async def index_add(self, tell: Tell, folder: Path, collection: str | None = None, confirmed: bool = False) -> Any:
         def say(done: int, total: int, path: str) -> None:
             tell({"done": done, "total": total, "words": path})
 
-        return await self.desk().retriever.add(folder, collection, say)
+        return await self.desk().retriever.add(folder, collection, say, None if confirmed else UNASKED_FILES)
 
     async def index_list(self, _: Tell) -> Any:
         return await self.desk().retriever.collections()

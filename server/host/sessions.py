@@ -15,7 +15,7 @@ import anyio
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.server.lowlevel.server import Server
-from mcp.shared.message import SessionMessage
+from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from mcp.types import (
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -33,7 +33,7 @@ from pydantic_core import from_json, to_jsonable_python
 
 from rolecall.config.errors import RolecallError
 
-from ..errors import BadRequest
+from ..errors import BadRequest, TooManyRequests
 from ..protocol import MAX_FRAME_BYTES
 from ..session import current_session
 
@@ -47,6 +47,8 @@ Item = TypeVar("Item")
 
 _FLUSH_S = 1.0
 _BUFFERED = 256
+_MOST_OPEN = 128
+_TOO_MANY = -32013
 _CLIENT_INFO = "io.modelcontextprotocol/clientInfo"
 _LEADING_ID = re.compile(
     rb'\s*\{\s*(?:"(?:jsonrpc|method)"\s*:\s*"[^"\\]*"\s*,\s*)*"id"\s*:\s*("(?:[^"\\]|\\.){0,200}"|-?\d{1,18})\s*[,}]'
@@ -103,6 +105,8 @@ def parse_message(frame: bytes) -> JSONRPCMessage | Refusal | None:
             return None  # a reply is never replied to
     if not isinstance(value.get("method"), str):
         return _refusal(INVALID_REQUEST, "`method` must be a string", request_id)
+    if "result" in value or "error" in value:  # the SDK would take it for a reply, and leave it unanswered
+        return _refusal(INVALID_REQUEST, "a message is a request or a reply, not both", request_id)
     if value.get("jsonrpc") != "2.0":
         return _refusal(INVALID_REQUEST, '`jsonrpc` must be "2.0"', request_id)
     if "id" in value and request_id is None:
@@ -116,8 +120,11 @@ def _refusal(code: int, message: str, request_id: str | int | None) -> Refusal:
     allowed = f"one JSON-RPC 2.0 message in UTF-8, of at most {MAX_FRAME_BYTES} bytes, on a line"
     advice = "Correct it and send it again; the session goes on."
     typed = BadRequest("This line is no message that can be read.", found=message, allowed=allowed, advice=advice)
-    error = ErrorData(code=code, message=message, data=typed.to_dict())
-    return Refusal(jsonrpc="2.0", id=request_id, error=error)
+    return _refused(code, message, typed, request_id)
+
+
+def _refused(code: int, message: str, typed: RolecallError, request_id: str | int | None) -> Refusal:
+    return Refusal(jsonrpc="2.0", id=request_id, error=ErrorData(code=code, message=message, data=typed.to_dict()))
 
 
 def _own_id(value: Any) -> str | int | None:
@@ -128,7 +135,7 @@ def _own_id(value: Any) -> str | int | None:
 def _id_in(frame: bytes) -> str | int | None:
     """The id of a frame that is no sound JSON, if it can be made out at all."""
     with suppress(ValueError, RecursionError):
-        found_id = _own_id(json.loads(frame.decode(errors="replace")))
+        found_id = _own_id(json.loads(frame.decode(errors="replace").lstrip("\ufeff")))
         str(found_id).encode()  # fails where half a surrogate pair could not be sent back
         return found_id
     with suppress(ValueError):
@@ -166,13 +173,16 @@ async def serve_mcp(
     session = current_session.get()
     log = structlog.get_logger().bind(session=session.id, client=session.client)
     log.info("session_opened")
+    requests = _Requests()
     to_server, server_reads = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     server_writes, from_server = anyio.create_memory_object_stream[SessionMessage](0)
     with to_server, server_reads, server_writes, from_server:
         async with anyio.create_task_group() as writing:
-            writing.start_soon(_write, from_server, send, lambda item: _line(_outgoing(item.message, boot)))
+            writing.start_soon(
+                _write, from_server, send, lambda item: _line(_outgoing(requests.ended(item.message), boot))
+            )
             async with anyio.create_task_group() as reading:
-                reading.start_soon(_read, first, messages, to_server, boot)
+                reading.start_soon(_read, first, messages, to_server, send, requests, boot)
                 await server.run(server_reads, server_writes, server.create_initialization_options())
                 reading.cancel_scope.cancel()
             server_writes.close()
@@ -180,17 +190,48 @@ async def serve_mcp(
     log.info("session_closed")
 
 
+class _Requests:
+    """How many requests of a session have no answer. The SDK starts each at once and keeps what nobody reads."""
+
+    def __init__(self) -> None:
+        self.open = 0
+
+    def began(self, message: JSONRPCMessage) -> SessionMessage:
+        if not isinstance(message, JSONRPCRequest):
+            return SessionMessage(message)
+        self.open += 1
+        return SessionMessage(message, ServerMessageMetadata(on_request_unanswered=self.unanswered))
+
+    def ended(self, message: JSONRPCMessage) -> JSONRPCMessage:
+        self.open -= isinstance(message, JSONRPCResponse | JSONRPCError)
+        return message
+
+    async def unanswered(self) -> None:
+        """The client cancelled one."""
+        self.open -= 1
+
+
 async def _read(
     first: JSONRPCMessage,
     messages: AsyncIterator[JSONRPCMessage],
     to_server: MemoryObjectSendStream[SessionMessage | Exception],
+    send: SendLine,
+    requests: _Requests,
     boot: str,
 ) -> None:
     with to_server, suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-        await to_server.send(SessionMessage(first))
+        await to_server.send(requests.began(first))
         async for message in messages:
-            if (known := _incoming(message, boot)) is not None:
-                await to_server.send(SessionMessage(known))
+            if isinstance(message, JSONRPCRequest) and requests.open >= _MOST_OPEN:
+                await send(_line(_too_many(message.id)))  # waits for a client that does not read; so does its input
+            elif (known := _incoming(message, boot)) is not None:
+                await to_server.send(requests.began(known))
+
+
+def _too_many(request_id: str | int) -> Refusal:
+    failed, allowed = "Too many requests of this client are open.", f"{_MOST_OPEN} at a time"
+    error = TooManyRequests(failed, allowed=allowed, advice="Send it again when others are answered.")
+    return _refused(_TOO_MANY, str(error), error, request_id)
 
 
 async def _write(source: MemoryObjectReceiveStream[Item], send: SendLine, encoded: Callable[[Item], bytes]) -> None:

@@ -105,7 +105,7 @@ async def code(run: Run, staff: Staff, call: CodeCall) -> Outcome:
         run.mark("unverified", f"Nothing was written to {target}, since no complete code came. The answer is here.")
         return run.outcome(text, blocks=blocks)
     source = "\n".join(block.code for block in main)
-    saved = await staff.save(target, source, call.cwd)
+    saved = await staff.save(run, target, source, call.cwd)
     parses = "it parses" if all(block.parses for block in main) else "not parsed: no parser for this language here"
     return run.outcome(f"Wrote {len(source.splitlines())} lines of code to {saved} ({parses}).", saved_path=saved)
 

@@ -20,6 +20,7 @@ from ..validation.contract import Check, Verdict
 from ..validation.said import fault
 from .record import Run
 from .states import Event
+from .words import Words
 
 Checker = Callable[[str, str], tuple[Check, ...]]
 """(answer, finish) to the checks that apply to it."""
@@ -89,6 +90,7 @@ async def ask(run: Run, models: RoleModels, wanted: Ask) -> Said:
         run.advance(Event.GENERATED)
         stopped = result is not None and result.finish == "timeout"
         if result is not None:
+            run.tell("checking the answer", None)
             checks = await anyio.to_thread.run_sync(wanted.check, result.text, result.finish)
             failing = failed(checks)
             if stopped and failing is not None and failing.name == "finished":
@@ -174,7 +176,16 @@ async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, findi
         json_schema=wanted.schema, thinking_budget=wanted.thinking_budget, timeout_s=timeout_s, deadline_s=deadline_s,
         client=run.call.session,
     )  # fmt: skip
-    result = await models.generate(role, request, lambda event: run.tell(*_in_words(role, event)))
+
+    words = Words(role)
+
+    def hear(event: roles.Event) -> None:
+        run.tell(words.of(event), None)
+        if isinstance(event, roles.Generated) and event.channel == "answer":
+            run.on_text(event.text)
+
+    run.on_text("")
+    result = await models.generate(role, request, hear)
     run.called(used, result)
     if result.finish == "timeout":
         limit_s = timeout_s or info.timeout_s
@@ -210,15 +221,3 @@ def _heavier(models: RoleModels, role: Role, used_model: str) -> Role | None:
     others = {info.role for info in models.roles() if info.present and (info.size_bytes or size) >= size}
     others -= {role, *(info.role for info in models.roles() if info.model == used_model)}
     return next((other for other in order if other in others), None)
-
-
-def _in_words(role: Role, event: roles.Event) -> tuple[str, float | None]:
-    match event:
-        case roles.Queued(position):
-            return f"{role}: waiting, position {position}", None
-        case roles.Loading(model):
-            return f"{role}: loading {model}", None  # the load's own fraction is none of the call's
-        case roles.Prefilling(done, total):
-            return f"{role}: reading {done} of {total} tokens", None
-        case roles.Generated(_, channel, tokens):
-            return f"{role}: {'thinking' if channel == 'thinking' else 'writing'}, {tokens} tokens", None

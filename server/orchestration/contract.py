@@ -22,6 +22,9 @@ Depth = Literal["quick", "normal", "deep"]
 OnProgress = Callable[[str, float | None], None]
 """Progress in words, with the fraction done in [0, 1], or None where it is not known. Must not block."""
 
+OnText = Callable[[str], None]
+"""A piece of an answer as it is written, before any check; "" where the answer begins anew. Must not block."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
@@ -29,6 +32,11 @@ class _Call:
 
     cwd: Path
     session: str
+
+    @property
+    def tool(self) -> str:
+        """The name of the tool that is called."""
+        return type(self).__name__.removesuffix("Call").lower()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +122,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meta:
-    """What the answer cost, summed over model calls. Times on a clock that stands still while the machine sleeps."""
+    """What the answer cost, summed over model calls. Times on a clock that stands still while the machine sleeps.
+
+    `spared` is what it saved the client, as in the receipt.
+    """
 
     total_s: float = 0.0
     model_calls: int = 0
@@ -130,6 +141,7 @@ class Meta:
     model: str | None = None
     role: str | None = None
     rounds: int = 0
+    spared: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +150,7 @@ class Outcome:
 
     `status`: `ok`; `degraded`, another role's model answered (a warning has the command that gets the right one);
     `partial`, some input was not used or time ran out; `unverified`, a decisive check failed and a warning names it.
+    With `job_id` the call goes on as that job, and this is not its answer yet.
     """
 
     answer: str
@@ -154,3 +167,4 @@ class Outcome:
     verdict: Verdict | None = None
     checks: tuple[Check, ...] = ()
     meta: Meta = field(default_factory=Meta)
+    job_id: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -10,17 +11,23 @@ from typing import Any
 from rolecall.config.errors import RolecallError
 from rolecall.config.prompts import Prompt
 from rolecall.config.settings import TelemetrySettings
-from rolecall.roles.contract import GenerationResult
+from rolecall.roles.contract import GenerationResult, Role
 
 from ..routing.contract import Decision, Features, State
-from ..telemetry.store import Content, Receipt, receipt_id
+from ..telemetry.store import SPARED, Content, Receipt, receipt_id
 from ..validation.contract import Check
-from .contract import Call, Meta, OnProgress, Outcome, RouteCall, Status
+from .contract import Call, Meta, OnProgress, OnText, Outcome, RouteCall, Status
 from .states import Event, Machine
 
 _WORST: tuple[Status, ...] = ("ok", "degraded", "partial", "unverified")
 _TOKENS = ("prompt_tokens", "completion_tokens", "thinking_tokens", "cached_tokens")
 _SUMMED = (*_TOKENS, "queue_s", "load_s", "prefill_s", "decode_s")
+
+_SAMPLE_CHARS = 16_000
+"""Of the first text read or written: enough to know how many bytes a token has, tokenised in some milliseconds."""
+
+_TOKEN_BYTES = 4
+"""Where no model was asked, so that there is no tokenizer of its."""
 
 
 @dataclass
@@ -30,6 +37,8 @@ class Run:
     call: Call
     tell: OnProgress
     telemetry: TelemetrySettings
+    count_tokens: Callable[[Role, str], int]
+    on_text: OnText = lambda piece: None
     status: Status = "ok"
     warnings: list[str] = field(default_factory=list)
     decision: Decision | None = None
@@ -39,10 +48,14 @@ class Run:
     calls: list[tuple[Prompt, GenerationResult]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     rounds: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    spared: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPARED, 0))
 
     def __post_init__(self) -> None:
+        self._sample = ""
         self.id = receipt_id()
-        self.tool = type(self.call).__name__.removesuffix("Call").lower()
+        self.tool = self.call.tool
         self.budget_s = self.call.budget_s if isinstance(self.call, RouteCall) else None
         self.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._start = time.monotonic()
@@ -73,6 +86,12 @@ class Run:
         if result.degraded:
             self.mark("degraded", result.degraded)
 
+    def handled(self, text: str, *, read_bytes: int = 0, written_bytes: int = 0) -> None:
+        """Note a file that was read or written in the client's place."""
+        self.read_bytes += read_bytes
+        self.written_bytes += written_bytes
+        self._sample = self._sample or text[:_SAMPLE_CHARS]
+
     def unverified(self, failing: Check) -> None:
         """A decisive check still fails: name it, and advise the client to do the work itself."""
         found = failing.detail.rstrip(". ")
@@ -81,6 +100,7 @@ class Run:
     def outcome(self, answer: str, **parts: Any) -> Outcome:
         """Finish: the machine goes to COMPLETED."""
         self.advance(Event.SYNTHESISED)
+        self.spared = self._estimate()
         return Outcome(
             answer=answer, status=self.status, receipt_id=self.id, warnings=tuple(self.warnings),
             checks=tuple(self.checks), decision=self.decision, meta=self.meta(), **parts,
@@ -92,8 +112,17 @@ class Run:
         return Meta(
             total_s=round(self.elapsed_s(), 4), model_calls=len(results), rounds=self.rounds, **sums,
             cold_start=any(result.cold_start for result in results), model=results[-1].model if results else None,
-            role=results[-1].role.value if results else None,
+            role=results[-1].role.value if results else None, spared=self.spared,
         )  # fmt: skip
+
+    def _estimate(self) -> dict[str, int]:
+        """Bytes of files that the client had neither to read nor to write, and tokens as the answering model's
+        tokenizer counts them in a sample; nothing where the client is told to do the work itself."""
+        read, written = (0, 0) if self.status == "unverified" else (self.read_bytes, self.written_bytes)
+        rate = 1 / _TOKEN_BYTES
+        if self.calls and self._sample and (read or written):
+            rate = self.count_tokens(self.calls[-1][1].role, self._sample) / len(self._sample.encode())
+        return dict(zip(SPARED, (read, written, round(read * rate), round(written * rate)), strict=True))
 
     def receipt(self, answer: str, error: RolecallError | None) -> Receipt:
         """The receipt as things stand; the machine must be in a final state."""
@@ -115,7 +144,7 @@ class Run:
                 for used, result in self.calls
             ),
             tokens={name: meta[name] for name in _TOKENS},
-            timings={name: round(value, 4) for name, value in meta.items() if name.endswith("_s")},
+            timings={name: round(value, 4) for name, value in meta.items() if name.endswith("_s")}, spared=self.spared,
             checks=tuple(check.model_dump(mode="json") | hidden for check in self.checks), rounds=self.rounds,
             warnings=tuple(self.warnings) if kept else (),
             error=error.to_dict() | ({} if kept else {"found": ""}) if error else None,

@@ -16,11 +16,11 @@ from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import Retriever
 from rolecall.roles.contract import RoleModels
 
-from ..errors import DeadlineExceeded
+from ..errors import Cancelled, DeadlineExceeded
 from ..routing.router import Router
 from ..telemetry.store import Receipt, ReceiptStore
 from .answer import code, reason, route, validate
-from .contract import Call, OnProgress, Outcome
+from .contract import Call, OnProgress, OnText, Outcome
 from .record import Run
 from .retrieve import retrieve
 from .staff import Staff
@@ -48,14 +48,14 @@ class Orchestrator:
         self._store = store
         self._telemetry = settings.telemetry
 
-    async def run(self, call: Call, on_progress: OnProgress) -> Outcome:
+    async def run(self, call: Call, on_progress: OnProgress, on_text: OnText = lambda piece: None) -> Outcome:
         """Run one call to its end. Cancelling the awaiting task stops it at once and leaves a receipt.
 
         Raises:
             RolecallError: always typed, and its receipt holds the same error. A receipt that cannot be written is a
             warning, never a lost answer.
         """
-        run = Run(call, on_progress, self._telemetry)
+        run = Run(call, on_progress, self._telemetry, self._staff.models.count_tokens, on_text)
         try:
             outcome = await self._within_budget(run, call)
         except RolecallError as error:
@@ -63,7 +63,7 @@ class Orchestrator:
             raise
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(RECEIPT_GRACE_S, shield=True):
-                await self._fail(run, Event.CANCEL, _Cancelled("The client cancelled the request."))
+                await self._fail(run, Event.CANCEL, Cancelled("The request was cancelled."))
             raise
         except Exception as error:
             # Frames without the message or the values: those may hold a document's text.
@@ -101,7 +101,3 @@ class Orchestrator:
             log.warning("receipt_not_kept", code=error.code, receipt=receipt.id)
             return f"The receipt was not kept: {error.message}"
         return ""
-
-
-class _Cancelled(RolecallError):
-    code = "cancelled"

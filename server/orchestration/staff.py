@@ -48,15 +48,17 @@ class Staff:
         """The files that the user's paths name."""
         return await anyio.to_thread.run_sync(self.access.resolve, paths, cwd, abandon_on_cancel=True) if paths else ()
 
-    async def read_file(self, file: Path) -> SourceText:
-        return await anyio.to_thread.run_sync(partial(self.access.read, file), abandon_on_cancel=True)
+    async def read_file(self, run: Run, file: Path) -> SourceText:
+        source = await anyio.to_thread.run_sync(partial(self.access.read, file), abandon_on_cancel=True)
+        run.handled(source.text, read_bytes=source.size_bytes)
+        return source
 
     async def read(self, run: Run, paths: Sequence[str], cwd: Path) -> tuple[SourceText, ...]:
         """The files that the user's paths name, each in full; where some can be read, the others are left out."""
         sources, error = list[SourceText](), None
         for file in await self.files(paths, cwd):
             try:
-                sources.append(await self.read_file(file))
+                sources.append(await self.read_file(run, file))
             except RetrievalError as caught:
                 error = caught
                 run.mark("partial", f"{file} was left out: {caught.message}")
@@ -68,8 +70,10 @@ class Staff:
         """Where a result may be saved, refused before a model is asked; None where the client wants it itself."""
         return None if save_to is None else await anyio.to_thread.run_sync(self.access.writable, save_to, cwd)
 
-    async def save(self, target: Path, text: str, cwd: Path) -> str:
-        return str(await anyio.to_thread.run_sync(self.access.write_new, target, text, cwd))
+    async def save(self, run: Run, target: Path, text: str, cwd: Path) -> str:
+        saved = await anyio.to_thread.run_sync(self.access.write_new, target, text, cwd)
+        run.handled(text, written_bytes=len(text.encode("utf-8", "replace")))
+        return str(saved)
 
 
 def as_data(sources: Sequence[SourceText], context: str | None) -> str:

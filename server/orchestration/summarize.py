@@ -136,7 +136,7 @@ async def summarize(run: Run, staff: Staff, call: SummarizeCall) -> Outcome:
     run.advance(Event.GAVE_UP if run.status == "unverified" else Event.PASSED)
     if target is None:
         return run.outcome(answer, items=tuple(items))
-    saved = await staff.save(target, answer + "\n", call.cwd)
+    saved = await staff.save(run, target, answer + "\n", call.cwd)
     return run.outcome(f"Wrote {len(answer.split())} words to {saved}.", saved_path=saved)
 
 
@@ -147,7 +147,7 @@ async def _texts(run: Run, staff: Staff, call: SummarizeCall) -> tuple[list[tupl
     error: RolecallError = BadRequest("The files are empty.", advice="Name files that hold text.")
     for file in await staff.files(call.paths, call.cwd):
         try:
-            text = (await staff.read_file(file)).text
+            text = (await staff.read_file(run, file)).text
         except RetrievalError as caught:
             error = caught
             unread.append(Item(str(file), str(caught), "partial"))

@@ -1,4 +1,4 @@
-"""The six tools' arguments, as a client sees them; each turns itself into a call for the orchestrator."""
+"""The tools' arguments, as a client sees them; those of the six turn themselves into calls for the orchestrator."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Paths = Annotated[
     Annotated[list[Name], Field(max_length=1000)] | None,
     AfterValidator(_listed),
-    Field(description="Files or globs in allowed folders; the server reads them."),
+    Field(description="Files or globs in allowed folders."),
 ]
 
 
@@ -57,21 +57,19 @@ class RouteArguments(Arguments):
     kind = RouteCall
     request: Request = Field(description="The request in plain words.")
     paths: Paths = Field(default=[])
-    context: Text | None = Field(default=None, description="Facts the answer should use.")
-    channel: Literal["chat", "code", "system_health"] | None = Field(
-        default=None, description="Kind of session; guides which model is kept ready."
-    )
-    budget_s: float | None = Field(default=None, gt=0, le=3600, description="Most seconds the call may take.")
-    execute: bool = Field(default=True, description="False: only decide who would answer.")
+    context: Text | None = Field(default=None, description="Facts to use.")
+    channel: Literal["chat", "code", "system_health"] | None = Field(default=None, description="Kind of session.")
+    budget_s: float | None = Field(default=None, gt=0, le=3600, description="Most seconds to take.")
+    execute: bool = Field(default=True, description="False: only decide.")
 
 
 class ReasonArguments(Arguments):
     kind = ReasonCall
     question: Request = Field(description="The question or problem.")
     paths: Paths = Field(default=[])
-    context: Text | None = Field(default=None, description="Facts the answer should use.")
+    context: Text | None = Field(default=None, description="Facts to use.")
     schema_: dict[str, Any] | None = Field(
-        default=None, alias="schema", description="JSON Schema object that the result's `data` must satisfy."
+        default=None, alias="schema", description="JSON Schema for the result's `data`."
     )
     depth: Literal["quick", "normal", "deep"] = Field(default="normal", description="How much thinking to spend.")
 
@@ -81,51 +79,56 @@ class CodeArguments(Arguments):
     task: Request = Field(description="What the code must do.")
     paths: Paths = Field(default=[])
     context: Text | None = Field(default=None, description="Interfaces, constraints or code to build on.")
-    language: Name | None = Field(default=None, description="Programming language, such as python.")
-    save_to: Name | None = Field(
-        default=None, description="New file in an allowed folder for the code; a short report comes back instead."
-    )
+    language: Name | None = Field(default=None, description="Programming language.")
+    save_to: Name | None = Field(default=None, description="New file in an allowed folder.")
 
 
 class SummarizeArguments(Arguments):
     kind = SummarizeCall
-    text: Text | None = Field(default=None, description="Text to condense; prefer `paths` for files.")
+    text: Text | None = Field(default=None, description="Text; prefer `paths` for files.")
     paths: Paths = Field(default=[])
     focus: Text | None = Field(default=None, description="What to attend to.")
-    max_words: int = Field(default=200, ge=5, le=5000, description="Upper bound of the summary's length.")
+    max_words: int = Field(default=200, ge=5, le=5000, description="Most words.")
     each: bool = Field(default=False, description="True: one summary per file, in `items`.")
-    save_to: Name | None = Field(default=None, description="New file in an allowed folder for the summary.")
+    save_to: Name | None = Field(default=None, description="New file in an allowed folder.")
 
 
 class FilterArguments(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    glob: Name | None = Field(default=None, description="Glob on the file's path, such as **/*.md.")
+    glob: Name | None = Field(default=None, description="Glob, such as **/*.md.")
     kind: Literal["markdown", "text", "code"] | None = Field(default=None, description="Kind of file.")
-    language: Name | None = Field(default=None, description="Language name, such as python.")
-    since: Name | None = Field(default=None, description="ISO date: only files modified since then.")
+    language: Name | None = Field(default=None, description="Programming language.")
+    since: Name | None = Field(default=None, description="ISO date; files changed since.")
 
 
 class RetrieveArguments(Arguments):
     kind = RetrieveCall
-    query: Request = Field(description="What to look for, in plain words or identifiers.")
-    collection: Name | None = Field(default=None, description="Collection to search; all by default.")
-    max_results: int = Field(default=8, ge=1, le=100, description="Most passages to return.")
-    filters: FilterArguments | None = Field(default=None, description="Narrow by path, kind, language or date.")
+    query: Request = Field(description="What to look for: words or identifiers.")
+    collection: Name | None = Field(default=None, description="Collection; all by default.")
+    max_results: int = Field(default=8, ge=1, le=100, description="Most passages.")
+    filters: FilterArguments | None = Field(default=None, description="Narrows the search.")
     mode: Literal["passages", "answer"] = Field(
-        default="passages", description="passages: quoted text with citations; answer: a short cited answer."
+        default="passages", description="Quoted passages, or a short cited answer."
     )
 
 
 class ValidateArguments(Arguments):
     kind = ValidateCall
-    output: Text | None = Field(default=None, description="The text to check; else the files in `paths` are.")
+    output: Text | None = Field(default=None, description="Text to check, else `paths`.")
     paths: Paths = Field(default=[])
     evidence: Annotated[Text | list[Text] | None, AfterValidator(_listed)] = Field(
-        default=[], description="Text or texts the output must rest on."
+        default=[], description="Texts it must rest on."
     )
-    question: Text | None = Field(default=None, description="The question that the output answers.")
-    schema_: dict[str, Any] | None = Field(
-        default=None, alias="schema", description="JSON Schema object the output must satisfy."
-    )
-    language: Name | None = Field(default=None, description="Language the output must parse as.")
+    question: Text | None = Field(default=None, description="Question that it answers.")
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema", description="JSON Schema it must satisfy.")
+    language: Name | None = Field(default=None, description="Language it must parse as.")
+
+
+class JobArguments(BaseModel):
+    """The arguments of `job`, which makes no call but follows one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Name = Field(description="The `job_id` of a result.")
+    action: Literal["status", "result", "cancel"] = Field(default="status", description="`result` waits for the end.")

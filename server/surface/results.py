@@ -1,4 +1,4 @@
-"""The six tools' results, shallow on purpose: what the client's model reads, and no more."""
+"""The tools' results, shallow on purpose: what the client's model reads, and no more."""
 
 from __future__ import annotations
 
@@ -64,10 +64,11 @@ class Result(_Part):
     status: Literal["ok", "degraded", "partial", "unverified"]
     receipt_id: str
     warnings: list[str]
+    job_id: str | None = Field(default=None, description="Set where the call goes on: the id for `job`.")
 
 
 class RouteResult(Result):
-    decision: DecisionOut
+    decision: DecisionOut | None = None
 
 
 class ReasonResult(Result):
@@ -86,9 +87,21 @@ class SummarizeResult(Result):
 
 class RetrieveResult(Result):
     passages: list[PassageOut]
-    index: IndexOut
+    index: IndexOut | None = None
 
 
 class ValidateResult(Result):
-    verdict: Literal["supported", "unsupported", "abstain"]
+    verdict: Literal["supported", "unsupported", "abstain"] | None = None
     checks: list[CheckOut]
+
+
+class JobResult(_Part):
+    """Where a job is."""
+
+    id: str
+    tool: str
+    state: Literal["running", "finished", "failed", "cancelled"]
+    words: str
+    fraction: float | None
+    seconds: float
+    result: dict[str, Any] | None = Field(default=None, description="The finished tool's own result.")

@@ -1,30 +1,38 @@
-"""The MCP server object: lists the six tools, runs a call, and turns every outcome or failure into a result."""
+"""The MCP server object: lists the tools, runs a call, and turns every outcome or failure into a result."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import anyio
 import mcp_types as types
 import structlog
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
-from pydantic import ValidationError
+from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
+from pydantic import BaseModel, ValidationError
 
 from rolecall.config.errors import RolecallError
 
 from ..errors import BadRequest
 from ..orchestration.contract import Call, OnProgress, Outcome
+from ..orchestration.jobs import Jobs
 from ..protocol import VERSION
 from ..session import current_session
-from .tools import INSTRUCTIONS, TOOLS, result_of, spec_of, tool_list
+from .arguments import Arguments, JobArguments
+from .deadline import call_deadline_s
+from .elicit import with_consent
+from .prompts import get_prompt, list_prompts
+from .reply import error_result, job_reply, reply, typed
+from .resources import Resources
+from .tools import INSTRUCTIONS, JOB, TOOLS, ToolSpec, spec_of, tool_list
 
-RunCall = Callable[[Call, OnProgress], Awaitable[Outcome]]
+Done = TypeVar("Done")
 
-HEARTBEAT_S = 5.0
+HEARTBEAT_S = 4.5
 """A client's clock is fed at least this often. Source: the TypeScript SDK gives up after 60 s without progress."""
 
 PROGRESS_INTERVAL_S = 0.2
@@ -32,10 +40,17 @@ PROGRESS_INTERVAL_S = 0.2
 log = structlog.get_logger()
 
 
-def build_server(run: RunCall, on_listed: Callable[[], None] = lambda: None) -> Server[Any]:
-    """The server that every connection shares; `run` is the orchestrator.
+def build_server(
+    jobs: Jobs,
+    on_listed: Callable[[], None] = lambda: None,
+    deadline_s: float | None = None,
+    resources: Resources | None = None,
+) -> Server[Any]:
+    """The server that every connection shares; `jobs` runs its calls.
 
     `on_listed` is called when a client has asked for the tools: the moment to warm what it is about to use.
+    `deadline_s` bounds calls in place of what is known of the client. Without `resources` there are none to read, and
+    no folder is asked for.
     """
 
     async def list_tools(
@@ -46,10 +61,21 @@ def build_server(run: RunCall, on_listed: Callable[[], None] = lambda: None) -> 
 
     async def call_tool(
         ctx: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
-    ) -> types.CallToolResult:
+    ) -> types.CallToolResult | types.InputRequiredResult:
         try:
+            within_s = deadline_s or _deadline_s(ctx)
+            if params.name == JOB.name:
+                return await follow(ctx, params.arguments or {}, within_s)
             call = parse_call(params.name, params.arguments or {})
-            outcome = await _with_progress(ctx, lambda tell: run(call, tell))
+
+            async def work(tell: OnProgress) -> Outcome | types.InputRequiredResult:
+                attempt = partial(jobs.run, call, tell, within_s)
+                return await (with_consent(ctx, params, resources.access, attempt) if resources else attempt())
+
+            outcome = await _with_progress(ctx, work)
+            if isinstance(outcome, types.InputRequiredResult):
+                return outcome
+            return await reply(jobs, call.tool, outcome)
         except RolecallError as error:
             return error_result(error, ctx.request_id)
         except Exception as error:
@@ -59,9 +85,22 @@ def build_server(run: RunCall, on_listed: Callable[[], None] = lambda: None) -> 
                 advice="Try again; `rolecall logs` has the details.",
             )
             return error_result(internal, ctx.request_id)
-        return success_result(params.name, outcome)
 
-    return Server(
+    async def follow(
+        ctx: ServerRequestContext[Any, Any], given: dict[str, Any], within_s: float
+    ) -> types.CallToolResult:
+        asked = _parsed(JOB, given)
+        assert isinstance(asked, JobArguments)
+        match asked.action:
+            case "status":
+                job = await jobs.status(asked.id)
+            case "result":
+                job = await _with_progress(ctx, lambda tell: jobs.result(asked.id, tell, within_s))
+            case "cancel":
+                job = await jobs.cancel(asked.id)
+        return await job_reply(jobs, asked.id, job)
+
+    server = Server[Any](
         "rolecall",
         version=VERSION,
         title="Rolecall",
@@ -69,7 +108,13 @@ def build_server(run: RunCall, on_listed: Callable[[], None] = lambda: None) -> 
         instructions=INSTRUCTIONS,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
+        on_list_prompts=list_prompts,
+        on_get_prompt=get_prompt,
+        **(resources.handlers() if resources else {}),
     )
+    sealed = RequestStateBoundary(RequestStateSecurity.ephemeral(), default_audience=server.name)
+    server.middleware += [typed, sealed]
+    return server
 
 
 def parse_call(name: str, given: dict[str, Any]) -> Call:
@@ -85,17 +130,28 @@ def parse_call(name: str, given: dict[str, Any]) -> Call:
             allowed=", ".join(tool.name for tool in TOOLS),
             advice="Call one of these.",
         )
-    try:
-        parsed = spec.arguments.model_validate(given)
-    except ValidationError as error:
-        raise _bad_arguments(name, error, list(spec.arguments.model_json_schema()["properties"])) from None
+    parsed = _parsed(spec, given)
+    assert isinstance(parsed, Arguments)
     return parsed.call(current_session.get())
+
+
+def _parsed(spec: ToolSpec, given: dict[str, Any]) -> BaseModel:
+    try:
+        return spec.arguments.model_validate(given)
+    except ValidationError as error:
+        raise _bad_arguments(spec.name, error, list(spec.arguments.model_json_schema()["properties"])) from None
+
+
+def _deadline_s(ctx: ServerRequestContext[Any, Any]) -> float:
+    client = ctx.session.client_params
+    wanted = bool(ctx.meta and ctx.meta.get("progress_token") is not None)
+    return call_deadline_s(client.client_info.name if client else "", wanted)
 
 
 def _bad_arguments(name: str, error: ValidationError, allowed: list[str]) -> BadRequest:
     problems = []
     for item in error.errors()[:5]:
-        where = ".".join(str(part) for part in item["loc"]) or "arguments"
+        where = ".".join(str(part) for part in item["loc"])[:100] or "arguments"
         value = item.get("input")
         seen = f"{type(value).__name__}" + (f" of length {len(value)}" if isinstance(value, str | list | dict) else "")
         reason = "unknown argument" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
@@ -108,9 +164,7 @@ def _bad_arguments(name: str, error: ValidationError, allowed: list[str]) -> Bad
     )
 
 
-async def _with_progress(
-    ctx: ServerRequestContext[Any, Any], work: Callable[[OnProgress], Awaitable[Outcome]]
-) -> Outcome:
+async def _with_progress(ctx: ServerRequestContext[Any, Any], work: Callable[[OnProgress], Awaitable[Done]]) -> Done:
     """Run `work` while its latest words go to the client: at most five times a second, at least every five."""
     words, fraction = "working", 0.0
     news = anyio.Event()
@@ -136,7 +190,7 @@ async def _with_progress(
             await ctx.session.report_progress(value, 100.0, said)
             await anyio.sleep(PROGRESS_INTERVAL_S)
 
-    outcome: Outcome | Exception
+    outcome: Done | Exception
     async with anyio.create_task_group() as group:
         group.start_soon(report)
         try:
@@ -147,25 +201,3 @@ async def _with_progress(
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
-
-
-def success_result(tool: str, outcome: Outcome) -> types.CallToolResult:
-    """The answer as text and as structured content; what it cost in `_meta`."""
-    result = result_of(tool, outcome)
-    text = outcome.answer
-    if outcome.status != "ok" or outcome.warnings:
-        text += f"\n\n[status: {outcome.status}]" + "".join(f"\n- {warning}" for warning in outcome.warnings)
-    return types.CallToolResult(
-        content=[types.TextContent(type="text", text=text)],
-        structured_content=result.model_dump(mode="json"),
-        _meta={"rolecall/cost": asdict(outcome.meta)},
-    )
-
-
-def error_result(error: RolecallError, request_id: str | int | None) -> types.CallToolResult:
-    """A failure as a tool error whose text is complete: code, message, request id, what to do."""
-    return types.CallToolResult(
-        content=[types.TextContent(type="text", text=f"[{error.code}] {error} (request {request_id})")],
-        is_error=True,
-        _meta={"rolecall/error": {**error.to_dict(), "request_id": request_id}},
-    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import StoreNewer, StoreUnusable
 
@@ -23,8 +23,21 @@ MIGRATIONS = (
     "CREATE TABLE model_events (at REAL, kind TEXT, model TEXT, seconds REAL, size_bytes INTEGER, cold INTEGER) STRICT",
     "CREATE TABLE memory_hours (hour INTEGER PRIMARY KEY, samples INTEGER, measured_sum INTEGER, "
     "measured_peak INTEGER, reserved_sum INTEGER, reserved_peak INTEGER, models_peak INTEGER) STRICT",
+    "CREATE TABLE results (id TEXT PRIMARY KEY, at REAL, tool TEXT, state TEXT, seconds REAL, body TEXT) STRICT",
+    "CREATE TABLE usage_days (day TEXT, tool TEXT, role TEXT, status TEXT, calls INTEGER, read_bytes INTEGER, "
+    "written_bytes INTEGER, read_tokens INTEGER, written_tokens INTEGER, PRIMARY KEY (day, tool, role, status)) STRICT",
 )
 """Statement i takes the file from schema i to i + 1; the schema number is SQLite's `user_version`."""
+
+SPARED = ("read_bytes", "written_bytes", "read_tokens", "written_tokens")
+"""What a client did not have to do: bytes of files read and written in its place, and both in tokens (estimates)."""
+
+_COUNT = """
+INSERT INTO usage_days VALUES (date(?, 'localtime'), ?, ?, ?, 1, ?, ?, ?, ?)
+ON CONFLICT (day, tool, role, status) DO UPDATE SET calls = calls + 1, read_bytes = read_bytes + excluded.read_bytes,
+written_bytes = written_bytes + excluded.written_bytes, read_tokens = read_tokens + excluded.read_tokens,
+written_tokens = written_tokens + excluded.written_tokens
+"""
 
 _LATEST = "SELECT body FROM receipts ORDER BY id DESC LIMIT ?"
 _PRUNE = "DELETE FROM receipts WHERE id <= (SELECT id FROM receipts ORDER BY id DESC LIMIT 1 OFFSET ?)"
@@ -63,9 +76,10 @@ class Receipt(_Frozen):
     """One request. `features`, `router_state` and `snapshot_sha256` let the decision be recomputed without the text.
 
     `started_at` is ISO 8601 in UTC. `role` and `model` are the last that answered; `calls` are all generations, each
-    with the name of its prompt, whose hash is in `prompts`. `error` is the wire form of a `RolecallError`, with code
-    `cancelled` where the client gave up. Where `telemetry.keep_content` is off, `content` is None, and what could
-    quote it is empty: warnings, the checks' details and what an error found.
+    with the name of its prompt, whose hash is in `prompts`. `spared` has the keys `SPARED`; what failed, or the client
+    is told to do itself, spares nothing. `error` is the wire form of a `RolecallError`, with code `cancelled` where the
+    client gave up. Where `telemetry.keep_content` is off, `content` is None, and what could quote it is empty:
+    warnings, the checks' details and what an error found.
     """
 
     id: str
@@ -85,6 +99,7 @@ class Receipt(_Frozen):
     calls: tuple[dict[str, Any], ...]
     tokens: dict[str, int]
     timings: dict[str, float]
+    spared: dict[str, int] = Field(default_factory=dict)
     checks: tuple[dict[str, Any], ...]
     rounds: int
     warnings: tuple[str, ...]
@@ -121,9 +136,16 @@ class ReceiptStore:
         self._connection: sqlite3.Connection | None = None
 
     async def add(self, receipt: Receipt, max_receipts: int) -> None:
-        """Keep a receipt, and of all of them the latest `max_receipts`."""
+        """Keep a receipt, and of all of them the latest `max_receipts`; what it counts towards its day stays."""
         row = (receipt.id, receipt.tool, receipt.started_at, receipt.state, receipt.model_dump_json())
-        await self.run(("INSERT INTO receipts VALUES (?, ?, ?, ?, ?)", row), (_PRUNE, (max_receipts,)))
+        gave_up = (receipt.error or {}).get("code") == "cancelled"
+        ended = receipt.status or ("cancelled" if gave_up else "failed")
+        spared = (receipt.spared.get(name, 0) for name in SPARED)
+        await self.run(
+            ("INSERT INTO receipts VALUES (?, ?, ?, ?, ?)", row),
+            (_PRUNE, (max_receipts,)),
+            (_COUNT, (receipt.started_at, receipt.tool, receipt.role or "", ended, *spared)),
+        )
 
     async def get(self, receipt_id: str) -> Receipt | None:
         rows = await self.run(("SELECT body FROM receipts WHERE id = ?", (receipt_id,)))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from .contract import Check, Verdict
 from .said import said
+from .syntax import parse_python
 from .text import MAX_CHARS, NUMBER_WORDS, SCALES
 
 MAX_TERMS = 60
@@ -179,13 +180,15 @@ def _value(side: list[_Token], percent: int = 100) -> Fraction | None:
             digits = token.text.lstrip("$\u20ac\u00a3").rstrip(" %").replace(",", "")
             literals.append(Fraction(digits) / (percent if token.text.endswith("%") else 1))
     try:
-        return _evaluate(ast.parse(" ".join(source), mode="eval").body, literals)
+        return _evaluate(parse_python(" ".join(source), mode="eval"), literals)
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         return None
 
 
-def _evaluate(node: ast.expr, literals: list[Fraction]) -> Fraction:
+def _evaluate(node: ast.AST, literals: list[Fraction]) -> Fraction:
     match node:
+        case ast.Expression(body=inner):
+            return _evaluate(inner, literals)
         case ast.Name(id=name):
             return literals[int(name[1:])]
         case ast.UnaryOp(op=ast.USub(), operand=operand):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shutil
 import subprocess
 import textwrap
 import tomllib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from .contract import Check, Verdict
 from .said import said
+from .syntax import parse_python
 
 MAX_CODE_CHARS = 200_000
 MAX_YAML_CHARS = 50_000
@@ -127,9 +126,7 @@ def bound_depth(value: Any) -> None:
 
 
 def _python(code: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ast.parse(textwrap.dedent(code))
+    parse_python(textwrap.dedent(code))
 
 
 def _yaml(code: str) -> None:

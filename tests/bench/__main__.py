@@ -5,31 +5,30 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import call, clients, prefix, startup, switch, trace
+from . import call, clients, overhead, prefix, savings, startup, switch, trace
 from .stage import quiet, workers
 
-ROUNDS = {"call": 6, "clients": 3, "switch": 5, "prefix": 3}
+ROUNDS = {"startup": 7, "overhead": 5, "call": 6, "clients": 3, "switch": 5, "prefix": 3, "savings": 20}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    names = ("startup", *ROUNDS, "trace")
+    names = (*ROUNDS, "trace")
     parser.add_argument(
         "items", nargs="*", choices=[*names, []], help=f"of {', '.join(names)}; all where none is named"
     )
-    parser.add_argument("-n", type=int, help="rounds")
+    parser.add_argument("-n", type=int, help="rounds, or tasks of savings")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the trace")
     options = parser.parse_args()
     quiet()
-    runs = {"call": call.main, "clients": clients.main, "switch": switch.main, "prefix": prefix.main}
+    modules = (startup, overhead, call, clients, switch, prefix, savings)
+    items = {module.__name__.rpartition(".")[2]: module for module in modules}
     for name in options.items or names:
         print(f"\n== {name}", flush=True)
-        if name == "startup":
-            startup.main(options.n or 5)
-        elif name == "trace":
+        if name == "trace":
             trace.main(["--minutes", str(options.minutes)])
         else:
-            runs[name](options.n or ROUNDS[name])
+            items[name].main(options.n or ROUNDS[name])
     if left := workers():
         print(f"worker processes are left: {[process.pid for process in left]}")
         return 1

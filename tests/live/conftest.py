@@ -59,6 +59,15 @@ def starter_home(starter_copy: Path, tmp_path: Path) -> Home:
     return home
 
 
+@pytest.fixture
+def staffed(home: Home, starter_models: Path) -> Home:
+    """A home with the starter models, whose host is ended after the test."""
+    home.models.rmdir()
+    home.models.symlink_to(starter_models)
+    home.settings_file.write_text("profile: starter\n")
+    return home
+
+
 def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)

@@ -220,6 +220,21 @@ def test_the_disk_the_home_folder_and_places_of_secrets_cannot_be_allowed(
             access.add(missing)
 
 
+def test_a_refusal_names_the_folder_where_allowing_it_is_all_it_takes(
+    access: AllowedFolders, docs: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "other" / "deep"
+    outside.mkdir(parents=True)
+    (outside / "a.md").touch()
+    found = {}
+    for path in (outside / "a.md", outside, outside / ".env", tmp_path / "x.md", tmp_path / "home", docs / ".env"):
+        with pytest.raises(PathNotAllowed) as refused:
+            access.read(path)
+        found[path] = refused.value.folder
+    assert found == {**dict.fromkeys(found), outside / "a.md": outside, outside: outside}
+    assert access.allowable(outside) == outside and access.list() == (docs,)
+
+
 def test_rolecalls_own_state_is_not_readable_from_an_allowed_folder(docs: Path, tmp_path: Path) -> None:
     nested = AllowedFolders(Home(docs / "home"), user_home=tmp_path)
     nested.add(docs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from rolecall.config.home import Home
 from rolecall.config.settings import RetrievalSettings
 from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import Filters, Found
-from rolecall.retrieval.errors import IndexCorrupt, IndexEmpty, PathMissing, RetrievalError
+from rolecall.retrieval.errors import IndexCorrupt, IndexEmpty, IndexLarge, PathMissing, PathNotAllowed, RetrievalError
 from rolecall.retrieval.retriever import LanceRetriever
 from rolecall.retrieval.store import Store
 
@@ -71,11 +71,13 @@ def embedder() -> HashEmbedder:
 
 
 @asynccontextmanager
-async def opened(tmp_path: Path, embedder: HashEmbedder) -> AsyncIterator[LanceRetriever]:
+async def opened(
+    tmp_path: Path, embedder: HashEmbedder, on_change: Callable[[], None] = lambda: None
+) -> AsyncIterator[LanceRetriever]:
     home = Home(tmp_path / "home")
     settings = RetrievalSettings(chunk_tokens=200, max_file_mb=0.1)
     access = AllowedFolders(home, user_home=tmp_path)
-    retriever = LanceRetriever(home, settings, embedder, lambda: embedder.identity, access)
+    retriever = LanceRetriever(home, settings, embedder, lambda: embedder.identity, access, on_change=on_change)
     try:
         yield retriever
     finally:
@@ -266,6 +268,38 @@ async def test_a_folder_that_is_no_longer_allowed_is_not_quoted(
         await retriever.add(docs)
         AllowedFolders(Home(tmp_path / "home"), user_home=tmp_path).remove(docs)
         assert names(await retriever.search("valve")) == []
+
+
+async def test_a_large_folder_is_indexed_only_where_confirmed_and_is_not_allowed_before(
+    tmp_path: Path, docs: Path, embedder: HashEmbedder
+) -> None:
+    async with opened(tmp_path, embedder) as retriever:
+        with pytest.raises(IndexLarge, match=r"3 files.*2 unasked.*--yes"):
+            await retriever.add(docs, max_files=2)
+        assert AllowedFolders(Home(tmp_path / "home"), user_home=tmp_path).list() == ()
+        assert await retriever.collections() == ()
+        assert (await retriever.add(docs)).indexed == 3
+        assert (await retriever.add(docs, max_files=2)).indexed == 3  # known by now
+        with pytest.raises(PathNotAllowed):
+            await retriever.add(tmp_path)
+
+
+async def test_an_indexed_file_is_found_by_its_path_in_its_collection_alone(
+    tmp_path: Path, docs: Path, embedder: HashEmbedder
+) -> None:
+    changes: list[str] = []
+    async with opened(tmp_path, embedder, lambda: changes.append("changed")) as retriever:
+        assert await retriever.indexed("docs", "pump.md") is None
+        (docs / "bad.md").write_bytes(b"\xff")
+        await retriever.add(docs)
+        told = len(changes)
+        assert await retriever.indexed("docs", "pump.md") == docs / "pump.md"
+        assert await retriever.indexed("docs", str(docs / "tea.txt")) == docs / "tea.txt"
+        for collection, path in (("other", "pump.md"), ("docs", "../docs/pump.md"), ("docs", "bad.md"), ("docs", "")):
+            assert await retriever.indexed(collection, path) is None
+        await retriever.remove("docs")
+        assert await retriever.indexed("docs", "pump.md") is None
+    assert told >= 1 and len(changes) == told + 1
 
 
 async def test_an_empty_index_an_unknown_collection_and_a_missing_folder_are_typed(

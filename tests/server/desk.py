@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rolecall.retrieval.contract import AddReport, CollectionInfo, Filters, Foun
 from rolecall.retrieval.errors import IndexEmpty
 from rolecall.roles.contract import RoleInfo
 from rolecall.server.orchestration.contract import Call, Outcome
+from rolecall.server.orchestration.jobs import Jobs, RunCall
 from rolecall.server.orchestration.run import Orchestrator
 from rolecall.server.routing.router import Router
 from rolecall.server.telemetry.store import Receipt, ReceiptStore
@@ -39,11 +41,17 @@ class ListRetriever:
         index = IndexState(indexed=1, pending=self.pending, skipped=0, failed=0, age_s=1.0)
         return Found(passages=self.passages[:max_results], index=index)
 
-    async def add(self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None) -> AddReport:
+    async def add(
+        self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None,
+        max_files: int | None = None,
+    ) -> AddReport:  # fmt: skip
         raise IndexEmpty("A list cannot be added to.")
 
     async def collections(self) -> tuple[CollectionInfo, ...]:
         return ()
+
+    async def indexed(self, collection: str, path: str) -> Path | None:
+        return None
 
     async def remove(self, collection: str) -> int:
         return 0
@@ -63,6 +71,7 @@ class Desk:
     models: ScriptedModels
     store: ReceiptStore
     orchestrator: Orchestrator
+    access: AllowedFolders
     folder: Path
     said: list[str] = field(default_factory=list)
 
@@ -112,9 +121,19 @@ def desk(tmp_path: Path) -> Iterator[MakeDesk]:
         orchestrator = Orchestrator(
             models, ListRetriever(passages, pending), Router(models, "starter"), access, store, settings
         )
-        made.append(Desk(models, store, orchestrator, folder))
+        made.append(Desk(models, store, orchestrator, access, folder))
         return made[-1]
 
     yield make
     for each in made:
         anyio.run(each.store.aclose)
+
+
+@asynccontextmanager
+async def served(run: RunCall, store: ReceiptStore) -> AsyncIterator[Jobs]:
+    """The calls of a host that ends with the block: what still runs then is cancelled."""
+    async with anyio.create_task_group() as tasks:
+        try:
+            yield Jobs(run, store, tasks)
+        finally:
+            tasks.cancel_scope.cancel()

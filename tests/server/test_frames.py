@@ -31,6 +31,8 @@ PARSE, REQUEST, PARAMS = -32700, -32600, -32602
         (b'{"jsonrpc":"2.0","id":8}', REQUEST, 8),
         (b'{"jsonrpc":"2.0","id":9,"method":5}', REQUEST, 9),
         (b'{"id":10,"method":"ping"}', REQUEST, 10),
+        (b'{"jsonrpc":"2.0","id":15,"method":"ping","error":{"code":1,"message":"m"}}', REQUEST, 15),
+        (b'\xef\xbb\xbf{"jsonrpc":"2.0","id":16,"method":"ping"}', PARSE, 16),
         (b'{"jsonrpc":"1.0","id":11,"method":"ping"}', REQUEST, 11),
         (b'{"jsonrpc":"2.0","id":null,"method":"ping"}', REQUEST, None),
         (b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}', REQUEST, None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic_core import from_json, to_json
 from rolecall.config.home import Home
 from rolecall.config.settings import EndpointSettings, load_settings
 from rolecall.retrieval.access import AllowedFolders
+from rolecall.retrieval.contract import AddReport, OnIndexed
 from rolecall.roles.contract import ModelEvent
 from rolecall.roles.errors import ModelUnknown
 from rolecall.server.errors import BadRequest
@@ -23,6 +25,7 @@ from rolecall.server.telemetry.history import ModelHistory
 from rolecall.server.telemetry.store import ReceiptStore
 from tests.roles.openai_server import serving
 
+from .desk import ListRetriever
 from .scripted import ScriptedModels
 
 pytestmark = pytest.mark.anyio
@@ -113,3 +116,27 @@ async def test_what_happens_to_models_as_the_host_ends_is_kept(tmp_path: Path) -
         history.note(ModelEvent("unloaded", "a"))
     async with _open_history(home) as (store, _):
         assert [row[0] for row in await store.run(("SELECT kind FROM model_events", ()))] == ["unloaded"]
+
+
+class Recorder(ListRetriever):
+    """Remembers how many files it may index unasked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int | None] = []
+
+    async def add(
+        self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None,
+        max_files: int | None = None,
+    ) -> AddReport:  # fmt: skip
+        self.asked.append(max_files)
+        return AddReport(collection="a", indexed=0, skipped=0, failed=(), seconds=0.0)
+
+
+async def test_a_first_index_of_many_files_needs_the_users_word(operations: Operations) -> None:
+    index = Recorder()
+    desk = Desk(index, None, None)  # type: ignore[arg-type]  # indexing asks nobody else
+    confirming = replace(operations, desk=lambda: desk)
+    await call(confirming, "index_add", folder="/work")
+    await call(confirming, "index_add", folder="/work", confirmed=True)
+    assert index.asked == [50_000, None]

@@ -5,15 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from rolecall.config.home import Home
-from rolecall.server.connect import lock_holder
+from rolecall.server.connect import Connection, lock_holder
 from rolecall.server.protocol import HOST_ERRORS, MAX_FRAME_BYTES, VERSION
-from tests.conftest import StartClient, Stdio, eventually, toy_connection
+from tests.conftest import PATIENCE_S, StartClient, Stdio, eventually, toy_connection
 
 _META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -142,6 +143,39 @@ def test_an_older_client_is_served_and_a_newer_one_replaces_the_host_when_it_has
     assert newer.receive()["id"] == asked
     assert json.loads(home.lock_file.read_text())["version"] == VERSION
     assert newer.tool("whoami").split()[0] != str(reply["pid"])
+
+
+def test_an_upgrade_under_two_clients_with_open_calls_costs_neither_anything(
+    toy_client: StartClient, home: Home, tmp_path: Path
+) -> None:
+    clients = [toy_client(), toy_client()]
+    open_calls = list[int]()
+    for number, client in enumerate(clients):
+        client.initialize()
+        mark = tmp_path / str(number)
+        open_calls.append(client.send("tools/call", {"name": "wait_for", "arguments": {"mark": str(mark)}}))
+        eventually(Path(f"{mark}.began").exists, "the tool runs")
+    older = lock_holder(home)
+    (home.root / "version").write_text("9.9.9")  # of the next host
+    connected = list[Connection]()
+    newer = threading.Thread(target=lambda: connected.append(toy_connection(home, "mcp", "9.9.9")))
+    newer.start()
+    socket = Path(json.loads(home.lock_file.read_text())["socket"])
+    eventually(lambda: not socket.exists(), "the older host drains")
+    late = [client.send("tools/call", {"name": "whoami", "arguments": {}}) for client in clients]
+    for number, (client, asked) in enumerate(zip(clients, open_calls, strict=True)):
+        assert lock_holder(home) == older, "it waits for what is open"
+        (tmp_path / str(number)).touch()
+        answer = client.receive()
+        assert (answer["id"], answer["result"]["content"][0]["text"]) == (asked, "done")
+    newer.join(PATIENCE_S)
+    ((newest, reply),) = connected
+    newest.close()
+    assert reply["rolecall"] == "9.9.9" and reply["pid"] == lock_holder(home) != older
+    for client, asked in zip(clients, late, strict=True):
+        answer = client.receive()
+        assert answer["id"] == asked
+        assert answer["result"]["content"][0]["text"].split()[:2] == [str(reply["pid"]), "test"]
 
 
 def test_three_hosts_that_die_before_an_answer_are_the_last(toy_client: StartClient, home: Home) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -44,8 +45,9 @@ class Grammar:
         for start in _starts(words):
             tokens = list(self.tokens(words[start:]))
             for taken in _ends(words[start:], tokens):
+                known = frozenset[str]().union(*(names for names, _, _ in tokens[:taken]))
                 try:
-                    tree = self.parser.parse(tokens[:taken])
+                    tree = narrowed(self.parser, known).parse(tokens[:taken])
                 except LarkError:
                     continue
                 yield _plain(tree.children[0])
@@ -65,6 +67,19 @@ class Grammar:
                 return
             position += size
             yield _AnyOf(names), " ".join(phrase), position
+
+
+@lru_cache(maxsize=256)
+def narrowed(parser: Any, known: frozenset[str]) -> Any:
+    """The parser without the rules that these terminals cannot complete: lark predicts every rule at every word."""
+    found, left = set(known), set(parser.rules)
+    while done := {rule for rule in left if all(symbol.name in found for symbol in rule.expansion)}:
+        found.update(rule.origin.name for rule in done)
+        left -= done
+    fewer, front, earley = copy(parser), copy(parser.parser), copy(parser.parser.parser)
+    kept = {origin: [rule for rule in rules if rule not in left] for origin, rules in earley.predictions.items()}
+    fewer.parser, front.parser, earley.predictions = front, earley, kept
+    return fewer
 
 
 def _starts(words: list[str]) -> list[int]:

@@ -81,3 +81,29 @@ def test_choosing_a_profile_keeps_every_other_line_of_the_settings(tmp_path: Pat
     home.settings_file.write_text(home.settings_file.read_text() + "# mine\nmemory: {reserve_gb: 3.0}\n")
     _keep_profile(home, "starter")
     assert home.settings_file.read_text() == "profile: starter\n# mine\nmemory: {reserve_gb: 3.0}\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stdin", "options", "code", "indexed"),
+    [
+        (io.StringIO("y\n"), [], 1, False),
+        (io.StringIO(), ["--yes"], 0, True),
+        (Terminal("n\n"), [], 1, False),
+        (Terminal("y\n"), [], 0, True),
+    ],
+)
+def test_a_large_folder_is_asked_about_on_a_terminal_and_refused_elsewhere(
+    shared_home: Home, stdin: io.StringIO, options: list[str], code: int, indexed: bool, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("ROLECALL_HOME", str(shared_home.root))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main(["index", "add", str(tmp_path), "--json", *options]) == code
+    out, errors = capsys.readouterr()
+    assert (json.loads(out)["indexed"] if indexed else out.strip()) == (60_000 if indexed else "")
+    assert ("60,000 files" in errors) == (not options)

@@ -12,6 +12,8 @@ from rolecall.retrieval.contract import IndexState
 from rolecall.roles.contract import Resident
 from rolecall.server.routing.agents.claims import claim, compute
 from rolecall.server.routing.agents.contract import AgentContext
+from rolecall.server.routing.agents.grammar import grammar, narrowed
+from rolecall.server.routing.agents.words import words_of
 from rolecall.server.routing.contract import Agent, Claim
 
 NOW = datetime(2026, 3, 4, 15, 30, tzinfo=ZoneInfo("Europe/Berlin"))
@@ -193,6 +195,22 @@ def test_units_are_converted(request_text: str, value: str) -> None:
 @pytest.mark.parametrize(("request_text", "value"), DATES)
 def test_dates_and_times_come_from_the_given_clock(request_text: str, value: str) -> None:
     assert answer(request_text) == (Agent.DATETIME, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "request_text"),
+    [
+        ("calculator", "(3+4)*5 - 2/3"),
+        ("calculator", "percent change from 50 to 60"),
+        ("units", "5 km in miles"),
+        ("datetimes", "what day was 3 March 2024"),
+    ],
+)
+def test_a_parse_needs_none_of_the_rules_that_its_words_cannot_complete(name: str, request_text: str) -> None:
+    used = grammar(name)
+    tokens = list(used.tokens(words_of(request_text) or []))
+    known = frozenset[str]().union(*(names for names, _, _ in tokens))
+    assert narrowed(used.parser, known).parse(tokens) == used.parser.parse(tokens)
 
 
 @pytest.mark.parametrize("request_text", TRAPS)

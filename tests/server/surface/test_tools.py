@@ -1,8 +1,9 @@
-"""The six tools as a real client sees them, over scripted models."""
+"""The tools as a real client sees them, over scripted models."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ from rolecall.server.orchestration.contract import Call, OnProgress, Outcome
 from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.surface.server import build_server
 from rolecall.server.surface.tools import tool_list
-from tests.server.desk import MakeDesk, passage
+from rolecall.server.telemetry.store import ReceiptStore
+from tests.server.desk import MakeDesk, passage, served
 
 pytestmark = pytest.mark.anyio
 
@@ -28,11 +30,13 @@ Run = Callable[[Call, OnProgress], Awaitable[Outcome]]
 @asynccontextmanager
 async def connected(run: Run, cwd: Path = Path("/")) -> AsyncIterator[Client]:
     token = current_session.set(SessionInfo("s1", cwd))
+    store = ReceiptStore(cwd / "results.sqlite3")
     try:
-        async with Client(build_server(run)) as client:
+        async with served(run, store) as jobs, Client(build_server(jobs)) as client:
             yield client
     finally:
         current_session.reset(token)
+        await store.aclose()
 
 
 async def unasked(call: Call, tell: OnProgress) -> Outcome:
@@ -45,21 +49,32 @@ def text_of(result: types.CallToolResult) -> str:
     return block.text
 
 
-async def test_six_tools_are_listed_with_titles_annotations_and_described_arguments() -> None:
+async def test_seven_tools_are_listed_with_titles_annotations_and_described_arguments() -> None:
     async with connected(unasked) as client:
         tools = (await client.list_tools()).tools
+        instructions = client.instructions or ""
 
-    assert [tool.name for tool in tools] == ["route", "reason", "code", "summarize", "retrieve", "validate"]
+    assert [tool.name for tool in tools] == ["route", "reason", "code", "summarize", "retrieve", "validate", "job"]
     for tool in tools:
         assert tool.title and tool.annotations is not None and tool.output_schema is not None
-        assert len((tool.description or "").split()) <= 60
-        assert all("description" in schema for schema in tool.input_schema["properties"].values()), tool.name
+        description = tool.description or ""
+        assert len(description.split()) <= 60
+        assert re.search(r"\bUse\b|^Follow", description) and "Not for" in description, tool.name
+        assert all("description" in schema for schema in described(tool.input_schema)), tool.name
+        assert tool.meta == {"anthropic/alwaysLoad": True}
+    assert len(instructions.splitlines()) <= 8 and all(tool.name in instructions for tool in tools)
+
+
+def described(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schemas of all parameters, nested ones too."""
+    inner = list(schema.get("properties", {}).values())
+    return inner + [deeper for each in inner for deeper in described(each)]
 
 
 async def test_the_tool_list_stays_short_enough_for_every_conversation() -> None:
     tools = tool_list().model_dump(mode="json", by_alias=True, exclude_none=True)["tools"]
-    whole = len(json.dumps(tools, separators=(",", ":")))
-    bare = len(json.dumps([{k: v for k, v in t.items() if k != "outputSchema"} for t in tools], separators=(",", ":")))
+    whole = len(json.dumps(tools))
+    bare = len(json.dumps([{k: v for k, v in tool.items() if k != "outputSchema"} for tool in tools]))
 
     assert (whole <= 13_000, bare <= 6_500) == (True, True), (whole, bare)
 

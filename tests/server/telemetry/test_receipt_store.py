@@ -25,7 +25,7 @@ def receipt(**changes: object) -> Receipt:
     plain = dict.fromkeys(Receipt.model_fields)
     tuples = dict.fromkeys(("transitions", "calls", "checks", "warnings"), ())
     filled = {"id": receipt_id(), "tool": "reason", "started_at": "2026-01-01T00:00:00.000+00:00", "session": "s1"}
-    maps: dict[str, object] = {"prompts": {}, "tokens": {}, "timings": {}}
+    maps: dict[str, object] = {"prompts": {}, "tokens": {}, "timings": {}, "spared": {}}
     return Receipt.model_validate(plain | tuples | maps | filled | {"state": "COMPLETED", "rounds": 1} | changes)
 
 

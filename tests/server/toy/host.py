@@ -16,6 +16,7 @@ from mcp.types import EmptyResult, SubscribeRequestParams
 
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
+from rolecall.retrieval.errors import IndexLarge
 from rolecall.server.connect import SocketDenied
 from rolecall.server.host.__main__ import Starter, main
 from rolecall.server.host.host import Services
@@ -30,6 +31,11 @@ server = MCPServer("toy")
 async def whoami() -> str:
     session = current_session.get()
     return f"{os.getpid()} {session.client} {session.cwd}"
+
+
+@server.tool()
+async def session() -> str:
+    return current_session.get().id
 
 
 @server.tool()
@@ -96,6 +102,13 @@ async def break_down(_tell: Tell, params: dict[str, Any]) -> None:
     raise ValueError(params["text"])
 
 
+async def index_add(_tell: Tell, params: dict[str, Any]) -> dict[str, Any]:
+    """A folder with more files than are indexed unasked."""
+    if not params["confirmed"]:
+        raise IndexLarge("It is large.", found="60,000 files", advice="Confirm it.")
+    return {"collection": "toy", "indexed": 60_000, "skipped": 0, "failed": [], "seconds": 1.0}
+
+
 async def hang(_tell: Tell, params: dict[str, Any]) -> None:
     await wait(params["mark"])
 
@@ -109,7 +122,7 @@ async def open_services(home: Home, config: Path | None) -> AsyncIterator[Servic
     idle = home.root / "idle_exit_s"
     yield Services(
         mcp=server._lowlevel_server,
-        operations={"count": count, "echo": echo, "fail": fail, "break_down": break_down, "hang": hang},
+        operations={each.__name__: each for each in (count, echo, fail, break_down, hang, index_add)},
         busy=lambda: False,
         settings_fingerprint="toy",
         idle_exit_s=float(idle.read_text()) if idle.exists() else 600.0,

@@ -1,0 +1,107 @@
+"""Updates of resources over real processes: the shim, the host, its workers and its index."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import mcp_types as types
+import pytest
+from mcp import Client, StdioServerParameters
+from mcp.client.subscriptions import ResourceUpdated
+
+from rolecall.config.home import Home
+from rolecall.server.connect import lock_holder
+from rolecall.server.surface.updates import MODELS, STATUS
+
+pytestmark = [pytest.mark.live, pytest.mark.anyio]
+
+ROLECALL = str(Path(sys.executable).with_name("rolecall"))
+PATIENCE_S = 60.0
+
+Next = Callable[[], Awaitable[str]]
+
+
+async def command(*arguments: str) -> None:
+    await anyio.to_thread.run_sync(lambda: subprocess.run([ROLECALL, *arguments], check=True, capture_output=True))
+
+
+@asynccontextmanager
+async def subscribed(era: str, cwd: Path) -> AsyncIterator[tuple[Client, Next]]:
+    """A client of `rolecall serve` that subscribed to models and status, and the next URI that it hears of."""
+    send, receive = anyio.create_memory_object_stream[str](100)
+
+    async def hear(message: Any) -> None:
+        if isinstance(message, types.ResourceUpdatedNotification):
+            send.send_nowait(str(message.params.uri))
+
+    server = StdioServerParameters(command=ROLECALL, args=["serve"], env=dict(os.environ), cwd=str(cwd))
+    with send, receive:
+        async with Client(server, mode=era, message_handler=hear) as client:
+            if era == "legacy":
+                for uri in (MODELS, STATUS):
+                    params = types.SubscribeRequestParams(uri=uri)
+                    await client.session.send_request(types.SubscribeRequest(params=params), types.EmptyResult)
+                yield client, receive.receive
+                return
+            async with client.listen(resource_subscriptions=[MODELS, STATUS]) as heard:
+
+                async def following() -> str:
+                    event = await anext(heard)
+                    assert isinstance(event, ResourceUpdated)
+                    return event.uri
+
+                yield client, following
+
+
+async def read(client: Client, uri: str) -> dict[str, Any]:
+    (content,) = (await client.read_resource(uri)).contents
+    assert isinstance(content, types.TextResourceContents)
+    found: dict[str, Any] = json.loads(content.text)
+    return found
+
+
+@pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
+async def test_a_loaded_model_and_an_indexed_folder_are_heard_of_also_after_a_crash_of_the_host(
+    home: Home, starter_models: Path, tmp_path: Path, era: str
+) -> None:
+    home.models.rmdir()
+    home.models.symlink_to(starter_models)
+    home.settings_file.write_text("profile: starter\n")
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "depot.md").write_text("# Depots\n\nThe reference code of the north depot is 4711.\n")
+    async with subscribed(era, tmp_path) as (client, following):
+
+        async def until(uri: str, holds: Callable[[dict[str, Any]], bool]) -> None:
+            """Read the resource each time that it is said to have changed, until it has."""
+            with anyio.fail_after(PATIENCE_S):
+                while await following() != uri or not holds(await read(client, uri)):
+                    pass
+
+        await command("models", "load", "reasoning")
+        await until(MODELS, lambda found: bool(found["resident"]))
+        await command("index", "add", str(notes))
+        await until(STATUS, lambda found: bool(found["collections"]))
+        text = (await client.read_resource("rolecall://doc/notes/depot.md")).contents[0]
+        assert isinstance(text, types.TextResourceContents) and "4711" in text.text
+
+        host = lock_holder(home)
+        assert host is not None
+        os.kill(host, signal.SIGKILL)
+        with anyio.fail_after(PATIENCE_S):
+            while lock_holder(home) in (None, host):  # the shim starts the next host for the subscriptions' sake
+                await anyio.sleep(0.05)
+        assert not (await read(client, MODELS))["resident"]
+        await command("models", "load", "reasoning")
+        await until(MODELS, lambda found: bool(found["resident"]))
+        await command("models", "unload", "reasoning")
+        await until(MODELS, lambda found: not found["resident"])

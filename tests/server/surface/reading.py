@@ -1,0 +1,79 @@
+"""Clients of one server that offers resources, over a desk and a real index of its folder."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import mcp_types as types
+import pytest
+from mcp import Client
+from mcp.client._memory import InMemoryTransport
+from mcp.server.lowlevel.server import Server
+
+from rolecall.config.home import Home
+from rolecall.config.settings import RetrievalSettings
+from rolecall.retrieval.contract import Retriever
+from rolecall.retrieval.retriever import LanceRetriever
+from rolecall.server.orchestration.jobs import Jobs
+from rolecall.server.session import SessionInfo, current_session
+from rolecall.server.surface.resources import Resources
+from rolecall.server.surface.server import build_server
+from rolecall.server.surface.updates import STATUS, Updates
+from tests.retrieval.test_retriever import HashEmbedder
+from tests.server.desk import Desk, served
+
+ERAS = pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
+
+
+@dataclass
+class Reading:
+    """`index` is of the desk's folder, whose `add` and `remove` the subscribers of the status hear of."""
+
+    desk: Desk
+    server: Server[Any]
+    jobs: Jobs
+    updates: Updates
+    index: Retriever
+
+    @asynccontextmanager
+    async def client(self, era: str, session: str = "s1", **callbacks: Any) -> AsyncIterator[Client]:
+        token = current_session.set(SessionInfo(session, self.desk.folder))
+        try:
+            async with Client(InMemoryTransport(self.server), mode=era, **callbacks) as client:
+                yield client
+        finally:
+            current_session.reset(token)
+
+
+@asynccontextmanager
+async def reading(desk: Desk, retriever: Retriever | None = None) -> AsyncIterator[Reading]:
+    updates, embedder = Updates(), HashEmbedder()
+    index = retriever or LanceRetriever(
+        Home(desk.folder.parent / "home"), RetrievalSettings(chunk_tokens=200, max_file_mb=0.1), embedder,
+        lambda: embedder.identity, desk.access, on_change=lambda: updates.changed(STATUS),
+    )  # fmt: skip
+    async with anyio.create_task_group() as tasks, served(desk.orchestrator.run, desk.store) as jobs:
+        tasks.start_soon(updates.run)
+        resources = Resources(desk.models, desk.access, desk.store, jobs, lambda: index, updates)
+        yield Reading(desk, build_server(jobs, resources=resources), jobs, updates, index)
+        tasks.cancel_scope.cancel()
+    await index.aclose()
+
+
+def text_of(result: types.ReadResourceResult) -> str:
+    (content,) = result.contents
+    assert isinstance(content, types.TextResourceContents)
+    return content.text
+
+
+def fill(folder: Path) -> None:
+    """Two files to index, and one that is a secret."""
+    (folder / "deep").mkdir()
+    (folder / "pump.md").write_text("# Pump\n\nThe valve opens at 42 bar.\n")
+    (folder / "deep" / "tea 100%.txt").write_text("Green tea wants water of 70 degrees.\n")
+    (folder / ".env").write_text("TOKEN=1\n")
