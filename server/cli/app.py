@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import typer
 
 from rolecall.config.errors import RolecallError
+from rolecall.config.models import load_yaml
 
 from ..errors import BadRequest
 from ..protocol import VERSION
-from . import models
 from .batch import batch
 from .diagnosis import doctor
-from .examples import add_examples
 from .install import install
 from .machine import logs, setup, stop
+from .models import models_app
 from .output import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from .requests import allow, ask, index_app, receipt_app, route, search, validate
 from .serve import serve
 from .status import status
 from .uninstall import uninstall
+
+EXAMPLES: dict[str, list[str]] = load_yaml(Path(__file__).with_name("examples.yaml").read_text("utf-8"))
 
 app = typer.Typer(
     name="rolecall",
@@ -37,10 +40,22 @@ for command in (
     setup, install, uninstall, doctor, status, logs, stop, serve, ask, route, validate, batch, allow, search
 ):  # fmt: skip
     app.command()(command)
-models.register(app)
+app.add_typer(models_app, name="models")
 app.add_typer(index_app, name="index")
 app.add_typer(receipt_app, name="receipt")
-add_examples(app)
+
+
+def _add_examples(app: typer.Typer, group: str = "") -> None:
+    """Put the examples below the help of each command of `app`, which is named `group` where it is one."""
+    for command in app.registered_commands:
+        shown = EXAMPLES.get(f"{group} {command.name or getattr(command.callback, '__name__', '')}".strip(), [])
+        command.epilog = "\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{each}[/cyan]" for each in shown)])
+    for below in app.registered_groups:
+        if below.typer_instance is not None:
+            _add_examples(below.typer_instance, str(below.name))
+
+
+_add_examples(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import anyio
 import psutil
 import typer
 
@@ -21,7 +20,7 @@ from rolecall.config.settings import GB, Settings, load_settings
 from ..connect import lock_holder
 from ..protocol import VERSION
 from .memory import bar, day_in_words, pressure
-from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, ask_host, console, emit, gb, table_of
+from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, ask_host, console, emit, from_store, gb, table_of
 from .repairs import Found, check_files, repair
 
 STARTER_NOTE = (
@@ -76,7 +75,7 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
     running = lock_holder(home) is not None
     host = ask("ping") if running else None
     status = (ask("status") if host else None) or {"resident": [], "folders": [], "downloads": None}
-    memory = ask("memory") if host else None if running else tried(lambda: anyio.run(_memory, home, settings))
+    memory = ask("memory") if host else None if running else tried(lambda: _memory(home, settings))
     endpoints = (ask("endpoints") if host and settings.endpoints else None) or []
     resident = {item["model"] for item in status["resident"]}
     models = [{**item, "resident": item["model"] in resident} for item in staff_models(settings, home)]
@@ -120,20 +119,14 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
     }
 
 
-async def _memory(home: Home, settings: Settings) -> dict[str, Any] | None:
+def _memory(home: Home, settings: Settings) -> dict[str, Any] | None:
     """What the next host would say of memory; None where none ever ran."""
     from rolecall.roles.manager import ModelManager
 
     from ..telemetry.history import ModelHistory
-    from ..telemetry.store import ReceiptStore
 
-    if not os.path.exists(home.receipts_db):  # noqa: PTH110  (says no where Path.exists raises)
-        return None
-    store = ReceiptStore(home.receipts_db)
-    try:
-        return {**ModelManager(home, settings).memory().model_dump(), **await ModelHistory(store).last_day()}
-    finally:
-        await store.aclose()
+    day = from_store(home, lambda store: ModelHistory(store).last_day())
+    return day and {**ModelManager(home, settings).memory().model_dump(), **day}
 
 
 def staff_models(settings: Settings, home: Home) -> list[dict[str, Any]]:

@@ -22,10 +22,6 @@ NAME = typer.Argument(help="Role or model.")
 models_app = typer.Typer(no_args_is_help=True, help="Get, plan, load and unload models.")
 
 
-def register(app: typer.Typer) -> None:
-    app.add_typer(models_app, name="models")
-
-
 @models_app.command("pull", help="Get a model: a role, a repository, an LM Studio id, a folder, or `starter`.")
 def pull(
     name: str = typer.Argument(help="What to get."),

@@ -7,10 +7,12 @@ Exit codes: 0 done, 1 the command failed (a typed error on stderr), 2 wrong usag
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import typer
@@ -22,6 +24,9 @@ from rich.table import Table
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
+
+if TYPE_CHECKING:
+    from ..telemetry.store import ReceiptStore
 
 JSON_OPTION = typer.Option(False, "--json", help="Machine-readable output.")
 CONFIG_OPTION = typer.Option(None, "--config", help="Settings file laid over the user's own.", show_default=False)
@@ -115,6 +120,17 @@ def ask_each(
             return [await client.call(op, params, tell) for params in requests]
 
     return anyio.run(work)
+
+
+def from_store(home: Home, ask: Callable[[ReceiptStore], Awaitable[T]]) -> T | None:
+    """What the host's records say where no host runs; None where none ever ran."""
+    from ..telemetry.store import ReceiptStore
+
+    async def work() -> T:
+        async with aclosing(ReceiptStore(home.receipts_db)) as store:
+            return await ask(store)
+
+    return anyio.run(work) if os.path.exists(home.receipts_db) else None  # noqa: PTH110  (no where Path.exists raises)
 
 
 class Bar(Progress):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -12,7 +11,6 @@ from pathlib import Path
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 
-from ..connect import lock_note
 from .clients import ENTRY, Client, known_clients, servers_of
 from .install import addition
 from .output import Bar
@@ -37,10 +35,9 @@ def repair(home: Home, problems: Iterable[dict[str, str]]) -> list[str]:
     steps += [partial(_renew, client) for client, _ in _moved().values()]
     lacking = [each["what"] for each in problems if each["code"] in ("model_missing", "model_corrupt")]
     steps += [partial(_fetch_starter, home)] if any("starter/" in what for what in lacking) else []
-    steps.append(partial(_unlink_stale_socket, home))
     for step in steps:
         try:
-            said += filter(None, [step()])
+            said.append(step())
         except (RolecallError, OSError) as error:
             said.append(f"not mended: {error}")
     return said
@@ -79,14 +76,3 @@ def _fetch_starter(home: Home) -> str:
     with Bar("starter") as bar:
         fetch_starter(home.models, bar.bytes)
     return f"the starter models are in {home.models}"
-
-
-def _unlink_stale_socket(home: Home) -> str:
-    """Remove the socket of a host that was killed; under the lock, so that no host is just making one."""
-    with suppress(FileNotFoundError, BlockingIOError), home.lock_file.open("rb+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        socket = lock_note(home).get("socket")
-        if isinstance(socket, str):
-            Path(socket).unlink()
-            return f"{socket} is gone: its host was killed"
-    return ""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
-
-import anyio
 
 from rolecall.config.home import Home
 
 from ..errors import HostUnavailable
-from .output import CONFIG_OPTION, JSON_OPTION, ask_host, show, table_of
+from .output import CONFIG_OPTION, JSON_OPTION, ask_host, from_store, show, table_of
 
 
 def status(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None:
@@ -20,7 +17,9 @@ def status(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> 
     try:
         report = {name: ask_host(op, {}, config, start=False) for name, op in asked.items()}
     except HostUnavailable:  # none runs, or a standalone one, which answers its client only
-        report = {"host": None, "usage": anyio.run(_usage, Home.find()), "resident": [], "index": []}
+        from ..telemetry.savings import usage
+
+        report = {"host": None, "usage": from_store(Home.find(), usage), "resident": [], "index": []}
     host, said = report["host"], list[str]()
     for item in report["resident"]:
         said.append(f"in memory: {item['model']} ({', '.join(item['roles'])})")
@@ -29,20 +28,6 @@ def status(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> 
         said.append(f"index {item['collection']}: {item['files']} files, {counts}")
     said.append(f"host: pid {host['pid']}, {host['sessions']} sessions" if host else "host: not running")
     show(report, as_json, _table(report["usage"]) if report["usage"] else "No call was made yet.", *said)
-
-
-async def _usage(home: Home) -> dict[str, Any] | None:
-    """As the next host would say it; None where none ever ran."""
-    from ..telemetry.savings import usage
-    from ..telemetry.store import ReceiptStore
-
-    if not os.path.exists(home.receipts_db):  # noqa: PTH110  (says no where Path.exists raises)
-        return None
-    store = ReceiptStore(home.receipts_db)
-    try:
-        return await usage(store)
-    finally:
-        await store.aclose()
 
 
 def _table(usage: dict[str, Any]) -> Any:

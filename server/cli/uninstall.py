@@ -14,7 +14,7 @@ import typer
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 
-from ..connect import held, lock_note
+from ..connect import held
 from ..errors import BadRequest
 from .clients import known_clients
 from .install import removal
@@ -39,7 +39,6 @@ def uninstall(
     sizes = {str(path): _freed_bytes(path) for path in _own(home)} if purge else {}
     if sizes and not yes:
         _ask(sizes)
-    socket = lock_note(home).get("socket")
     stopped = anyio.run(stop_host, home) is not None
     taken, problems = list[str](), list[dict[str, str]]()
     for name, client in known_clients().items():
@@ -49,7 +48,7 @@ def uninstall(
             taken += [name] if changes else []
         except (RolecallError, OSError) as error:
             problems.append({"client": name, "what": str(error)})
-    left = _purge(home, socket) if purge and home.root.exists() else []
+    left = _purge(home) if purge and home.root.exists() else []
     freed_bytes = sum(sizes.values())
     removed = [{"path": path, "size_bytes": size_bytes} for path, size_bytes in sizes.items()]
     report = {"clients": taken, "stopped": stopped, "removed": removed, "freed_bytes": freed_bytes, "left": left}
@@ -92,7 +91,7 @@ def _ask(sizes: dict[str, int]) -> None:
     typer.confirm(f"Remove all of this and free {gb(sum(sizes.values()))}?", abort=True, err=True)
 
 
-def _purge(home: Home, socket: str | None) -> list[str]:
+def _purge(home: Home) -> list[str]:
     """Remove what is Rolecall's, links themselves and nothing behind them; returns what is left.
 
     The home's lock is held meanwhile, so that no client starts a host among the ruins.
@@ -110,9 +109,4 @@ def _purge(home: Home, socket: str | None) -> list[str]:
     left = sorted(map(str, home.root.iterdir()))
     with suppress(OSError):  # a link to a folder, or one with something left in it
         home.root.rmdir()
-    with suppress(OSError):  # another home's host may use the socket's folder
-        if socket and Path(socket).is_socket():
-            Path(socket).unlink()
-        if socket:
-            Path(socket).parent.rmdir()
     return left

@@ -39,7 +39,6 @@ from .sessions import Refusal, Tell, client_name, parse_message
 
 PATH = "/mcp"
 _ADDRESS = "127.0.0.1"
-_MAX_SESSIONS = 256
 _TOKEN_BYTES = 32
 
 
@@ -80,9 +79,7 @@ async def serve_http(server: Server[Any], home: Home, port: int, tell: Tell, sto
         # A reply's head and body are two writes: without this the second waits for the client's delayed word (40 ms).
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         port = sock.getsockname()[1]
-        manager = StreamableHTTPSessionManager(
-            server, max_request_body_size=MAX_FRAME_BYTES, max_sessions=_MAX_SESSIONS
-        )
+        manager = StreamableHTTPSessionManager(server, max_request_body_size=MAX_FRAME_BYTES)
         listener = _Listener(_Gate(manager, token, port))
         async with manager.run(), anyio.create_task_group() as tasks:
             tasks.start_soon(listener.listen, sock)
@@ -148,10 +145,8 @@ class _Gate:
 
     def __init__(self, manager: StreamableHTTPSessionManager, token: str, port: int) -> None:
         names = [f"{name}:{port}" for name in (_ADDRESS, "localhost")]
-        origins = [f"http://{name}" for name in names]
-        self._headers = TransportSecurityMiddleware(
-            TransportSecuritySettings(allowed_hosts=names, allowed_origins=origins)
-        )
+        own = TransportSecuritySettings(allowed_hosts=names, allowed_origins=[f"http://{name}" for name in names])
+        self._headers = TransportSecurityMiddleware(own)
         self._limited = RequestBodyLimitMiddleware(self._guarded, MAX_FRAME_BYTES)
         self._manager = manager
         self._token = token

@@ -64,9 +64,9 @@ class Operations:
     def table(self) -> Mapping[str, Operation]:
         """Every operation by the name it has on the wire; parameters have the names and types of its method's."""
         offered: tuple[Callable[..., Awaitable[Any]], ...] = (
-            self.status, self.usage, self.tool, self.files, self.route, self.validate, self.allow, self.index_add, self.index_list,
-            self.index_remove, self.search, self.models_ps, self.models_load, self.models_unload, self.models_pin,
-            self.models_download, self.memory, self.endpoints, self.receipt, self.receipts,
+            self.status, self.usage, self.tool, self.files, self.route, self.validate, self.allow, self.index_add,
+            self.index_list, self.index_remove, self.search, self.models_ps, self.models_load, self.models_unload,
+            self.models_pin, self.models_download, self.memory, self.endpoints, self.receipt, self.receipts,
         )  # fmt: skip
         lazily = validate_call(config=ConfigDict(defer_build=True))
         return {each.__name__: partial(_checked, lazily(each)) for each in offered}

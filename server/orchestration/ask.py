@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +12,25 @@ import anyio.to_thread
 
 from rolecall.config.prompts import plain, prompt
 from rolecall.roles import contract as roles
-from rolecall.roles.contract import GenerationRequest, GenerationResult, Message, Role, RoleInfo, RoleModels
+from rolecall.roles.contract import (
+    Generated,
+    GenerationRequest,
+    GenerationResult,
+    Loading,
+    Message,
+    Prefilling,
+    Queued,
+    Role,
+    RoleInfo,
+    RoleModels,
+)  # fmt: skip
 from rolecall.roles.errors import PromptTooLong, RoleError, SchemaRefused, WorkerTimeout
 
 from ..routing.contract import TaskType
 from ..validation.answer import check_answer, failed
-from ..validation.contract import Check, Verdict
-from ..validation.said import fault
+from ..validation.contract import Check, Verdict, fault
 from .record import Run
 from .states import Event
-from .words import Words
 
 Checker = Callable[[str, str], tuple[Check, ...]]
 """(answer, finish) to the checks that apply to it."""
@@ -62,6 +72,31 @@ class Said:
     text: str
     checks: tuple[Check, ...]
     failing: Check | None
+
+
+class Words:
+    """What one generation by `role` is doing, in words for whoever waits."""
+
+    def __init__(self, role: Role, clock: Callable[[], float] = time.monotonic) -> None:
+        self._role, self._clock = role, clock
+        self._first: tuple[int, float] | None = None
+
+    def of(self, event: roles.Event) -> str:
+        match event:
+            case Queued(position):
+                doing = f"waiting, position {position} in the queue"
+            case Loading(model, done, total):
+                doing = f"loading {model}, {done / 1e9:.2f} of {total / 1e9:.2f} GB"
+            case Prefilling(done, total):
+                doing = f"reading, {100 * done // max(total, 1)}% of {total} tokens"
+            case Generated(_, channel, tokens):
+                doing = f"{'thinking' if channel == 'thinking' else 'writing'}, {tokens} tokens"
+                if self._first is None:
+                    self._first = tokens, self._clock()
+                else:
+                    count, since = self._first
+                    doing += f", {(tokens - count) / max(self._clock() - since, 0.001):.1f} tokens/s"
+        return f"{self._role}: {doing}"
 
 
 async def ask(run: Run, models: RoleModels, wanted: Ask) -> Said:
@@ -141,7 +176,7 @@ def checker(
             text, task_type=task_type, question=question, evidence=evidence, structured=structured,
             language=language, finish=finish, max_words=max_words,
         )  # fmt: skip
-        if "<document" in text and task_type is not TaskType.CODING:
+        if ("<document" in text or "</document" in text) and task_type is not TaskType.CODING:
             detail = "the answer repeats the document instead of answering"
             checks += (Check(name="echo", verdict=Verdict.UNSUPPORTED, decisive=True, detail=detail),)
         return checks
@@ -181,7 +216,7 @@ async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, findi
 
     def hear(event: roles.Event) -> None:
         run.tell(words.of(event), None)
-        if isinstance(event, roles.Generated) and event.channel == "answer":
+        if isinstance(event, Generated) and event.channel == "answer":
             run.on_text(event.text)
 
     run.on_text("")

@@ -19,7 +19,7 @@ from rolecall.retrieval.contract import IndexState, Retriever, SourceText
 from rolecall.retrieval.errors import RetrievalError
 from rolecall.roles.contract import Role, RoleModels
 
-from ..routing.agents.claims import claim
+from ..routing.agents.claims import claim, compute
 from ..routing.agents.contract import AgentContext
 from ..routing.contract import Agent, Claim, Features, State, TaskType
 from ..routing.decide import decide
@@ -44,27 +44,29 @@ class Staff:
         resident = tuple(sorted(item.model for item in self.models.resident()))
         return State(resident=resident, depth=depth, budget_s=budget_s)
 
-    async def files(self, paths: Sequence[str], cwd: Path) -> tuple[Path, ...]:
-        """The files that the user's paths name."""
-        return await anyio.to_thread.run_sync(self.access.resolve, paths, cwd, abandon_on_cancel=True) if paths else ()
-
-    async def read_file(self, run: Run, file: Path) -> SourceText:
-        source = await anyio.to_thread.run_sync(partial(self.access.read, file), abandon_on_cancel=True)
-        run.handled(source.text, read_bytes=source.size_bytes)
-        return source
-
-    async def read(self, run: Run, paths: Sequence[str], cwd: Path) -> tuple[SourceText, ...]:
-        """The files that the user's paths name, each in full; where some can be read, the others are left out."""
-        sources, error = list[SourceText](), None
-        for file in await self.files(paths, cwd):
+    async def read_any(
+        self, run: Run, paths: Sequence[str], cwd: Path
+    ) -> tuple[list[SourceText], dict[Path, RetrievalError]]:
+        """What can be read of the files that the user's paths name, each in full, and why the others cannot."""
+        sources, refused = list[SourceText](), dict[Path, RetrievalError]()
+        resolve = partial(self.access.resolve, paths, cwd)
+        for file in await anyio.to_thread.run_sync(resolve, abandon_on_cancel=True) if paths else ():
             try:
-                sources.append(await self.read_file(run, file))
-            except RetrievalError as caught:
-                error = caught
-                run.mark("partial", f"{file} was left out: {caught.message}")
-        if error and not sources:
-            raise error
-        return tuple(sources)
+                source = await anyio.to_thread.run_sync(self.access.read, file, abandon_on_cancel=True)
+            except RetrievalError as error:
+                refused[file] = error
+                run.mark("partial", f"{file} was left out: {error.message}")
+            else:
+                sources.append(source)
+                run.handled(source.text, read_bytes=source.size_bytes)
+        return sources, refused
+
+    async def read(self, run: Run, paths: Sequence[str], cwd: Path) -> list[SourceText]:
+        """The files that the user's paths name; where some can be read, the others are left out."""
+        sources, refused = await self.read_any(run, paths, cwd)
+        if refused and not sources:
+            raise refused.popitem()[1]
+        return sources
 
     async def target(self, save_to: str | None, cwd: Path) -> Path | None:
         """Where a result may be saved, refused before a model is asked; None where the client wants it itself."""
@@ -128,12 +130,12 @@ async def agent_answer(run: Run, staff: Staff, parsed: Claim) -> str | None:
         now=datetime.now(UTC), timezone=_local_zone(), resident=staff.models.resident(),
         index=await _index_state(staff) if parsed.agent is Agent.SYSTEM else None, allowed_folders=staff.access.list(),
     )  # fmt: skip
-    found = await staff.router.compute(parsed, context)
+    found = await anyio.to_thread.run_sync(compute, parsed, context)
     run.advance(Event.VALUE_FOUND if found else Event.NOTHING_FOUND)
     if found is None:
         run.mark("ok", f"The agent {parsed.agent.value!r} found no value, so a model answers.")
         return None
-    return found.value if found.working in ("", found.value) else f"{found.value}\n\n{found.working}"
+    return found.text if found.working in ("", found.text) else f"{found.text}\n\n{found.working}"
 
 
 def _local_zone() -> tzinfo:
@@ -148,9 +150,6 @@ def _local_zone() -> tzinfo:
 async def _index_state(staff: Staff) -> IndexState | None:
     """All collections as one; None where nothing is indexed."""
     try:
-        states = [each.index for each in await staff.retriever.collections()]
+        return (await staff.retriever.search("")).index
     except RetrievalError:
         return None
-    ages = [state.age_s for state in states if state.age_s is not None]
-    sums = {name: sum(getattr(state, name) for state in states) for name in ("indexed", "pending", "skipped", "failed")}
-    return IndexState(**sums, age_s=max(ages, default=None)) if states else None

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import anyio.lowlevel
 
-from rolecall.config.errors import RolecallError
 from rolecall.config.prompts import document, prompt
-from rolecall.retrieval.errors import RetrievalError
 from rolecall.roles.contract import Role
 from rolecall.roles.errors import WorkerDied, WorkerTimeout
 
@@ -142,24 +140,14 @@ async def summarize(run: Run, staff: Staff, call: SummarizeCall) -> Outcome:
 
 async def _texts(run: Run, staff: Staff, call: SummarizeCall) -> tuple[list[tuple[str, str]], list[Item]]:
     """Titled texts that can be read, and an item for each file that cannot."""
-    texts = [("text", call.text)] if call.text and call.text.strip() else []
-    unread = list[Item]()
-    error: RolecallError = BadRequest("The files are empty.", advice="Name files that hold text.")
-    for file in await staff.files(call.paths, call.cwd):
-        try:
-            text = (await staff.read_file(run, file)).text
-        except RetrievalError as caught:
-            error = caught
-            unread.append(Item(str(file), str(caught), "partial"))
-            run.mark("partial", f"{file} was left out: {caught.message}")
-            continue
-        if text.strip():
-            texts.append((str(file), text))
-        else:
-            unread.append(Item(str(file), "The file is empty.", "ok"))
+    sources, refused = await staff.read_any(run, call.paths, call.cwd)
+    given = [("text", call.text or ""), *((str(source.path), source.text) for source in sources)]
+    texts = [(title, text) for title, text in given if text.strip()]
     if not texts:
-        raise error
-    return texts, unread
+        empty = BadRequest("The files are empty.", advice="Name files that hold text.")
+        raise refused.popitem()[1] if refused else empty
+    unread = [Item(str(file), str(error), "partial") for file, error in refused.items()]
+    return texts, unread + [Item(title, "The file is empty.", "ok") for title, text in given[1:] if not text.strip()]
 
 
 async def _each(work: Summarizer, texts: Sequence[tuple[str, str]], items: list[Item]) -> str:

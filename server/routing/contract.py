@@ -94,11 +94,3 @@ class Decision(_Frozen):
     reasons: tuple[str, ...]
     snapshot_sha256: str
     sha256: str
-
-
-class AgentAnswer(_Frozen):
-    """A deterministic agent's value with its working, both plain text; `value` alone answers the request."""
-
-    agent: Agent
-    value: str
-    working: str

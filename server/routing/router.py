@@ -1,10 +1,11 @@
-"""The router as the host uses it: reads a request, asks the embedder, decides; agents compute afterwards."""
+"""The router as the host uses it: reads a request, asks the embedder, decides."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import anyio.to_thread
@@ -14,10 +15,9 @@ import structlog
 from rolecall.roles.contract import RoleModels
 from rolecall.roles.errors import RoleError
 
-from .agents.claims import claim, compute
-from .agents.contract import AgentContext
+from .agents.claims import claim
 from .classify import classify, load_weights
-from .contract import AgentAnswer, Claim, Decision, Features, RoleChoice, Snapshot, State, TaskType
+from .contract import Claim, Decision, Features, RoleChoice, Snapshot, State, TaskType
 from .decide import canonical_sha256, decide
 from .signals import read
 
@@ -73,13 +73,17 @@ class Router:
                 self._cache.popitem(last=False)
         return found
 
-    def snapshot(self) -> Snapshot:
-        """The policy under one hash: rules, weights, the profile's roles, the embedder's identity."""
-        roles = tuple(
+    @cached_property
+    def _roles(self) -> tuple[RoleChoice, ...]:
+        """Fixed by the profile, while sizes and presence, which are read from the disk, are no part of the policy."""
+        return tuple(
             RoleChoice(role=info.role, model=info.model, context_length=info.context_length)
             for info in self.models.roles()
         )
-        embedder = self.models.embedder()
+
+    def snapshot(self) -> Snapshot:
+        """The policy under one hash: rules, weights, the profile's roles, the embedder's identity."""
+        roles, embedder = self._roles, self.models.embedder()
         content = {
             "policy": load_weights().sha256,
             "profile": self.profile_name,
@@ -95,10 +99,6 @@ class Router:
         features = await self.features(text, extra_tokens=extra_tokens, has_paths=has_paths)
         snapshot = self.snapshot()
         return features, snapshot, decide(features, snapshot, state if state is not None else State())
-
-    async def compute(self, claimed: Claim, context: AgentContext) -> AgentAnswer | None:
-        """The claimed value, worked out beside the event loop; None where there is none (say, a division by zero)."""
-        return await anyio.to_thread.run_sync(compute, claimed, context)
 
 
 def batch_line(request_id: str | int, decision: Decision) -> dict[str, Any]:

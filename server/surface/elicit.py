@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import anyio.to_thread
 import mcp_types as types
@@ -23,7 +22,7 @@ _ALLOW = "allow"
 
 
 async def with_consent(
-    ctx: ServerRequestContext[Any, Any],
+    ctx: ServerRequestContext,
     params: types.CallToolRequestParams,
     access: AllowedFolders,
     attempt: Callable[[], Awaitable[Outcome]],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mcp_types as types
 from mcp.server.context import ServerRequestContext
 
@@ -41,12 +39,12 @@ PROMPTS = {
 
 
 async def list_prompts(
-    _: ServerRequestContext[Any, Any], _params: types.PaginatedRequestParams | None
+    _: ServerRequestContext, _params: types.PaginatedRequestParams | None
 ) -> types.ListPromptsResult:
     return types.ListPromptsResult(prompts=[*PROMPTS.values()])
 
 
-async def get_prompt(_: ServerRequestContext[Any, Any], params: types.GetPromptRequestParams) -> types.GetPromptResult:
+async def get_prompt(_: ServerRequestContext, params: types.GetPromptRequestParams) -> types.GetPromptResult:
     """
     Raises:
         BadRequest: no such prompt, or an argument is unknown or missing.

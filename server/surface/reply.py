@@ -50,6 +50,8 @@ async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) 
     text, warnings = result["answer"], result["warnings"]
     if result["status"] != "ok" or warnings:
         text += f"\n\n[status: {result['status']}]" + "".join(f"\n- {warning}" for warning in warnings)
+    if outcome.passages and not outcome.meta.model_calls:  # the answer would be the passages once more
+        result = {**result, "answer": f"{len(result['passages'])} passages, under `passages`, the best first."}
     return types.CallToolResult(
         content=[types.TextContent(type="text", text=text), *links],
         structured_content=result,
@@ -59,10 +61,10 @@ async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) 
 
 async def job_reply(jobs: Jobs, id: str, job: Job) -> types.CallToolResult:
     """A job's state, and its tool's result once it has one."""
-    told = JobResult(
+    state = JobResult(
         id=id, tool=job.tool, state=job.state, words=job.words, fraction=job.fraction, seconds=round(job.seconds, 1)
     )
-    content = told.model_dump(mode="json")
+    content = state.model_dump(mode="json")
     if job.outcome is None:
         text = f"{job.tool} is {job.state} after {job.seconds:.0f} s: {job.words}"
         return types.CallToolResult(content=[types.TextContent(type="text", text=text)], structured_content=content)
@@ -79,7 +81,7 @@ def error_result(error: RolecallError, request_id: str | int | None) -> types.Ca
     )
 
 
-async def typed(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+async def typed(ctx: ServerRequestContext, call_next: CallNext) -> HandlerResult:
     """Middleware: what other requests than tool calls fail with, typed and in the codes of the client's era.
 
     The SDK would send the client an exception's own words, and log them.
@@ -88,18 +90,23 @@ async def typed(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> Han
         return await call_next(ctx)
     except (MCPError, ValidationError):
         raise
-    except RolecallError as error:
-        failed = error
     except Exception as error:
-        log.error("request_failed", method=ctx.method, exc_info=True)
-        advice = "Try again; `rolecall logs` has the details."
-        failed = RolecallError(f"{ctx.method} failed inside the host ({type(error).__name__}).", advice=advice)
+        failed = told(ctx.method, error)
     code = types.INVALID_PARAMS if isinstance(failed, BadRequest) else types.INTERNAL_ERROR
     data = failed.to_dict()
     if isinstance(failed, ResourceUnknown):
         data["uri"] = (ctx.params or {}).get("uri")  # the specification wants it in both eras
         code = code if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS else RESOURCE_NOT_FOUND
     raise MCPError(code, str(failed), data)
+
+
+def told(what: str, error: Exception) -> RolecallError:
+    """The error as a client may know it: of one that is not typed only the kind, the rest is in the log."""
+    if isinstance(error, RolecallError):
+        return error
+    log.error("request_failed", what=what, exc_info=True)
+    advice = "Try again; `rolecall logs` has the details."
+    return RolecallError(f"{what} failed inside the host ({type(error).__name__}).", advice=advice)
 
 
 def cut(result: dict[str, Any], max_bytes: int) -> dict[str, Any]:

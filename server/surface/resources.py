@@ -48,7 +48,6 @@ _TEMPLATES = [
     )
 ]  # fmt: skip
 
-Context = ServerRequestContext[Any, Any]
 Page = types.PaginatedRequestParams | None
 
 
@@ -72,13 +71,13 @@ class Resources:
             "on_subscriptions_listen": self.updates.listen,
         }  # fmt: skip
 
-    async def _list(self, _: Context, _page: Page) -> types.ListResourcesResult:
+    async def _list(self, _: ServerRequestContext, _page: Page) -> types.ListResourcesResult:
         return types.ListResourcesResult(resources=_RESOURCES)
 
-    async def _list_templates(self, _: Context, _page: Page) -> types.ListResourceTemplatesResult:
+    async def _list_templates(self, _: ServerRequestContext, _page: Page) -> types.ListResourceTemplatesResult:
         return types.ListResourceTemplatesResult(resource_templates=_TEMPLATES)
 
-    async def _read(self, _: Context, params: types.ReadResourceRequestParams) -> types.ReadResourceResult:
+    async def _read(self, _: ServerRequestContext, params: types.ReadResourceRequestParams) -> types.ReadResourceResult:
         """What is not there, not indexed, not allowed or another session's is unknown, in the same words."""
         scheme, _sep, rest = params.uri.partition("://")
         found: object = None
@@ -115,7 +114,7 @@ class Resources:
         mime = mimetypes.guess_type(file.name)[0] or ""
         return source.text if source.path == file else None, mime if mime.startswith("text/") else "text/plain"
 
-    async def _complete(self, _: Context, params: types.CompleteRequestParams) -> types.CompleteResult:
+    async def _complete(self, _: ServerRequestContext, params: types.CompleteRequestParams) -> types.CompleteResult:
         """An argument of the name `collection`, whatever it belongs to."""
         wanted = params.argument
         infos = await self.retriever().collections() if wanted.name == "collection" else ()

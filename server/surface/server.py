@@ -9,35 +9,31 @@ from typing import Any, TypeVar
 
 import anyio
 import mcp_types as types
-import structlog
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
-from pydantic import BaseModel, ValidationError
-
-from rolecall.config.errors import RolecallError
+from pydantic import ValidationError
 
 from ..errors import BadRequest
 from ..orchestration.contract import Call, OnProgress, Outcome
 from ..orchestration.jobs import Jobs
 from ..protocol import VERSION
 from ..session import current_session
-from .arguments import Arguments, JobArguments
+from .arguments import JobArguments, Tool
 from .deadline import call_deadline_s
 from .elicit import with_consent
 from .prompts import get_prompt, list_prompts
-from .reply import error_result, job_reply, reply, typed
+from .reply import error_result, job_reply, reply, told, typed
 from .resources import Resources
-from .tools import INSTRUCTIONS, JOB, TOOLS, ToolSpec, spec_of, tool_list
+from .tools import INSTRUCTIONS, TOOLS, tool_list
 
 Done = TypeVar("Done")
+Given = TypeVar("Given", bound=Tool)
 
 HEARTBEAT_S = 4.5
 """A client's clock is fed at least this often. Source: the TypeScript SDK gives up after 60 s without progress."""
 
 PROGRESS_INTERVAL_S = 0.2
-
-log = structlog.get_logger()
 
 
 def build_server(
@@ -54,17 +50,17 @@ def build_server(
     """
 
     async def list_tools(
-        ctx: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
+        ctx: ServerRequestContext, params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
         on_listed()
         return tool_list()
 
     async def call_tool(
-        ctx: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
+        ctx: ServerRequestContext, params: types.CallToolRequestParams
     ) -> types.CallToolResult | types.InputRequiredResult:
         try:
             within_s = deadline_s or _deadline_s(ctx)
-            if params.name == JOB.name:
+            if params.name == JobArguments.tool():
                 return await follow(ctx, params.arguments or {}, within_s)
             call = parse_call(params.name, params.arguments or {})
 
@@ -76,21 +72,11 @@ def build_server(
             if isinstance(outcome, types.InputRequiredResult):
                 return outcome
             return await reply(jobs, call.tool, outcome)
-        except RolecallError as error:
-            return error_result(error, ctx.request_id)
         except Exception as error:
-            log.exception("tool_failed", tool=params.name, error=type(error).__name__)
-            internal = RolecallError(
-                f"The tool {params.name!r} failed inside the host ({type(error).__name__}).",
-                advice="Try again; `rolecall logs` has the details.",
-            )
-            return error_result(internal, ctx.request_id)
+            return error_result(told(f"The tool {params.name!r}", error), ctx.request_id)
 
-    async def follow(
-        ctx: ServerRequestContext[Any, Any], given: dict[str, Any], within_s: float
-    ) -> types.CallToolResult:
-        asked = _parsed(JOB, given)
-        assert isinstance(asked, JobArguments)
+    async def follow(ctx: ServerRequestContext, given: dict[str, Any], within_s: float) -> types.CallToolResult:
+        asked = _parsed(JobArguments, given)
         match asked.action:
             case "status":
                 job = await jobs.status(asked.id)
@@ -123,32 +109,25 @@ def parse_call(name: str, given: dict[str, Any]) -> Call:
     Raises:
         BadRequest: an unknown tool or argument, a missing one, or a value out of bounds.
     """
-    spec = spec_of(name)
-    if spec is None:
-        raise BadRequest(
-            f"There is no tool {name[:100]!r}.",
-            allowed=", ".join(tool.name for tool in TOOLS),
-            advice="Call one of these.",
-        )
-    parsed = _parsed(spec, given)
-    assert isinstance(parsed, Arguments)
-    return parsed.call(current_session.get())
+    if (tool := TOOLS.get(name)) is None:
+        raise BadRequest(f"There is no tool {name[:100]!r}.", allowed=", ".join(TOOLS), advice="Call one of these.")
+    return _parsed(tool, given).call(current_session.get())
 
 
-def _parsed(spec: ToolSpec, given: dict[str, Any]) -> BaseModel:
+def _parsed(tool: type[Given], given: dict[str, Any]) -> Given:
     try:
-        return spec.arguments.model_validate(given)
+        return tool.model_validate(given)
     except ValidationError as error:
-        raise _bad_arguments(spec.name, error, list(spec.arguments.model_json_schema()["properties"])) from None
+        raise _bad_arguments(tool, error) from None
 
 
-def _deadline_s(ctx: ServerRequestContext[Any, Any]) -> float:
+def _deadline_s(ctx: ServerRequestContext) -> float:
     client = ctx.session.client_params
     wanted = bool(ctx.meta and ctx.meta.get("progress_token") is not None)
     return call_deadline_s(client.client_info.name if client else "", wanted)
 
 
-def _bad_arguments(name: str, error: ValidationError, allowed: list[str]) -> BadRequest:
+def _bad_arguments(tool: type[Tool], error: ValidationError) -> BadRequest:
     problems = []
     for item in error.errors()[:5]:
         where = ".".join(str(part) for part in item["loc"])[:100] or "arguments"
@@ -157,14 +136,14 @@ def _bad_arguments(name: str, error: ValidationError, allowed: list[str]) -> Bad
         reason = "unknown argument" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
         problems.append(f"{where}: {reason} (got {seen})")
     return BadRequest(
-        f"The arguments of {name} are not valid.",
+        f"The arguments of {tool.tool()} are not valid.",
         found="; ".join(problems),
-        allowed=", ".join(allowed),
+        allowed=", ".join(info.alias or name for name, info in tool.model_fields.items()),
         advice="Correct the call and send it again; long content goes into a file named in `paths`.",
     )
 
 
-async def _with_progress(ctx: ServerRequestContext[Any, Any], work: Callable[[OnProgress], Awaitable[Done]]) -> Done:
+async def _with_progress(ctx: ServerRequestContext, work: Callable[[OnProgress], Awaitable[Done]]) -> Done:
     """Run `work` while its latest words go to the client: at most five times a second, at least every five."""
     words, fraction = "working", 0.0
     news = anyio.Event()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import anyio
 import mcp_types as types
@@ -43,9 +42,7 @@ class Updates:
                 while self._changed:
                     await self._bus.publish(ResourceUpdated(self._changed.pop()))
 
-    async def subscribe(
-        self, ctx: ServerRequestContext[Any, Any], params: types.SubscribeRequestParams
-    ) -> types.EmptyResult:
+    async def subscribe(self, ctx: ServerRequestContext, params: types.SubscribeRequestParams) -> types.EmptyResult:
         if params.uri not in (MODELS, STATUS):
             allowed, advice = f"{MODELS}, {STATUS}", "Subscribe to one of these; read the others when needed."
             raise BadRequest("This resource sends no updates.", allowed=allowed, advice=advice)
@@ -57,9 +54,7 @@ class Updates:
         connection.state[_WANTED].add(params.uri)
         return types.EmptyResult()
 
-    async def unsubscribe(
-        self, ctx: ServerRequestContext[Any, Any], params: types.UnsubscribeRequestParams
-    ) -> types.EmptyResult:
+    async def unsubscribe(self, ctx: ServerRequestContext, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
         ctx.session._connection.state.get(_WANTED, set[str]()).discard(params.uri)
         return types.EmptyResult()
 

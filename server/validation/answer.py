@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from .arithmetic import arithmetic_check
 from .blocks import can_parse, code_blocks, parse_check
-from .contract import Check, Verdict
+from .contract import Check, Verdict, fault
 from .evidence import missing_numbers, read_source
 from .form import cut_off, form_checks, refusal
-from .said import fault
 from .text import words
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from .contract import Check, Verdict
-from .said import said
+from .contract import Check, Verdict, said
 from .syntax import parse_python
 from .text import MAX_CHARS, NUMBER_WORDS, SCALES
 

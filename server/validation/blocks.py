@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .contract import Check, Verdict
-from .said import said
+from .contract import Check, Verdict, said
 from .syntax import parse_python
 
 MAX_CODE_CHARS = 200_000

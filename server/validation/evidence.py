@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from .contract import Check, Verdict
-from .said import fault, said
+from .contract import Check, Verdict, fault, said
 from .text import MAX_CHARS, Number, content, denied, numbers, sentences, without_marks, words
 
 MAX_SENTENCES = 100

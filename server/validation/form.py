@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from .contract import Check
-from .said import fault
+from .contract import Check, fault
 from .text import MAX_CHARS, words
 
 LOOP_MIN_WORDS = 60

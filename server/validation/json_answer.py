@@ -10,8 +10,7 @@ from typing import Any
 from rolecall.roles.schema import keeps_to
 
 from .blocks import bound_depth, fenced, refuse_constant, strict_json
-from .contract import Check, Verdict
-from .said import said
+from .contract import Check, Verdict, said
 
 MAX_JSON_CHARS = 1_000_000
 MAX_STARTS = 100

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from rolecall.server.errors import BadRequest
 
@@ -69,15 +69,14 @@ def combine(checks: tuple[Check, ...]) -> Validation:
     return Validation(verdict=Verdict.ABSTAIN, confidence=0.0, checks=checks)
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def _pieces(given: Any) -> Any:
+    return (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list) else given or ()
 
+
+class _Line(Subject, strict=True):
     id: str | int | None = None
-    output: str
-    evidence: str | list[str] | None = None
-    question: str | None = None
+    evidence: Annotated[tuple[str, ...], BeforeValidator(_pieces)] = ()
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    language: str | None = None
 
 
 def subject_from_line(line: Any) -> Subject:
@@ -87,7 +86,7 @@ def subject_from_line(line: Any) -> Subject:
         BadRequest: not an object, an unknown key, a missing `output`, or a value of the wrong type.
     """
     try:
-        read = _Line.model_validate(line)
+        return _Line.model_validate(line)
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
         why = f"`{str(first['loc'][0])[:100]}`: {first['msg']}" if first["loc"] else "it is not a JSON object"
@@ -97,10 +96,6 @@ def subject_from_line(line: Any) -> Subject:
             allowed="an object with the keys id, output, evidence, question, schema, language",
             advice="`output` is required; `evidence` is a string or a list of strings, `schema` an object.",
         ) from None
-    pieces = (read.evidence,) if isinstance(read.evidence, str) else tuple(read.evidence or ())
-    return Subject(
-        output=read.output, evidence=pieces, question=read.question, schema_=read.schema_, language=read.language
-    )
 
 
 def batch_line(id: str | int | None, validation: Validation) -> dict[str, Any]:

@@ -60,8 +60,9 @@ def flat(text: str) -> str:
 
 def _condense(folder: Path) -> Iterator[Task]:
     imports = _said("-X", "importtime", "-c", "import asyncio")
-    slowest = sorted(imports.splitlines()[1:], key=lambda line: int(line.split("|")[0].rpartition(":")[2]))[-3:]
-    names = tuple(line.rpartition("|")[2].strip() for line in slowest)
+    lines = [line.split("|") for line in imports.splitlines()[1:] if "asyncio" not in line]
+    slowest = sorted(lines, key=lambda line: int(line[0].rpartition(":")[2]))[-3:]
+    names = tuple(line[2].strip() for line in slowest)
     yield _summary(folder, "logs/imports.log", imports, "the modules that took longest to import", names)
     tests = _said("-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/config", "tests/roles/test_manifest.py")
     passed = re.findall(r"(\d+) passed", tests) or ["failed"]
@@ -73,11 +74,8 @@ def _condense(folder: Path) -> Iterator[Task]:
 
 def _said(*arguments: str) -> str:
     """What a Python program says."""
-    command = (sys.executable, *arguments)
-    done = subprocess.run(
-        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    return done.stdout
+    done = subprocess.run((sys.executable, *arguments), cwd=PROJECT, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
 
 
 def _summary(folder: Path, path: str, text: str, focus: str, facts: tuple[str, ...]) -> Task:
@@ -108,7 +106,7 @@ def _extraction(path: str, question: str, wanted: dict[str, tuple[str, str]]) ->
 
     def usable(result: dict[str, Any], _: Path) -> bool:
         data = result.get("data") or {}
-        return all(flat(value) in flat(data.get(name, "")) for name, (_, value) in wanted.items())
+        return all(_holds(data.get(name, ""), (value,)) for name, (_, value) in wanted.items())
 
     facts = tuple(value for _, value in wanted.values())
     return Task(
@@ -183,7 +181,7 @@ def _draft(folder: Path) -> Iterator[Task]:
         task = f"Write one pytest test of the function {function}."
         arguments = {"task": task, "paths": [path], "language": "python", "save_to": saved}
         usable = _is_test(saved, function)
-        yield Task("draft", f"{path} {function}", "code", arguments, path, usable, (f"def {function}(",))
+        yield Task("draft", f"{path} {function}", "code", arguments, path, usable, (f"def {function}",))
 
 
 def _is_test(saved: str, function: str) -> Usable:
@@ -220,8 +218,9 @@ def _judge(folder: Path) -> Iterator[Task]:
         yield Task("judge", verdict, "validate", {"output": claim, "paths": [path]}, path, usable, (true,))
 
 
-def _holds(text: str, facts: Sequence[str], *, any_fact: bool) -> bool:
-    found = [flat(fact) in flat(text) for fact in facts]
+def _holds(text: str, facts: Sequence[str], *, any_fact: bool = False) -> bool:
+    """Whether the facts stand in the text as whole words."""
+    found = [re.search(rf"(?<!\w){re.escape(flat(fact))}(?!\w)", flat(text)) is not None for fact in facts]
     return any(found) if any_fact else all(found)
 
 

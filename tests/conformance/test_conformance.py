@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anyio.to_thread
 import pytest
+import yaml
 
 from rolecall.config.home import Home
 from rolecall.server.connect import connect, hello
@@ -20,7 +21,7 @@ from .conftest import HERE, Node
 pytestmark = [pytest.mark.conformance, pytest.mark.anyio]
 
 HOST = (sys.executable, "-m", "tests.conformance.host")
-TOOL = "node_modules/@modelcontextprotocol/conformance/dist/index.js"
+PACKAGE = "node_modules/@modelcontextprotocol/conformance"
 REVISIONS = pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
 
 
@@ -32,14 +33,13 @@ async def run_tool(home: Home, node: Node, revision: str, *options: str) -> tupl
     connect(home, hello("control", None), command=HOST)[0].close()
     async with listening(home) as at:
         env = {**os.environ, "ROLECALL_TOKEN": at.token}
-        arguments = ("server", "--url", at.url, "--requirements", revision, *options)
-        done = await anyio.to_thread.run_sync(lambda: node.run(TOOL, *arguments, preload="bearer.mjs", env=env))
+        words = (f"{PACKAGE}/dist/index.js", "server", "--url", at.url, "--requirements", revision, *options)
+        done = await anyio.to_thread.run_sync(lambda: node.run(*words, preload="bearer.mjs", env=env))
     summary = done.stdout.partition("=== SUMMARY ===")[2]
     assert done.returncode == 0, summary + done.stderr[-2000:]
-    seen, _, rest = summary.partition("Not scored")
-    extra = re.findall(r"[✓✗] (\S+) \(", rest)
-    required = [mark for mark, name in re.findall(r"([✓✗]) (\S+):", seen.partition("Total:")[0]) if name not in extra]
-    return required.count("✓"), len(required)
+    marks = {name: mark for mark, name in re.findall(r"([✓✗]) (\S+): \d", summary)}
+    required = yaml.safe_load((node.folder / PACKAGE / "requirements" / f"{revision}.yaml").read_text())["server"]
+    return sum(marks[name] == "✓" for name in required), len(required)
 
 
 @REVISIONS

@@ -37,6 +37,7 @@ def client(home: Home, tmp_path: Path) -> Iterator[Stdio]:
     for tool in started.request("tools/list")["result"]["tools"]:
         started.request("tools/call", {"name": tool["name"], "arguments": {}})
     assert "4" in started.tool("route", request="what is 2 + 2?")
+    assert typed(started.request("tools/call", {"name": "route", "arguments": {"request": "for a model"}}))
     yield started
     if started.process.poll() is None:
         started.process.kill()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from ..contract import Agent, AgentAnswer, Claim
+from ..contract import Agent, Claim
 from . import calculator, datetimes, files, formulas, system, units
 from .contract import AgentContext, Parse, Value
 from .grammar import grammar
@@ -70,11 +70,10 @@ def _is_sound(name: str, parse: Parse) -> bool:
     return name in ("files", "system") or _STAGES[name][1](parse, _PROBE) is not None
 
 
-def compute(claimed: Claim, context: AgentContext) -> AgentAnswer | None:
-    """The claimed request's value with its working; None where there is none, and then a model answers.
+def compute(claimed: Claim, context: AgentContext) -> Value | None:
+    """The claimed request's value with its working; None where there is none (say, a division by zero).
 
     Blocks for as long as reading the machine or a folder takes: run it in a thread.
     """
     name, parse = json.loads(claimed.expression)
-    value = _STAGES[name][1](parse, context)
-    return AgentAnswer(agent=claimed.agent, value=value.text, working=value.working) if value else None
+    return _STAGES[name][1](parse, context)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 
 from rolecall.config.home import Home
 from rolecall.server.cli.app import main
-from rolecall.server.connect import lock_holder, lock_note
-from tests.conftest import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -62,21 +59,6 @@ def test_a_client_that_starts_a_command_which_has_moved_starts_this_one(
     servers = json.loads(mcp.read_text())["mcpServers"]
     assert os.access(servers["rolecall"]["command"], os.X_OK) and servers["rolecall"]["env"]["A"] == "1"
     assert servers["other"] == {"command": "x"}
-
-
-def test_the_socket_of_a_killed_host_goes_and_that_of_a_running_one_stays(
-    home: Home, toy_host: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    socket = Path(lock_note(home)["socket"])
-    doctor(capsys, "--fix")
-    assert socket.exists() and lock_holder(home) == toy_host
-    os.kill(toy_host, signal.SIGKILL)
-    eventually(lambda: lock_holder(home) is None, "the host is gone")
-
-    report, _ = doctor(capsys, "--fix")
-
-    assert not socket.exists() and any(str(socket) in said for said in report["fixed"])
-    assert doctor(capsys, "--fix")[0]["fixed"] == [said for said in report["fixed"] if str(socket) not in said]
 
 
 def test_what_cannot_be_mended_is_said_and_stays_a_problem(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

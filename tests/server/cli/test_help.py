@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from rolecall.server.cli.app import app, main
-from rolecall.server.cli.examples import EXAMPLES
+from rolecall.server.cli.app import EXAMPLES, app, main
 
 ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 

@@ -320,4 +320,4 @@ def value_of(request_text: str, context: AgentContext) -> str:
 def computed(claimed: Claim, context: AgentContext) -> str:
     found = compute(claimed, context)
     assert found is not None
-    return found.value
+    return found.text
