@@ -9,10 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 Engines = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]  # YAML has lists only
 
 
-class Strict(BaseModel):
-    """What may stand in a file of settings: known keys and finite numbers only."""
+class Frozen(BaseModel):
+    """A value that is passed on unchanged, and has no other keys than these."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Strict(Frozen):
+    """What may stand in a file of settings, or comes from this program alone: right types, finite numbers."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class RoleSpec(Strict):

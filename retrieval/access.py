@@ -17,10 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
+from rolecall.config.profile import Strict
 
 from .contract import SourceText
 from .errors import FileUnreadable, PathAmbiguous, PathMissing, PathNotAllowed, os_error
@@ -30,6 +29,7 @@ MAX_MATCHES = 1_000
 MAX_SCANNED = 200_000
 
 _MAGIC = frozenset("*?[")
+NOT_UTF8 = frozenset(map(chr, range(0xDC80, 0xDD00)))  # how Python writes a name's odd bytes
 _GENERATED = frozenset(("__pycache__", "node_modules", "bower_components", "site-packages", "venv"))
 SECRET_FOLDERS = frozenset(
     (".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".password-store", "keychains", "keyrings", "gcloud")
@@ -44,8 +44,7 @@ _SECRET_NAME = re.compile("|".join(fnmatch.translate(name) for name in SECRET_NA
 _PRIVATE_KEY = re.compile(rb"\s*-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----")
 
 
-class _Stored(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Stored(Strict):
     version: Literal[1] = 1
     folders: list[Path]
 
@@ -115,8 +114,9 @@ class AllowedFolders:
     def resolve(self, patterns: Sequence[str], cwd: Path) -> tuple[Path, ...]:
         """Real paths of files named by paths, folders or globs (`*`, `?`, `[..]`, `**`), sorted, each once.
 
-        Relative patterns count from `cwd`. Secrets and links out of the allowed folders are left out of globs and
-        folders, and refused where named. Hidden and generated folders are entered only where a pattern names them.
+        Relative patterns count from `cwd`. Secrets, links out of the allowed folders and names that are not UTF-8 are
+        left out of globs and folders, and refused where named. Hidden and generated folders are entered only where a
+        pattern names them.
         """
         found: set[Path] = set()
         for pattern in patterns:
@@ -229,14 +229,15 @@ class AllowedFolders:
             for name in names:
                 if entered(name) and glob_matches((*relative, name), wanted):
                     real = _real(file := Path(folder, name))
-                    secret = is_secret(real) or is_secret(file)
-                    if self._root_of(real) and not secret and os.path.isfile(real):  # noqa: PTH113
+                    unfit = is_secret(real) or is_secret(file) or not NOT_UTF8.isdisjoint(str(real))
+                    if self._root_of(real) and not unfit and os.path.isfile(real):  # noqa: PTH113
                         yield real
 
     def _absolute(self, pattern: str, cwd: Path) -> Path:
         path = Path(os.path.expanduser(pattern) if pattern.startswith("~/") else pattern)  # noqa: PTH111
         absolute = Path(os.path.abspath(cwd / path))  # noqa: PTH100  (`..` goes before a glob is split off)
-        _real(absolute)  # refuses what is no path
+        if not NOT_UTF8.isdisjoint(str(_real(absolute))):
+            raise _no_path(absolute)
         if not path.is_absolute() and _real(cwd) in (Path(cwd.anchor), self._user_home):
             raise PathAmbiguous(
                 "A relative path is ambiguous here: the client runs in the disk's root or the home folder.",
@@ -344,12 +345,16 @@ def _limit(count: int, most: int, what: str) -> None:
         raise FileUnreadable(message, found=f"over {most:,} {what}", allowed=f"{most:,} {what}", advice=advice)
 
 
+def _no_path(path: Path) -> PathMissing:
+    return PathMissing("This is no path.", found=ascii(str(path)), advice="Give a path without odd bytes.")
+
+
 def _real(path: Path) -> Path:
     """The path without links; one in a loop of links stays, and cannot be opened."""
     try:
         return Path(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111  (keeps `~nobody`, where Path raises)
     except ValueError:
-        raise PathMissing("This is no path.", found=ascii(str(path)), advice="Give a path without odd bytes.") from None
+        raise _no_path(path) from None
 
 
 def _folded(path: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from rolecall.config.profile import Strict
 
 if TYPE_CHECKING:  # the host answers its first requests without numpy
     import numpy as np
@@ -19,11 +19,7 @@ OnIndexed = Callable[[int, int, str], None]
 """Progress: (files done, files in all, path just finished)."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class SourceText(_Frozen):
+class SourceText(Strict):
     """A file as read once: `text` is `data` decoded as UTF-8, `sha256` that of the bytes on disk."""
 
     path: Path
@@ -32,7 +28,7 @@ class SourceText(_Frozen):
     size_bytes: int
 
 
-class Filters(_Frozen):
+class Filters(Strict):
     """Narrow a search. `glob` is matched against the absolute path, `kind` is markdown|text|code, `language` a
     language name such as `python`, `since` an ISO date or time: only files modified at or after it."""
 
@@ -42,7 +38,7 @@ class Filters(_Frozen):
     since: str | None = None
 
 
-class Passage(_Frozen):
+class Passage(Strict):
     """A passage with a citation that can be re-checked: the file's bytes [start_byte, end_byte) decode to `text`.
     Lines are 1-based and inclusive. `score` is the fused relevance in [0, 1], comparable within one answer only."""
 
@@ -55,13 +51,13 @@ class Passage(_Frozen):
     text: str
 
 
-class FailedFile(_Frozen):
+class FailedFile(Strict):
     path: str
     code: str
     reason: str
 
 
-class IndexState(_Frozen):
+class IndexState(Strict):
     """How complete and how old the searched index is. `age_s` is since the last finished sync; None if never.
     `pending` counts files known to be changed, new or gone on disk since they were indexed."""
 
@@ -72,7 +68,7 @@ class IndexState(_Frozen):
     age_s: float | None
 
 
-class AddReport(_Frozen):
+class AddReport(Strict):
     """One `index add`: the line of `rolecall index add --json`. `indexed` counts files whose chunks are now stored,
     unchanged ones included; `skipped` those left out by ignore rules, size or kind."""
 
@@ -83,12 +79,12 @@ class AddReport(_Frozen):
     seconds: float
 
 
-class Found(_Frozen):
+class Found(Strict):
     passages: tuple[Passage, ...]
     index: IndexState
 
 
-class CollectionInfo(_Frozen):
+class CollectionInfo(Strict):
     collection: str
     folders: tuple[str, ...]
     files: int

@@ -299,7 +299,6 @@ class LanceRetriever:
 
 
 def _chosen(files: dict[str, FileState], filters: Filters) -> list[str]:
-    """The documents that pass the filters."""
     since_ns = _since_ns(filters.since) if filters.since else 0
     glob = filters.glob or "**"
     pattern = (glob if glob.startswith("/") else f"**/{glob}").removeprefix("/").split("/")

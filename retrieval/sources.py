@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .access import is_secret
+from .access import NOT_UTF8, is_secret
 from .contract import FailedFile
 from .errors import FileUnreadable, os_error
 
@@ -23,7 +23,6 @@ DEFAULT_IGNORES = """
 third_party/ Pods/ DerivedData/ build/ dist/ target/ htmlcov/ coverage/ *.min.js *.min.css *.bundle.js *_pb2.py *.pb.go
 *.lock pnpm-lock.yaml go.sum
 """
-_NOT_UTF8 = frozenset(map(chr, range(0xDC80, 0xDD00)))  # how Python writes a name's odd bytes
 IGNORE_FILES = (".gitignore", ".rolecallignore")
 
 _LANGUAGES = {
@@ -105,7 +104,7 @@ def scan(root: Path, max_bytes: int) -> Tree:
                 is_folder = entry.is_dir(follow_symlinks=False)
                 kind = kind_of(entry.name)
                 unwanted = entry.is_symlink() or not (is_folder or kind) or is_secret(Path(entry.path))
-                if not (unwanted or _NOT_UTF8.isdisjoint(entry.name)):
+                if not (unwanted or NOT_UTF8.isdisjoint(entry.name)):
                     raise FileUnreadable("Not to be indexed.", found="its name is not valid UTF-8")
                 if unwanted or _ignored(entry.path, is_folder, specs):
                     skipped += not is_folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from .contract import Generated, OnEvent
+from .contract import Generated, OnEvent, tell
 from .worker.wire import Channel, Finish, WorkerResult
 
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -95,5 +95,4 @@ class ChatStream:
         if text:
             self._first = self._first or anyio.current_time()
             self.texts[channel] += text
-            if self.on_event:
-                self.on_event(Generated(text, channel, self.tokens))
+            tell(self.on_event, Generated(text, channel, self.tokens))

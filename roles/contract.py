@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:  # the host answers its first requests without numpy
     import numpy as np
     import numpy.typing as npt
+
+T = TypeVar("T")
 
 
 class Role(StrEnum):
@@ -182,6 +185,15 @@ class ModelEvent:
 OnModelEvent = Callable[[ModelEvent], None]
 
 
+def tell(listener: Callable[[T], None] | None, event: T) -> None:
+    """What a listener raises is its own fault: it is logged, and the work goes on."""
+    if listener is not None:
+        try:
+            listener(event)
+        except Exception:
+            structlog.get_logger(__name__).exception("event_callback_failed")
+
+
 class MemoryState(_Frozen):
     """The budget and who holds the machine's memory, in bytes.
 
@@ -202,10 +214,7 @@ Vectors: TypeAlias = "npt.NDArray[np.float32]"
 class EmbedderInfo(_Frozen):
     """`identity` changes whenever vectors would: model id and SHA-256 of its weights."""
 
-    model: str
     identity: str
-    dimensions: int
-    max_tokens: int
 
 
 class RoleModels(Protocol):

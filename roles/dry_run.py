@@ -12,15 +12,12 @@ from typing import Any
 from .footprint import KV_STEP_TOKENS, Kv, figures_of
 
 
-def kv_of(model: Any, cache: list[Any] | None = None) -> Kv:
-    """What an mlx-lm model's cache takes, from its shapes at 256 tokens and one more: nothing is computed.
-
-    `cache` is one to use instead of the model's own, for example a quantised one.
-    """
+def kv_of(model: Any) -> Kv:
+    """What an mlx-lm model's cache takes, from its shapes at 256 tokens and one more: nothing is computed."""
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 
-    cache = cache or make_prompt_cache(model)
+    cache = make_prompt_cache(model)
     layers = [layer for entry in cache for layer in getattr(entry, "caches", (entry,))]
     sizes = []
     for tokens in (KV_STEP_TOKENS, 1):  # the one makes growing layers add their next step

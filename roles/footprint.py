@@ -41,6 +41,11 @@ COPIES_IN_FLIGHT = 8  # of a layer's cache. Source: 7 to 8 measured on the CPU a
 _FORMAT = 3
 
 
+def stepped(tokens: int) -> int:
+    """The tokens for which mlx-lm allocates a cache that holds so many."""
+    return -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
+
+
 def prefill_step_tokens(mac: bool) -> int:
     """The longest chunk that a worker prefills at once: what a plan reserves working memory for."""
     return 512 if mac else 128
@@ -63,12 +68,12 @@ class Kv(NamedTuple):
         """
         last = tokens % chunk_tokens or min(tokens, chunk_tokens)
         less = sum(width * (window - min(tokens - last, window - 1) - last) for window, width in self.windows)
-        return _stepped(tokens) * self.per_token_bytes + self.fixed_bytes - less
+        return stepped(tokens) * self.per_token_bytes + self.fixed_bytes - less
 
     def reserved_bytes(self, tokens: int, sequences: int, chunk_tokens: int) -> int:
         """The most that `sequences` may take which have `tokens` together, one of them in prefill."""
         prefilled = sum(width * (chunk_tokens - 1) for _, width in self.windows)
-        return _stepped(tokens) * self.per_token_bytes + sequences * self.fixed_bytes + prefilled
+        return stepped(tokens) * self.per_token_bytes + sequences * self.fixed_bytes + prefilled
 
 
 class Footprint(BaseModel, frozen=True):
@@ -250,10 +255,6 @@ def _keep(home: Home, known: dict[str, Footprint]) -> None:
     with contextlib.suppress(OSError):  # on a full disk it is only worked out again
         home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(home.root / "footprints.json", json.dumps(kept))
-
-
-def _stepped(tokens: int) -> int:
-    return -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
 
 
 def _dry_runs(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,12 +1,13 @@
-"""The life of one worker: how it is brought up with its model, and taken down again."""
+"""The life of one worker: how it is brought up with its model, and taken down again; and the one that is kept ready."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.abc
 import structlog
 
 from .contract import Loading
@@ -17,18 +18,62 @@ from .pooled import PooledModel
 from .worker.wire import Loaded, WorkerSpec
 
 if TYPE_CHECKING:
-    from .worker.process import Worker
+    from .worker.process import Worker  # imported where one is started
 
 LOAD_TIMEOUT_S = 600.0  # and where that is longer, what a slow disk takes
 SLOW_DISK_BYTES_PER_S = 50_000_000
 MEMORY_BACK_S = 2.0  # the longest a load waits to see an ended process's memory free again
 
+StartWorker = Callable[[WorkerSpec | None], Awaitable["Worker"]]
+
 _log = structlog.get_logger(__name__)
 
 
-async def bring_up(
-    model: PooledModel, spec: WorkerSpec, start: Callable[[WorkerSpec], Awaitable[Worker]], lease: PrefillLease | None
-) -> Loaded:
+@dataclass(eq=False)
+class Spare:
+    """One process with its imports done: starts it in `tasks`, holds it, gives it to the next load."""
+
+    tasks: anyio.abc.TaskGroup
+    start_worker: StartWorker
+    held: Worker | None = None
+    _closed: bool = False
+    _starting: bool = False
+
+    async def process_for(self, spec: WorkerSpec) -> Worker:
+        """The one that is held, where it is fit for it and alive, else a new one."""
+        return (self._take() if spec.kind == "text" else None) or await self.start_worker(spec)
+
+    def tend(self, wanted: bool) -> None:
+        """Start one where it is wanted and there is none."""
+        if wanted and not self._starting and (self.held is None or self.held.exited.is_set()):
+            self._starting = True
+            self.tasks.start_soon(self._start)
+
+    async def stop(self) -> None:
+        """End it: its memory is needed."""
+        if process := self._take():
+            await process.stop()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        await self.stop()
+
+    def _take(self) -> Worker | None:
+        process, self.held = self.held, None
+        return process if process and not process.exited.is_set() else None
+
+    async def _start(self) -> None:
+        try:
+            self.held = await self.start_worker(None)
+            if self._closed:
+                await self.stop()
+        except Exception as error:  # a load that finds no spare starts a process of its own
+            _log.warning("spare_failed", error=type(error).__name__)
+        finally:
+            self._starting = False
+
+
+async def bring_up(model: PooledModel, spec: WorkerSpec, spare: Spare, lease: PrefillLease | None) -> Loaded:
     """Start the model's worker and load it; corrects the model's reservation by what was measured.
 
     Raises: WorkerDied, WorkerTimeout, ModelCorrupt, ModelRefused.
@@ -42,7 +87,7 @@ async def bring_up(
             ticket.tell(Loading(model.model, done_bytes, total_bytes))
 
     on_loading(0, planned.weights_bytes)
-    model.worker = worker = await start(spec)
+    model.worker = worker = await spare.process_for(spec)
     worker.lease, worker.comes_first = lease, model.pinned
     timeout_s = max(LOAD_TIMEOUT_S, planned.weights_bytes / SLOW_DISK_BYTES_PER_S)
     try:

@@ -30,6 +30,7 @@ from .contract import (
 )
 from .errors import DoesNotFit, EndpointUnavailable, ModelCorrupt, ModelMissing, PromptTooLong, RoleError, SchemaRefused
 from .footprint import footprints, quick_footprint, remember
+from .life import StartWorker
 from .manifest import corrupt, read_manifest, verify, write_manifest
 from .memory import Machine, ThisMachine
 from .plan import EMBEDDER_OVERHEAD_BYTES, Reservation, adapter_bytes, reserve, working_set_bytes
@@ -37,7 +38,6 @@ from .pool import WorkerPool
 from .pooled import Phase, PooledModel
 from .schema import keep_to
 from .sources import resolve
-from .spare import StartWorker
 from .staff import EMBEDDER_ROLE, Staff, key_of
 from .worker.wire import Loaded, WorkerSpec
 

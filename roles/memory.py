@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import psutil
@@ -22,7 +21,6 @@ class Machine(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class ThisMachine:
     """As psutil sees it. On macOS available is free plus inactive pages: what the file cache holds in active pages, and
     what the compressor could win, do not count, so it errs low. On Linux it is the kernel's MemAvailable."""

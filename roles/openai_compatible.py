@@ -22,7 +22,7 @@ import structlog
 from rolecall.config.settings import EndpointSettings
 
 from .chat_stream import ChatStream
-from .contract import GenerationRequest, Message, OnEvent, Prefilling
+from .contract import GenerationRequest, Message, OnEvent, Prefilling, tell
 from .errors import EndpointUnavailable, PromptTooLong, QueueFull, RoleError, SchemaRefused, WorkerDied, WorkerTimeout
 from .worker.wire import WorkerResult
 
@@ -119,8 +119,7 @@ class Endpoint:
             estimate = sum(len(message.content.encode("utf-8", "replace")) for message in request.messages) // 4
             self._check_length(request, can, estimate)
             stream = ChatStream(on_event, thinks and thinking_budget != 0)
-            if on_event:
-                on_event(Prefilling(0, estimate))
+            tell(on_event, Prefilling(0, estimate))
             async with self._sent(_body(request, can, thinking_budget), stream, request.timeout_s) as events:
                 async for event in events:
                     stream.take(event)

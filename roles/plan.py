@@ -18,7 +18,7 @@ from rolecall.config.home import Home
 from rolecall.config.profile import Profile, RoleSpec
 from rolecall.config.settings import GB, load_profile, profile_names
 
-from .footprint import KV_STEP_TOKENS, Footprint, footprints, prefill_step_tokens
+from .footprint import Footprint, footprints, prefill_step_tokens, stepped
 from .manifest import corrupt, weights_bytes
 from .staff import Staff
 
@@ -167,8 +167,7 @@ def adapter_bytes(folder: Path | str | None) -> int:
 
 def context_tokens(spec: RoleSpec, need_tokens: int | None = None) -> int:
     """The role's context, or what of it a request needs, as mlx-lm allocates it, in steps of 256 tokens."""
-    tokens = spec.context_length if need_tokens is None else min(need_tokens, spec.context_length)
-    return -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
+    return stepped(spec.context_length if need_tokens is None else min(need_tokens, spec.context_length))
 
 
 def working_set_bytes() -> int | None:

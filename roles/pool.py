@@ -21,17 +21,16 @@ import structlog
 from rolecall.config.errors import RolecallError
 from rolecall.config.profile import RoleSpec
 
-from .contract import ModelEvent, OnEvent, OnModelEvent
+from .contract import ModelEvent, OnEvent, OnModelEvent, tell
 from .errors import DoesNotFit, RoleError, WorkerDied, WorkerTimeout
 from .footprint import KV_STEP_TOKENS
 from .forecast import Forecast
 from .lease import Holder, PrefillLease
-from .life import bring_up, take_down
+from .life import Spare, StartWorker, bring_up, take_down
 from .memory import Machine, budget_now
 from .plan import PROCESS_OVERHEAD_BYTES, context_tokens
 from .pooled import End, Phase, PooledModel, Ticket
 from .residency import Admit, Evict, Policy, Refuse, ResidentModel, Verdict, Wait, admit, shed
-from .spare import Spare, StartWorker
 from .worker.wire import Loaded, WorkerSpec
 
 if TYPE_CHECKING:
@@ -356,7 +355,10 @@ class WorkerPool:
                 loaded = await self._load_worker(model)
                 if model.phase is Phase.LOADING:
                     model.phase, model.last_used = Phase.READY, anyio.current_time()
-                    self._tell(ModelEvent("loaded", model.model, model.reload_s, model.held_bytes, bool(model.waiting)))
+                    tell(
+                        self.on_event,
+                        ModelEvent("loaded", model.model, model.reload_s, model.held_bytes, bool(model.waiting)),
+                    )
                 self._step()
                 if self.learned:
                     await self.learned(model, loaded)
@@ -386,12 +388,7 @@ class WorkerPool:
             adapter=model.adapter,
             leased=self.lease is not None and model.kind == "text",
         )
-
-        async def start(spec: WorkerSpec) -> Worker:
-            spare = self._spare.take() if model.kind == "text" else None
-            return spare or await self.start_worker(spec)
-
-        return await bring_up(model, spec, start, self.lease)
+        return await bring_up(model, spec, self._spare, self.lease)
 
     async def _bury(self, model: PooledModel) -> None:
         model.phase, worker = Phase.ENDING, model.worker
@@ -403,19 +400,12 @@ class WorkerPool:
             self._returning = missing_bytes, anyio.current_time() + RETURNING_S
             if self.lease is not None:
                 self.lease.leave(worker)
-            self._tell(ModelEvent(model.ended_as, model.model, size_bytes=size_bytes))
+            tell(self.on_event, ModelEvent(model.ended_as, model.model, size_bytes=size_bytes))
         model.worker, model.phase, model.loaded_bytes = None, Phase.ABSENT, 0
         self._unloading.discard(model.model)
         self._foreseen.clear()  # what has just gone is not loaded again on an old guess
         model.gone.set()
         self._step()
-
-    def _tell(self, event: ModelEvent) -> None:
-        if self.on_event is not None:
-            try:
-                self.on_event(event)
-            except Exception:
-                _log.exception("event_callback_failed")
 
     def _does_not_fit(self, model: PooledModel, tokens: int, verdict: Refuse) -> DoesNotFit:
         size, possible_bytes = model.reservation, max(0, verdict.possible_bytes)

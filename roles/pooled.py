@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import anyio
-import structlog
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.profile import RoleSpec
 
-from .contract import Loading, OnEvent, Queued
+from .contract import Loading, OnEvent, Queued, tell
 from .errors import QueueFull
 from .plan import Reservation
 from .queueing import Turns, order
@@ -28,8 +27,6 @@ LOAD_BYTES_PER_S = 3_000_000_000  # Source: cold loads on Apple silicon, 3.0 to 
 RATE_DECAY = 0.8  # of earlier requests in a model's decode rate, at each later one
 
 End = Literal["evicted", "idle", "unloaded", "died"]
-
-_log = structlog.get_logger(__name__)
 
 
 class Phase(Enum):
@@ -67,11 +64,7 @@ class Ticket:
         return bool(self.spec and self.spec.pinned)
 
     def tell(self, event: Queued | Loading) -> None:
-        if self.on_event is not None:
-            try:
-                self.on_event(event)
-            except Exception:
-                _log.exception("event_callback_failed")
+        tell(self.on_event, event)
 
 
 @dataclass(eq=False, slots=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.abc
 from anyio.streams.text import TextReceiveStream
 
 from rolecall.config.home import Home
@@ -23,7 +22,7 @@ from rolecall.config.models import known_repository, models_table
 from rolecall.config.profile import Profile, RoleSpec
 from rolecall.config.settings import GB, Settings
 
-from .errors import DownloadFailed, ModelUnknown, RoleError
+from .errors import DownloadFailed, ModelUnknown, RoleError, from_dict
 from .footprint import footprints, unknown_model
 from .manifest import Manifest, read_config, read_manifest, weights_bytes
 from .staff import EMBEDDER_ROLE, Staff
@@ -86,8 +85,7 @@ async def pull(name: str, home: Home, settings: Settings, on_progress: OnProgres
     Resumable: what was fetched is kept. Runs in a process of its own, so that cancelling the awaiting task ends it
     within a second. A folder's model id is `local/<its name>`. Environment: HF_TOKEN, HF_ENDPOINT and the proxies.
 
-    Raises:
-        ModelUnknown, DownloadFailed, ModelCorrupt, ModelRefused.
+    Raises: ModelUnknown, DownloadFailed, ModelCorrupt, ModelRefused.
     """
     job = {"models": str(home.models)}
     if file := _config_file(name):
@@ -108,8 +106,7 @@ async def to_plan(names: Sequence[str], home: Home, settings: Settings) -> tuple
     A name as for `resolve`, a folder, or the path of a `config.json`. Of a repository neither on disk nor in the table
     that file alone is fetched. A model without a role here is planned as the worker of a call to it would be.
 
-    Raises:
-        ModelUnknown, ModelRefused, ModelCorrupt, DownloadFailed.
+    Raises: ModelUnknown, ModelRefused, ModelCorrupt, DownloadFailed.
     """
     staff, roles, configs = Staff(home, settings.profile), dict[str, RoleSpec](), dict[str, Any]()
     held = settings.profile.roles
@@ -132,8 +129,26 @@ async def _fetch(job: dict[str, str], on_progress: OnProgress = lambda *_: None)
     """What the process for one job of `fetch` answers."""
     command, null = [sys.executable, "-P", "-m", "rolecall.roles.fetch", json.dumps(job)], subprocess.DEVNULL
     process = await anyio.open_process(command, stdin=null, stderr=null, start_new_session=True)
+    assert process.stdout is not None
+    pending = ""
     try:
-        return await _listen(process, job["model"], on_progress)
+        async for text in TextReceiveStream(process.stdout):
+            *lines, pending = (pending + text).split("\n")
+            for message in map(json.loads, lines):
+                match message:
+                    case {"progress": [what, done, total]}:
+                        on_progress(what, done, total)
+                    case {"manifest": manifest}:
+                        return Manifest.model_validate(manifest)
+                    case {"config": config}:
+                        return config
+                    case {"error": error}:
+                        raise from_dict(error, DownloadFailed)
+        raise DownloadFailed(
+            f"Fetching {job['model']} ended without a result.",
+            found=f"its process ended with status {await process.wait()}",
+            advice="Run the same command again: what was fetched is kept.",
+        )
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # the second: how a Mac says that all have ended
             os.killpg(process.pid, signal.SIGKILL)  # with whatever it started; nothing half-made is ever in place
@@ -156,30 +171,3 @@ def _config_file(name: str) -> Path | None:
         allowed="a folder with config.json and safetensors weights",
         advice="Check the path.",
     )
-
-
-async def _listen(process: anyio.abc.Process, model: str, on_progress: OnProgress) -> Any:
-    assert process.stdout is not None
-    pending = ""
-    async for text in TextReceiveStream(process.stdout):
-        *lines, pending = (pending + text).split("\n")
-        for message in map(json.loads, lines):
-            match message:
-                case {"progress": [what, done, total]}:
-                    on_progress(what, done, total)
-                case {"manifest": manifest}:
-                    return Manifest.model_validate(manifest)
-                case {"config": config}:
-                    return config
-                case {"error": error}:
-                    raise _error(**error)
-    raise DownloadFailed(
-        f"Fetching {model} ended without a result.",
-        found=f"its process ended with status {await process.wait()}",
-        advice="Run the same command again: what was fetched is kept.",
-    )
-
-
-def _error(code: str, message: str, **more: str) -> RoleError:
-    kinds = {kind.code: kind for kind in RoleError.__subclasses__()}
-    return kinds.get(code, DownloadFailed)(message, **more)

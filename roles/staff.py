@@ -14,7 +14,7 @@ from rolecall.config.settings import load_profile
 
 from .contract import EmbedderInfo, Role
 from .errors import ModelCorrupt, ModelMissing
-from .manifest import read_json, read_manifest
+from .manifest import read_manifest
 
 EMBEDDER_ROLE = "embedder"
 
@@ -86,20 +86,15 @@ class Staff:
         return (*roles, EMBEDDER_ROLE) if key == self.profile.embedder.model else roles
 
     def embedder(self) -> EmbedderInfo | None:
-        """The embedder on disk, or None. `identity` holds the hash of its weights."""
-        spec = self.profile.embedder
-        folder = self.home.models / spec.model
-        if not self.present(spec.model):
+        """The embedder on disk, or None."""
+        model = self.profile.embedder.model
+        if not self.present(model):
             return None
         try:
-            manifest = read_manifest(folder)
-            dimensions = int(read_json(folder / "config.json", spec.model)["hidden_size"])
-        except (ModelCorrupt, ValueError, KeyError):
+            manifest = read_manifest(self.home.models / model)
+        except ModelCorrupt:
             return None
-        sha256 = manifest.weights_sha256 if manifest else "unhashed"
-        return EmbedderInfo(
-            model=spec.model, identity=f"{spec.model}:{sha256}", dimensions=dimensions, max_tokens=spec.max_tokens
-        )
+        return EmbedderInfo(identity=f"{model}:{manifest.weights_sha256 if manifest else 'unhashed'}")
 
 
 def key_of(spec: RoleSpec) -> str:

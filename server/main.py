@@ -7,7 +7,8 @@ import sys
 
 def main() -> int:
     """Run the command line in `sys.argv` and return its exit code."""
-    if sys.argv[1:2] == ["serve"] and not any(word.partition("=")[0] == "--http" for word in sys.argv[2:]):
+    named = {word.partition("=")[0] for word in sys.argv[2:]}
+    if sys.argv[1:2] == ["serve"] and not named & {"--http", "--help", "-h"}:
         from rolecall.server.shim import serve
 
         return serve(sys.argv[2:])

@@ -26,7 +26,7 @@ from rolecall.server.connect import HOST_COMMAND, Connection, HostCrashed, Socke
 from rolecall.server.errors import HostDied, HostUnavailable
 from rolecall.server.protocol import DRAIN, HOST_ERRORS, MAX_FRAME_BYTES
 
-USAGE = "usage: rolecall serve [--config FILE] [--standalone | --http PORT]\n"
+_USAGE = "usage: rolecall serve [--config FILE] [--standalone | --http PORT]\n"
 _CHUNK = 65536
 _HIGH_WATER = 1024 * 1024
 _FLUSH_S = 0.8
@@ -47,9 +47,8 @@ def serve(arguments: list[str]) -> int:
         if name == "--config" and (value := value or next(words, "")):
             config = Path(value).expanduser().absolute()
         elif word != "--standalone":
-            asked = word in ("-h", "--help")
-            sys.stderr.write(USAGE if asked else f"rolecall serve: cannot use {word!r}\n{USAGE}")
-            return 0 if asked else 2
+            sys.stderr.write(f"rolecall serve: cannot use {word!r}\n{_USAGE}")
+            return 2
     try:
         return Shim(Home.find(), config, alone="--standalone" in arguments).run()
     except KeyboardInterrupt:

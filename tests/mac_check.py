@@ -58,11 +58,11 @@ WIRED = """
 import json, sys
 from pathlib import Path
 from rolecall.roles.worker.blas import load_fast_blas
-blas = load_fast_blas()
+load_fast_blas()
 import mlx.core as mx
 from rolecall.roles.worker.mlx_text import TextEngine
 from rolecall.roles.worker.wire import WorkerSpec
-engine = TextEngine(lambda *_: None, blas)
+engine = TextEngine(lambda *_: None)
 engine.load(WorkerSpec("text", Path(sys.argv[1]), "m", 1024, 1, 1 << 28), lambda *_: None)
 print(json.dumps(mx.set_wired_limit(0) if mx.metal.is_available() else None))
 """

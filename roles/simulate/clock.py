@@ -45,8 +45,7 @@ def run_virtual(
     """Run `main(*args)` in virtual time, at most `limit_s` of it. `on_turn` is called with the time between all turns
     of the loop; what it raises ends the run.
 
-    Raises:
-        Stuck: a deadlock or a busy loop. TimeoutError: the limit was reached.
+    Raises: Stuck: a deadlock or a busy loop. TimeoutError: the limit was reached.
     """
 
     async def bounded() -> T:

@@ -11,7 +11,7 @@ import anyio
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from rolecall.roles.errors import WorkerDied, WorkerTimeout
-from rolecall.roles.footprint import KV_STEP_TOKENS
+from rolecall.roles.footprint import stepped
 from rolecall.roles.lease import PrefillLease
 from rolecall.roles.plan import EMBEDDER_OVERHEAD_BYTES, PROCESS_OVERHEAD_BYTES
 from rolecall.roles.worker.wire import Finish, Loaded, WorkerSpec
@@ -63,7 +63,7 @@ class SimulatedWorker:
     comes_first: bool = False
     spec: WorkerSpec | None = None
     exited: anyio.Event = field(default_factory=anyio.Event)
-    _rates: ModelRates = field(init=False)  # from the load on
+    _rates: ModelRates = field(init=False, repr=False)  # from the load on
     _loaded_bytes: float = 0.0
     _running: dict[Flow, int] = field(default_factory=dict)  # tokens reserved, by the flow of the request's first one
     _cached: dict[str, int] = field(default_factory=dict)  # tokens of the last prompt, by document, latest last
@@ -103,7 +103,7 @@ class SimulatedWorker:
         context = call.prompt_tokens + call.completion_tokens / 2
         first = Flow("decode", self, self._rates, min(1, call.completion_tokens), context)
         rest = Flow("decode", self, self._rates, call.completion_tokens - first.amount, context)
-        self._running[first] = _rounded(call.prompt_tokens + call.max_tokens)
+        self._running[first] = stepped(call.prompt_tokens + call.max_tokens)
         try:
             with self._unless_dead(), anyio.CancelScope() as limit:
                 await anyio.sleep(self.device.rates.request_overhead_s)
@@ -144,7 +144,8 @@ class SimulatedWorker:
 
     async def stop(self) -> str:
         if not self.exited.is_set():
-            await anyio.sleep(STOP_S)
+            with anyio.CancelScope(shield=True):  # as the real one
+                await anyio.sleep(STOP_S)
             self.die()
         return "exited"
 
@@ -201,13 +202,9 @@ class SimulatedWorker:
                 held += EMBEDDER_OVERHEAD_BYTES - PROCESS_OVERHEAD_BYTES
             running = sum(self._running.values()) * per_token
             room = self.spec.kv_bytes - running
-            kept = [_rounded(tokens) * per_token for tokens in self._cached.values()]
+            kept = [stepped(tokens) * per_token for tokens in self._cached.values()]
             while kept and (sum(kept) > room or len(kept) > CACHED_PROMPTS):
                 self._cached.pop(next(iter(self._cached)))
                 kept.pop(0)
             held += running + sum(kept)
         self.machine.held[self.pid] = int(held)
-
-
-def _rounded(tokens: int) -> int:
-    return -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS

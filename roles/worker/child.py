@@ -77,12 +77,12 @@ def _engine(kind: str, send: Send) -> TextEngine | EmbedderEngine:
         return EmbedderEngine(send)
     from .blas import load_fast_blas
 
-    blas = load_fast_blas()  # before anything imports mlx
+    load_fast_blas()  # before anything imports mlx
     # transformers imports torch where it finds it: 135 MB and half a second that a tokenizer has no use for
     sys.modules["torch"] = None  # type: ignore[assignment]
     from .mlx_text import TextEngine
 
-    return TextEngine(send, blas)
+    return TextEngine(send)
 
 
 def _serve(engine: TextEngine | EmbedderEngine, inbox: Inbox, send: Send) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +44,6 @@ class EmbedderEngine:
         self.progress = 0  # counts steps
 
     def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None]) -> Loaded:
-        started = time.monotonic()
         total = weights_bytes(spec.folder)
         on_loading(0, total)
         device = "mps" if torch.backends.mps.is_available() else "cpu"
@@ -56,12 +54,7 @@ class EmbedderEngine:
         self._model.max_seq_length = min(spec.context_length, self._model.max_seq_length or spec.context_length)
         self._dimensions = int(self._encode(["ready"], alone=True).shape[1])
         on_loading(total, total)
-        return Loaded(
-            weights_bytes=total,
-            measured_bytes=self.measured_bytes(),
-            load_s=time.monotonic() - started,
-            blas="metal" if device == "mps" else "torch",
-        )
+        return Loaded(weights_bytes=total, measured_bytes=self.measured_bytes())
 
     def submit(self, id: int, message: wire.Generate | wire.Score | wire.Embed) -> None:
         assert isinstance(message, wire.Embed) and self._model is not None

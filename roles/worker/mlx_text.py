@@ -20,7 +20,7 @@ from mlx_lm.models.cache import can_trim_prompt_cache
 from rolecall.roles.contract import Generated, GenerationRequest, Prefilling
 from rolecall.roles.dry_run import kv_of
 from rolecall.roles.errors import PromptTooLong, WorkerTimeout
-from rolecall.roles.footprint import KV_STEP_TOKENS
+from rolecall.roles.footprint import stepped
 
 from . import wire
 from .channels import TextStream
@@ -66,9 +66,8 @@ class _Job:
 class TextEngine:
     """Batches up to the spec's concurrency; every method on the thread that made it, as MLX's streams require."""
 
-    def __init__(self, send: Callable[[int, wire.Body], None], blas: str) -> None:
+    def __init__(self, send: Callable[[int, wire.Body], None]) -> None:
         self._send = send
-        self._blas = blas
         self._before_load_bytes = psutil.Process().memory_info().rss
         self._waiting: deque[_Job] = deque()
         self._jobs: dict[int, _Job] = {}  # by the batch generator's uid
@@ -82,7 +81,6 @@ class TextEngine:
         self.progress = 0  # counts chunks and tokens
 
     def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None]) -> Loaded:
-        started = time.monotonic()
         self._spec = spec
         mx.set_cache_limit(spec.cache_limit_bytes)  # of freed buffers; unbounded by default
         self._model, self._tokenizer, weights_bytes = read_model(spec, on_loading)
@@ -96,17 +94,13 @@ class TextEngine:
             measured_bytes=self.measured_bytes(),
             kv_bytes_per_token=self._kv.per_token_bytes,
             fixed_state_bytes=self._kv.fixed_bytes,
-            prefill_step=self._step_tokens,
             decode_tokens_per_s=decode_rate,
-            load_s=time.monotonic() - started,
-            blas=self._blas,
         )
 
     def submit(self, id: int, message: wire.Generate | wire.Score | wire.Embed) -> None:
         """Queue one request.
 
-        Raises:
-            PromptTooLong, SchemaRefused.
+        Raises: PromptTooLong, SchemaRefused.
         """
         assert self._generator is not None and not isinstance(message, wire.Embed)
         labels: tuple[str, ...] = ()
@@ -232,8 +226,7 @@ class TextEngine:
     def _kv_bytes(self, *jobs: _Job) -> int:
         """What the caches of requests come to take: each is padded to the longest."""
         longest = max((len(job.prompt) + job.request.max_tokens for job in jobs), default=0)
-        padded = -(-longest // KV_STEP_TOKENS) * KV_STEP_TOKENS
-        return self._kv.reserved_bytes(len(jobs) * padded, len(jobs), MAX_PREFILL_STEP)
+        return self._kv.reserved_bytes(len(jobs) * stepped(longest), len(jobs), MAX_PREFILL_STEP)
 
     def _room_bytes(self, *more: _Job) -> int:
         """What running requests, and `more`, leave for the prefix cache."""

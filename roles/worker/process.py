@@ -21,13 +21,11 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from rolecall.config.errors import RolecallError
 from rolecall.roles import errors
-from rolecall.roles.contract import Generated, GenerationRequest, Loading, Message, OnEvent, Prefilling, Vectors
+from rolecall.roles.contract import Generated, GenerationRequest, Loading, Message, OnEvent, Prefilling, Vectors, tell
 from rolecall.roles.lease import PrefillLease
 
 from . import wire
 from .wire import Loaded, WorkerResult, WorkerSpec
-
-__all__ = ["Loaded", "Worker", "WorkerResult", "WorkerSpec"]
 
 START_TIMEOUT_S = 120.0  # imports take 2 to 5 s; a cold disk or a busy machine takes much longer
 EXIT_GRACE_S = 4.0  # for each rung of the ladder that ends a process
@@ -40,7 +38,6 @@ T = TypeVar("T", Loaded, WorkerResult, wire.Scored, wire.Embedded)
 OnBody = Callable[[Any], None]
 _log = structlog.get_logger(__name__)
 Outcome = wire.Result | RolecallError
-_ERRORS = {kind.code: kind for kind in errors.RoleError.__subclasses__()}
 
 
 class Worker:
@@ -76,8 +73,7 @@ class Worker:
     async def start(cls, spec: WorkerSpec | None = None) -> Worker:
         """A process with its imports done. `spec` only says of which kind (None: text); `load` brings the model.
 
-        Raises:
-            WorkerDied: it ended, or was not ready in 120 s.
+        Raises: WorkerDied: it ended, or was not ready in 120 s.
         """
         command = [sys.executable, "-P", "-m", "rolecall.roles.worker", spec.kind if spec else "text"]
         pipe = subprocess.PIPE
@@ -90,10 +86,11 @@ class Worker:
         try:
             with anyio.move_on_after(START_TIMEOUT_S) as patience:
                 await worker._ready.wait()
-        finally:
-            if not worker.measured_bytes:
-                await worker.stop()
+        except BaseException:  # cancelled, perhaps as it became ready
+            await worker.stop()
+            raise
         if not worker.measured_bytes:
+            await worker.stop()
             worker._silent_s = START_TIMEOUT_S if patience.cancelled_caught else 0.0
             raise worker._death()
         return worker
@@ -103,16 +100,12 @@ class Worker:
 
         After an error the worker holds nothing. Cancelling leaves it loading: stop it.
 
-        Raises:
-            ModelCorrupt, ModelRefused, WorkerDied.
+        Raises: ModelCorrupt, ModelRefused, WorkerDied.
         """
         self.spec = spec
-
-        def forward(event: Loading) -> None:
-            if on_loading:
-                on_loading(event.done_bytes, event.total_bytes)
-
-        loaded = await self._call(Loaded, spec, forward)
+        loaded = await self._call(
+            Loaded, spec, on_loading and (lambda event: on_loading(event.done_bytes, event.total_bytes))
+        )
         self.measured_bytes = loaded.measured_bytes
         return loaded
 
@@ -127,27 +120,19 @@ class Worker:
 
         Cancelling the awaiting task stops the work within a prefill chunk or a token, and then returns.
 
-        Raises:
-            PromptTooLong, SchemaRefused, WorkerTimeout (no token within `request.timeout_s`), WorkerDied.
+        Raises: PromptTooLong, SchemaRefused, WorkerTimeout (no token within `request.timeout_s`), WorkerDied.
         """
         return await self._call(WorkerResult, wire.Generate(request, thinks, thinking_budget), on_event)
 
     async def score(self, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         """Natural log-probability of each label as the answer to `messages`, in order; see `RoleModels.score_labels`.
 
-        Raises:
-            PromptTooLong, WorkerDied; ValueError without a label, or for an empty one.
+        Raises: PromptTooLong, WorkerDied.
         """
-        if not labels or not all(labels):
-            raise ValueError("each label needs a text, and there must be one")
         return (await self._call(wire.Scored, wire.Score(tuple(messages), tuple(labels)))).logprobs
 
     async def embed(self, texts: Sequence[str], alone: bool = False) -> Vectors:
-        """Unit-length vectors, shape (len(texts), dimensions), float32, in order; see `RoleModels.embed`.
-
-        Raises:
-            WorkerDied.
-        """
+        """Unit-length vectors, shape (len(texts), dimensions), float32, in order; see `RoleModels.embed`."""
         done = await self._call(wire.Embedded, wire.Embed(tuple(texts), alone))
         return np.frombuffer(base64.b64decode(done.base64), np.float32).reshape(done.rows, done.dimensions)
 
@@ -276,15 +261,9 @@ class Worker:
                 if self.lease:
                     self.lease.leave(self)
             case wire.Failure(error):
-                fields = dict(error)
-                self._finish(message.id, _ERRORS.get(fields.pop("code"), errors.RoleError)(**fields))
+                self._finish(message.id, errors.from_dict(error))
             case Loading() | Prefilling() | Generated() as event:
-                _, on_event = self._calls.get(message.id, (None, None))
-                try:
-                    if on_event:
-                        on_event(event)
-                except Exception:
-                    _log.exception("event_callback_failed", pid=self.pid)
+                tell(self._calls.get(message.id, (None, None))[1], event)
             case result:
                 self._finish(message.id, result)
 

@@ -58,8 +58,7 @@ class Grammars:
     def matcher(self, request: GenerationRequest) -> LLMatcher | None:
         """A matcher of its JSON Schema or regex at the start; None without one.
 
-        Raises:
-            SchemaRefused: not one, or with a part that cannot be enforced.
+        Raises: SchemaRefused: not one, or with a part that cannot be enforced.
         """
         if request.json_schema is None and request.regex is None:
             return None

@@ -46,17 +46,13 @@ class Loaded:
     """What a model measured once it was in memory. Figures that do not apply (embedder) are 0.
 
     KV(tokens) = `kv_bytes_per_token` x tokens rounded up to 256, plus `fixed_state_bytes`, for each request.
-    `blas` says which matrix library the CPU uses: `torch`, `openblas`, `netlib` (slow), `metal`.
     """
 
     weights_bytes: int
     measured_bytes: int
     kv_bytes_per_token: int = 0
     fixed_state_bytes: int = 0
-    prefill_step: int = 0
     decode_tokens_per_s: float = 0.0
-    load_s: float = 0.0
-    blas: str = ""
 
 
 @dataclass(frozen=True, slots=True)

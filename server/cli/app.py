@@ -16,11 +16,10 @@ from ..protocol import VERSION
 from .batch import batch
 from .diagnosis import doctor
 from .install import install
-from .machine import logs, setup, stop
+from .machine import logs, serve, setup, stop
 from .models import models_app
 from .output import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from .requests import allow, ask, index_app, receipt_app, route, search, validate
-from .serve import serve
 from .status import status
 from .uninstall import uninstall
 

@@ -194,7 +194,7 @@ def _read_job(path: Path) -> Job:
         ) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         found = " ".join(str(error).split())[:300]
-        raise BadRequest("The job's file cannot be read.", found=found, advice="Write it as YAML.") from None
+        raise BadRequest("The job's file cannot be read.", found=found, advice="Name a YAML file.") from None
     if refused := ", ".join(sorted(_OURS & job.arguments.keys())):
         advice = "Remove it: every file is a call of its own, and its result a line."
         raise BadRequest(f"The job in {path} is not valid.", found=f"arguments: {refused}", advice=advice)

@@ -67,11 +67,12 @@ def servers_of(client: Client, text: str) -> dict[str, Any]:
 def entry_for(client: Client, old: Any, command: str, home: str | None) -> dict[str, Any]:
     """Our entry, with what the user added to an `old` one kept. `home` is ROLECALL_HOME, where it is set."""
     old = old if isinstance(old, dict) and "command" in old else {}
-    env = {key: value for key, value in old.get("env", {}).items() if key != "ROLECALL_HOME"}
+    env = {**given} if isinstance(given := old.get("env"), dict) else {}
+    env.pop("ROLECALL_HOME", None)
     env |= {"ROLECALL_HOME": home} if home else {}
     # Codex waits 10 s for a server by default; a first start from a cold disk may take longer.
     first: dict[str, Any] = {"startup_timeout_sec": 60} if client.form == "toml" else {"type": "stdio"}
-    args = old["args"] if old.get("args", [])[:1] == ["serve"] else ["serve"]
+    args = given if isinstance(given := old.get("args"), list) and given[:1] == ["serve"] else ["serve"]
     kept = {key: value for key, value in old.items() if key != "env"}
     return first | kept | {"command": command, "args": args} | ({"env": env} if env else {})
 

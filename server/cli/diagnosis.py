@@ -124,9 +124,12 @@ def _memory(home: Home, settings: Settings) -> dict[str, Any] | None:
     from rolecall.roles.manager import ModelManager
 
     from ..telemetry.history import ModelHistory
+    from ..telemetry.store import ReceiptStore
 
-    day = from_store(home, lambda store: ModelHistory(store).last_day())
-    return day and {**ModelManager(home, settings).memory().model_dump(), **day}
+    async def memory(store: ReceiptStore) -> dict[str, Any]:
+        return {**ModelManager(home, settings).memory().model_dump(), **await ModelHistory(store).last_day()}
+
+    return from_store(home, memory)
 
 
 def staff_models(settings: Settings, home: Home) -> list[dict[str, Any]]:
@@ -187,7 +190,7 @@ def _blas(found: Found) -> str:
 
     name, _ = find_fast_blas()
     if name == "netlib":
-        do = "Install torch (it comes with sentence-transformers) or Debian's libopenblas0-pthread."
+        do = "Install torch again (it comes with sentence-transformers)."
         found("slow_blas", "prefill runs about ten times slower without a fast BLAS", do)
     return name
 
@@ -221,14 +224,11 @@ def _show_report(report: dict[str, Any]) -> None:
     if (downloads := report["downloads"]) and (current := downloads["current"]):
         done = f"{gb(downloads['done_bytes'])} of {gb(downloads['total_bytes'])}"
         out.print(f"downloading {current}: {done}, {len(downloads['waiting'])} more waiting")
-    for text in report["notes"]:
-        out.print("note", style="yellow", end=" ")
+    said = [("note", "yellow", text) for text in report["notes"]]
+    said += [("fix", "green", text) for text in report.get("fixed", ())]
+    said += [("problem", "red", f"{each['what']} → {each['do']}") for each in report["problems"]]
+    for label, style, text in said:
+        out.print(label, style=style, end=" ")
         out.print(text)
-    for text in report.get("fixed", ()):
-        out.print("fix", style="green", end=" ")
-        out.print(text)
-    for problem in report["problems"]:
-        out.print("problem", style="red", end=" ")
-        out.print(f"{problem['what']} → {problem['do']}")
     if not report["problems"]:
         out.print("no problems found", style="green")

@@ -1,10 +1,11 @@
-"""This machine: `setup`, `logs`, `stop`."""
+"""This machine: `setup`, `serve`, `logs`, `stop`."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from rolecall.config.settings import AUTO_PROFILES, Settings, load_settings
 
 from ..errors import BadRequest, HostUnavailable
 from .diagnosis import staff_models
-from .output import EXIT_FAILED, JSON_OPTION, Bar, ask_host, console, gb, note, show, table_of
+from .output import CONFIG_OPTION, EXIT_FAILED, JSON_OPTION, Bar, ask_host, console, gb, note, show, table_of
 
 
 def setup(
@@ -150,3 +151,22 @@ def stop(as_json: bool = JSON_OPTION) -> None:
     pid = anyio.run(stop_host, Home.find())
     said = "Stopped." if pid is not None else "No host is running."
     show({"stopped": pid is not None, "pid": pid}, as_json, said)
+
+
+def serve(
+    http: int | None = typer.Option(
+        None, metavar="PORT", min=0, max=65535, help="MCP over HTTP on 127.0.0.1; 0 picks a port.", show_default=False
+    ),
+    standalone: bool = typer.Option(False, "--standalone", help="A host of its own, for containers and debugging."),
+    config: Path | None = CONFIG_OPTION,
+) -> None:
+    """Serve MCP over stdio (what a client's configuration runs), or over HTTP."""
+    # Without --http or --help, `main` has started the shim instead.
+    if http is None or standalone:
+        raise typer.BadParameter("A standalone server speaks stdio alone: leave out --standalone or --http.")
+
+    def tell(at: dict[str, Any]) -> None:
+        note(f"MCP over HTTP: {at['url']}\nBearer token:  in {at['token_file']}\nCtrl-C ends it; the host goes on.")
+
+    ask_host("http", {"port": http}, config, tell)
+    note("The host was stopped, and HTTP with it.")

@@ -132,9 +132,8 @@ def plan(
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(GB|GiB|)", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{0,9}\.?[0-9]{1,9})\s*(GB|GiB|)", text.strip(), re.IGNORECASE)
     if match is None or not float(match[1]):
-        raise BadRequest(
-            "That is no size of memory.", found=repr(text), allowed="a number of GB", advice="For example: --fit 30GB"
-        )
+        failed, advice = "That is no size of memory.", "For example: --fit 30GB"
+        raise BadRequest(failed, found=repr(text[:100]), allowed="a number of GB", advice=advice)
     return int(float(match[1]) * (1 << 30 if match[2].lower() == "gib" else GB))

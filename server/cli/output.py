@@ -1,8 +1,4 @@
-"""What every command shares: where output goes, how errors look, how the host is reached.
-
-Exit codes: 0 done, 1 the command failed (a typed error on stderr), 2 wrong usage, 3 done but something needs attention
-(`doctor`, a file that failed in a batch), 130 interrupted.
-"""
+"""What every command shares: where output goes, how errors look, how the host is reached. Exit codes: docs/cli.md."""
 
 from __future__ import annotations
 

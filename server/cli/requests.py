@@ -138,19 +138,15 @@ def index_add(
 ) -> None:
     """Index a folder (again: only what changed is read)."""
     params = {"folder": str(folder.expanduser().absolute()), "collection": collection or None, "confirmed": yes}
-
-    def add() -> Any:
-        with Bar("indexing") as bar:
-            return ask_host("index_add", params, config, bar.tell)
-
     try:
-        report = add()
+        with Bar("indexing") as bar:
+            report = ask_host("index_add", params, config, bar.tell)
     except RolecallError as error:
         question = f"{folder} has {error.found} to index. Index them all?"
         if error.code != IndexLarge.code or not sys.stdin.isatty() or not typer.confirm(question, err=True):
             raise
-        params["confirmed"] = True
-        report = add()
+        index_add(folder, collection, True, config, as_json)
+        return
     counts = f"{report['indexed']} files indexed, {report['skipped']} skipped, {len(report['failed'])} failed"
     failures = (f"  ({failed['code']}) {failed['path']}: {failed['reason']}" for failed in report["failed"])
     show(report, as_json, f"{report['collection']}: {counts} in {report['seconds']:.1f} s", *failures)

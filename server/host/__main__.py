@@ -71,11 +71,9 @@ def main(arguments: list[str], open_services: OpenServices | None = None, versio
         else:
             sock, path = bind_socket(home)
         lock.note(path)
-    except RolecallError as error:
-        starter.say({"error": error.to_dict()})
-        return 1
-    except OSError as error:
-        starter.say({"error": unusable(home, error).to_dict()})
+    except (RolecallError, OSError) as error:
+        typed = error if isinstance(error, RolecallError) else unusable(home, error)
+        starter.say({"error": typed.to_dict()})
         return 1
     # Nothing that start makes becomes garbage: not looking for it saves a tenth of the time.
     gc.disable()
@@ -102,9 +100,9 @@ def main(arguments: list[str], open_services: OpenServices | None = None, versio
     try:
         anyio.run(run, open_services(home, given.config))
     except Exception as error:
-        if typed := _typed(error):
-            structlog.get_logger().error("host_failed", code=typed.code, reason=typed.message)
-            starter.say({"error": typed.to_dict()})
+        if known := _typed(error):
+            structlog.get_logger().error("host_failed", code=known.code, reason=known.message)
+            starter.say({"error": known.to_dict()})
         else:
             structlog.get_logger().error("host_failed", exc_info=True)
         return 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 
 from rolecall.config.home import Home
-from rolecall.config.settings import Settings, load_settings
+from rolecall.config.settings import load_settings
 from rolecall.retrieval.access import AllowedFolders
 from rolecall.roles.contract import ModelEvent, Role
 from rolecall.roles.manager import ModelManager
@@ -33,15 +33,34 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
     settings = load_settings(home, config_path)
     access = AllowedFolders(home)
     updates = Updates()
+
+    def noted(event: ModelEvent) -> None:
+        history.note(event)
+        updates.changed(MODELS, STATUS)
+
     async with (
         _open_history(home) as (store, history),
-        ModelManager(home, settings, on_event=partial(_noted, history, updates)) as models,
+        ModelManager(home, settings, on_event=noted) as models,
         anyio.create_task_group() as background,
     ):
 
         @cache
         def desk() -> Desk:
-            return _desk(home, settings, access, models, store, partial(updates.changed, STATUS))
+            """What answers requests; its imports would keep a client a tenth of a second from its list of tools."""
+            from rolecall.retrieval.retriever import LanceRetriever
+
+            from ..orchestration.run import Orchestrator
+            from ..routing.router import Router
+
+            def embedder_identity() -> str | None:
+                return info.identity if (info := models.embedder()) else None
+
+            retriever = LanceRetriever(
+                home, settings.retrieval, models.embed, embedder_identity, access,
+                home.models / settings.profile.embedder.model / "tokenizer.json", partial(updates.changed, STATUS),
+            )  # fmt: skip
+            router = Router(models, settings.profile.name)
+            return Desk(retriever, router, Orchestrator(models, retriever, router, access, store, settings))
 
         downloads = Downloads(lambda name, seen: pull(name, home, settings, seen))
         background.start_soon(downloads.run)
@@ -80,27 +99,3 @@ async def _open_history(home: Home) -> AsyncIterator[tuple[ReceiptStore, ModelHi
         with anyio.CancelScope(shield=True):
             await history.flush()
             await store.aclose()
-
-
-def _noted(history: ModelHistory, updates: Updates, event: ModelEvent) -> None:
-    history.note(event)
-    updates.changed(MODELS, STATUS)
-
-
-def _desk(
-    home: Home, settings: Settings, access: AllowedFolders, models: ModelManager, store: ReceiptStore,
-    on_change: Callable[[], None],
-) -> Desk:  # fmt: skip
-    """What answers requests, imported at the first one: a client gets its list of tools a tenth of a second sooner."""
-    from rolecall.retrieval.retriever import LanceRetriever
-
-    from ..orchestration.run import Orchestrator
-    from ..routing.router import Router
-
-    def embedder_identity() -> str | None:
-        return info.identity if (info := models.embedder()) else None
-
-    tokenizer = home.models / settings.profile.embedder.model / "tokenizer.json"
-    retriever = LanceRetriever(home, settings.retrieval, models.embed, embedder_identity, access, tokenizer, on_change)
-    router = Router(models, settings.profile.name)
-    return Desk(retriever, router, Orchestrator(models, retriever, router, access, store, settings))

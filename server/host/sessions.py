@@ -23,7 +23,6 @@ from mcp.types import (
     ErrorData,
     JSONRPCError,
     JSONRPCMessage,
-    JSONRPCNotification,
     JSONRPCRequest,
     JSONRPCResponse,
     jsonrpc_message_adapter,
@@ -173,16 +172,14 @@ async def serve_mcp(
     session = current_session.get()
     log = structlog.get_logger().bind(session=session.id, client=session.client)
     log.info("session_opened")
-    requests = _Requests()
+    passing = _Passing(send, boot)
     to_server, server_reads = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     server_writes, from_server = anyio.create_memory_object_stream[SessionMessage](0)
     with to_server, server_reads, server_writes, from_server:
         async with anyio.create_task_group() as writing:
-            writing.start_soon(
-                _write, from_server, send, lambda item: _line(_outgoing(requests.ended(item.message), boot))
-            )
+            writing.start_soon(_write, from_server, send, passing.outgoing)
             async with anyio.create_task_group() as reading:
-                reading.start_soon(_read, first, messages, to_server, send, requests, boot)
+                reading.start_soon(passing.read, first, messages, to_server)
                 await server.run(server_reads, server_writes, server.create_initialization_options())
                 reading.cancel_scope.cancel()
             server_writes.close()
@@ -190,42 +187,55 @@ async def serve_mcp(
     log.info("session_closed")
 
 
-class _Requests:
-    """How many requests of a session have no answer. The SDK starts each at once and keeps what nobody reads."""
+class _Passing:
+    """A session's messages on their way to the SDK and back.
 
-    def __init__(self) -> None:
-        self.open = 0
+    Counts the requests that have no answer: the SDK starts each at once and keeps what nobody reads.
+    """
 
-    def began(self, message: JSONRPCMessage) -> SessionMessage:
+    def __init__(self, send: SendLine, boot: str) -> None:
+        self._send = send
+        self._boot = boot
+        self._open = 0
+
+    async def read(
+        self,
+        first: JSONRPCMessage,
+        messages: AsyncIterator[JSONRPCMessage],
+        to_server: MemoryObjectSendStream[SessionMessage | Exception],
+    ) -> None:
+        with to_server, suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            await to_server.send(self._began(first))
+            async for message in messages:
+                if isinstance(message, JSONRPCRequest) and self._open >= _MOST_OPEN:
+                    await self._send(_line(_too_many(message.id)))  # waits for a client that does not read
+                elif isinstance(message, JSONRPCResponse | JSONRPCError):
+                    boot, _, number = str(message.id).partition(":")
+                    if boot == self._boot and number:
+                        await to_server.send(SessionMessage(message.model_copy(update={"id": number})))
+                else:
+                    await to_server.send(self._began(message))
+
+    def _began(self, message: JSONRPCMessage) -> SessionMessage:
         if not isinstance(message, JSONRPCRequest):
             return SessionMessage(message)
-        self.open += 1
-        return SessionMessage(message, ServerMessageMetadata(on_request_unanswered=self.unanswered))
+        self._open += 1
+        return SessionMessage(message, ServerMessageMetadata(on_request_unanswered=self._unanswered))
 
-    def ended(self, message: JSONRPCMessage) -> JSONRPCMessage:
-        self.open -= isinstance(message, JSONRPCResponse | JSONRPCError)
-        return message
-
-    async def unanswered(self) -> None:
+    async def _unanswered(self) -> None:
         """The client cancelled one."""
-        self.open -= 1
+        self._open -= 1
 
-
-async def _read(
-    first: JSONRPCMessage,
-    messages: AsyncIterator[JSONRPCMessage],
-    to_server: MemoryObjectSendStream[SessionMessage | Exception],
-    send: SendLine,
-    requests: _Requests,
-    boot: str,
-) -> None:
-    with to_server, suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-        await to_server.send(requests.began(first))
-        async for message in messages:
-            if isinstance(message, JSONRPCRequest) and requests.open >= _MOST_OPEN:
-                await send(_line(_too_many(message.id)))  # waits for a client that does not read; so does its input
-            elif (known := _incoming(message, boot)) is not None:
-                await to_server.send(requests.began(known))
+    def outgoing(self, item: SessionMessage) -> bytes:
+        message = item.message
+        if isinstance(message, JSONRPCRequest):
+            message = message.model_copy(update={"id": f"{self._boot}:{message.id}"})
+        elif isinstance(message, JSONRPCResponse | JSONRPCError):
+            self._open -= 1
+        elif message.method == "notifications/cancelled" and message.params:
+            params = {**message.params, "requestId": f"{self._boot}:{message.params.get('requestId')}"}
+            message = message.model_copy(update={"params": params})
+        return _line(message)
 
 
 def _too_many(request_id: str | int) -> Refusal:
@@ -241,23 +251,6 @@ async def _write(source: MemoryObjectReceiveStream[Item], send: SendLine, encode
             await send(encoded(item))
     async for _ in source:
         pass  # nobody reads any more, and whoever writes must not wait for that
-
-
-def _incoming(message: JSONRPCMessage, boot: str) -> JSONRPCMessage | None:
-    """The message as the SDK knows it; None where it answers a request of an earlier host."""
-    if not isinstance(message, JSONRPCResponse | JSONRPCError):
-        return message
-    ours, _, number = str(message.id).partition(":")
-    return message.model_copy(update={"id": number}) if ours == boot and number else None
-
-
-def _outgoing(message: JSONRPCMessage, boot: str) -> JSONRPCMessage:
-    if isinstance(message, JSONRPCRequest):
-        return message.model_copy(update={"id": f"{boot}:{message.id}"})
-    if isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled" and message.params:
-        params = {**message.params, "requestId": f"{boot}:{message.params.get('requestId')}"}
-        return message.model_copy(update={"params": params})
-    return message
 
 
 def _line(message: JSONRPCMessage) -> bytes:

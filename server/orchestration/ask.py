@@ -169,8 +169,6 @@ def checker(
     language: str | None = None,
     max_words: int | None = None,
 ) -> Checker:
-    """The deterministic checks of an answer of this kind."""
-
     def check(text: str, finish: str) -> tuple[Check, ...]:
         checks = check_answer(
             text, task_type=task_type, question=question, evidence=evidence, structured=structured,
@@ -185,7 +183,6 @@ def checker(
 
 
 def info_of(models: RoleModels, role: Role) -> RoleInfo:
-    """What is known of a role of the profile."""
     return next(info for info in models.roles() if info.role is role)
 
 

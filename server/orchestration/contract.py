@@ -35,7 +35,6 @@ class _Call:
 
     @property
     def tool(self) -> str:
-        """The name of the tool that is called."""
         return type(self).__name__.removesuffix("Call").lower()
 
 

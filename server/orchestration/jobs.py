@@ -99,7 +99,6 @@ class Jobs:
 
     @property
     def busy(self) -> bool:
-        """Whether a job runs."""
         return any(not job.done.is_set() for job in self._jobs.values())
 
     async def drained(self) -> None:
@@ -186,7 +185,7 @@ class Jobs:
         except RolecallError as error:
             job.error = error
         except Exception as error:
-            log.exception("call_failed", tool=job.tool, error=type(error).__name__)
+            log.exception("call_failed", tool=job.tool)
             failed = f"The tool {job.tool!r} failed inside the host ({type(error).__name__})."
             job.error = RolecallError(failed, advice="Try again; `rolecall logs` has the details.")
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -99,8 +100,8 @@ class Run:
 
     def outcome(self, answer: str, **parts: Any) -> Outcome:
         """Finish: the machine goes to COMPLETED."""
-        self.advance(Event.SYNTHESISED)
         self.spared = self._estimate()
+        self.advance(Event.SYNTHESISED)
         return Outcome(
             answer=answer, status=self.status, receipt_id=self.id, warnings=tuple(self.warnings),
             checks=tuple(self.checks), decision=self.decision, meta=self.meta(), **parts,
@@ -121,7 +122,8 @@ class Run:
         read, written = (0, 0) if self.status == "unverified" else (self.read_bytes, self.written_bytes)
         rate = 1 / _TOKEN_BYTES
         if self.calls and self._sample and (read or written):
-            rate = self.count_tokens(self.calls[-1][1].role, self._sample) / len(self._sample.encode())
+            with suppress(RolecallError):  # an estimate that fails must not cost the answer
+                rate = self.count_tokens(self.calls[-1][1].role, self._sample) / len(self._sample.encode())
         return dict(zip(SPARED, (read, written, round(read * rate), round(written * rate)), strict=True))
 
     def receipt(self, answer: str, error: RolecallError | None) -> Receipt:

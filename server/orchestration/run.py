@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -66,9 +65,7 @@ class Orchestrator:
                 await self._fail(run, Event.CANCEL, Cancelled("The request was cancelled."))
             raise
         except Exception as error:
-            # Frames without the message or the values: those may hold a document's text.
-            frames = "".join(traceback.format_tb(error.__traceback__)[-8:])
-            log.error("request_failed", tool=run.tool, receipt=run.id, error=type(error).__name__, frames=frames)
+            log.exception("request_failed", tool=run.tool, receipt=run.id)
             typed = RolecallError(
                 f"{run.tool} failed inside Rolecall ({type(error).__name__}).",
                 advice=f"Try again; `rolecall logs` has the details under receipt {run.id}.",

@@ -66,22 +66,16 @@ def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[
     factors = _FACTORS[int(vector is None)]
     buckets = ngrams(reading)
     lexical = weights.lexical[buckets].sum(axis=0) / np.sqrt(max(len(buckets), 1)) + weights.lexical_bias
-    logits = factors[0] * rule_logits(rules) + factors[1] * log_softmax(lexical)
+    ruled = np.zeros(len(TYPES))
+    for kind, weight in (pair for rule in rules for pair in rule.weights.items()):
+        ruled[TYPES.index(kind)] += weight
+    logits = factors[0] * ruled + factors[1] * log_softmax(lexical)
     if vector is not None:
         dense = np.asarray(vector, dtype=np.float64) @ weights.dense + weights.dense_bias
         logits += factors[2] * log_softmax(dense)
     probabilities = np.exp(log_softmax(logits))
     scores = {kind: round(float(value), _DIGITS) for kind, value in zip(TYPES, probabilities, strict=True)}
     return scores, _reasons(rules, scores, vector is not None)
-
-
-def rule_logits(rules: list[Rule]) -> Array:
-    """The rules' weights summed per type, shape (7,)."""
-    logits = np.zeros(len(TYPES))
-    for rule in rules:
-        for kind, weight in rule.weights.items():
-            logits[TYPES.index(kind)] += weight
-    return logits
 
 
 def ngrams(reading: Reading) -> list[int]:

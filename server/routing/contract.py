@@ -5,8 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from rolecall.config.profile import Frozen
 from rolecall.roles.contract import Role
 
 
@@ -31,18 +30,14 @@ class Agent(StrEnum):
     RETRIEVAL = "retrieval"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Claim(_Frozen):
+class Claim(Frozen):
     """An agent's parse of the *whole* request. `expression` is the parsed form, enough to compute the value from."""
 
     agent: Agent
     expression: str
 
 
-class Features(_Frozen):
+class Features(Frozen):
     """What the decision is made from: everything the router reads of a request. Kept in the receipt.
 
     `type_scores` are the seven task types' probabilities; `prompt_tokens` is estimated from the text's length and the
@@ -57,7 +52,7 @@ class Features(_Frozen):
     has_paths: bool = False
 
 
-class RoleChoice(_Frozen):
+class RoleChoice(Frozen):
     """A role as the router sees it (from `roles.contract.RoleInfo`; static for one profile)."""
 
     role: Role
@@ -65,7 +60,7 @@ class RoleChoice(_Frozen):
     context_length: int
 
 
-class Snapshot(_Frozen):
+class Snapshot(Frozen):
     """Policy, profile and learned tables under one content hash."""
 
     sha256: str
@@ -73,7 +68,7 @@ class Snapshot(_Frozen):
     roles: tuple[RoleChoice, ...]
 
 
-class State(_Frozen):
+class State(Frozen):
     """What may differ from call to call. A batch on the command line uses the empty state: `State()`."""
 
     resident: tuple[str, ...] = ()
@@ -82,7 +77,7 @@ class State(_Frozen):
     budget_s: float | None = None
 
 
-class Decision(_Frozen):
+class Decision(Frozen):
     """One routing decision. `agent` or `role` is set, never both; `sha256` covers all the rest of it."""
 
     task_type: TaskType

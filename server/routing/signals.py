@@ -94,7 +94,6 @@ def policy() -> dict[str, Any]:
 
 @cache
 def load_rules() -> tuple[Rule, ...]:
-    """The packaged rules."""
     rules = []
     for entry in policy()["rules"]:
         pattern = entry.get("match")

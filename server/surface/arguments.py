@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 
+from rolecall.config.profile import Frozen
 from rolecall.retrieval.contract import Filters
 
 from ..orchestration.contract import Call, CodeCall, ReasonCall, RetrieveCall, RouteCall, SummarizeCall, ValidateCall
@@ -33,10 +34,9 @@ Paths = Annotated[
 ]
 
 
-class Tool(BaseModel):
+class Tool(Frozen):
     """A tool's docstring is its description; `writes` tells that it may create a file or stop a job."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     title: ClassVar[str]
     result: ClassVar[type[BaseModel]]
     writes: ClassVar[bool] = False

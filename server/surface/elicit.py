@@ -46,7 +46,12 @@ async def with_consent(
             raise
         try:
             folder = await anyio.to_thread.run_sync(access.allowable, refused.folder)
-            question = types.ElicitRequest(params=_question(params.name, folder))
+            words = (
+                f"{params.name} needs the folder {folder}, which Rolecall may not use yet. From now on, may its tools "
+                "read it and all below it, and create new files there? `rolecall allow --remove` takes it back."
+            )
+            form = types.ElicitRequestFormParams(message=words, requested_schema={"type": "object", "properties": {}})
+            question = types.ElicitRequest(params=form)
             if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
                 return types.InputRequiredResult(input_requests={_ALLOW: question}, request_state=str(folder))
             related = ServerMessageMetadata(related_request_id=ctx.request_id)
@@ -61,11 +66,3 @@ async def with_consent(
 
 def _accepted(answer: object) -> bool:
     return isinstance(answer, types.ElicitResult) and answer.action == "accept"
-
-
-def _question(tool: str, folder: Path) -> types.ElicitRequestFormParams:
-    message = (
-        f"{tool} needs the folder {folder}, which Rolecall may not use yet. From now on, may its tools read it and all "
-        "below it, and create new files there? `rolecall allow --remove` takes it back."
-    )
-    return types.ElicitRequestFormParams(message=message, requested_schema={"type": "object", "properties": {}})

@@ -59,7 +59,9 @@ def build_server(
         ctx: ServerRequestContext, params: types.CallToolRequestParams
     ) -> types.CallToolResult | types.InputRequiredResult:
         try:
-            within_s = deadline_s or _deadline_s(ctx)
+            client = ctx.session.client_params
+            progress = bool(ctx.meta and ctx.meta.get("progress_token") is not None)
+            within_s = deadline_s or call_deadline_s(client.client_info.name if client else "", progress)
             if params.name == JobArguments.tool():
                 return await follow(ctx, params.arguments or {}, within_s)
             call = parse_call(params.name, params.arguments or {})
@@ -119,12 +121,6 @@ def _parsed(tool: type[Given], given: dict[str, Any]) -> Given:
         return tool.model_validate(given)
     except ValidationError as error:
         raise _bad_arguments(tool, error) from None
-
-
-def _deadline_s(ctx: ServerRequestContext) -> float:
-    client = ctx.session.client_params
-    wanted = bool(ctx.meta and ctx.meta.get("progress_token") is not None)
-    return call_deadline_s(client.client_info.name if client else "", wanted)
 
 
 def _bad_arguments(tool: type[Tool], error: ValidationError) -> BadRequest:

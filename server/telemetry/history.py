@@ -69,9 +69,8 @@ class ModelHistory:
 
     async def flush(self, memory: MemoryState | None = None, resident: int = 0) -> None:
         """Write what is pending, and a sample of `memory` where given."""
-        statements = list[tuple[str, tuple[object, ...]]]()
-        while self._pending:
-            statements.append((_NOTE, self._pending.popleft()))
+        statements = [(_NOTE, event) for event in self._pending]
+        self._pending.clear()
         if memory is not None:
             hour = int(time.time() // 3600)
             statements.append((_SAMPLE, (hour, memory.measured_bytes, memory.reserved_bytes, resident)))

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from rolecall.config.profile import Frozen
 
 from ..errors import StoreNewer, StoreUnusable
 
@@ -43,11 +45,7 @@ _LATEST = "SELECT body FROM receipts ORDER BY id DESC LIMIT ?"
 _PRUNE = "DELETE FROM receipts WHERE id <= (SELECT id FROM receipts ORDER BY id DESC LIMIT 1 OFFSET ?)"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Content(_Frozen):
+class Content(Frozen):
     """The texts of a request, each cut at the settings' bound; `cut` names the fields that were."""
 
     request: str = ""
@@ -63,7 +61,7 @@ class Content(_Frozen):
         return Content(**kept, cut=tuple(name for name, each in data.items() if len(each) > max_bytes))
 
 
-class Transition(_Frozen):
+class Transition(Frozen):
     """One step of the state machine, `at_s` after the request began."""
 
     source: str
@@ -72,7 +70,7 @@ class Transition(_Frozen):
     at_s: float
 
 
-class Receipt(_Frozen):
+class Receipt(Frozen):
     """One request. `features`, `router_state` and `snapshot_sha256` let the decision be recomputed without the text.
 
     `started_at` is ISO 8601 in UTC. `role` and `model` are the last that answered; `calls` are all generations, each

@@ -6,11 +6,12 @@ import ast
 import operator
 import re
 from collections.abc import Callable
+from decimal import Context, Decimal
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from .blocks import parse_python
 from .contract import Check, Verdict, said
-from .syntax import parse_python
 from .text import MAX_CHARS, NUMBER_WORDS, SCALES
 
 MAX_TERMS = 60
@@ -140,7 +141,8 @@ def _equation(text: str, tokens: list[_Token], at: int) -> Equation | None:
     first, second = _value(left), _value(right)
     if first is None or second is None:
         return None
-    holds = _agree(first, second, right[-1].text if len(right) == 1 else "", near)
+    alone = len(right) == 1 + (right[0].text == "-")
+    holds = _agree(first, second, right[-1].text if alone else "", near)
     if not holds and any(token.text.endswith("%") for token in (*left, *right)):  # "100 - 20 = 80%"
         holds = _value(left, percent=1) == _value(right, percent=1)
     return Equation(text[start:end], first, second, holds)
@@ -208,14 +210,12 @@ def _agree(left: Fraction, right: Fraction, shown: str, near: bool) -> bool:
     if near:
         return abs(left - right) * 20 <= abs(left)
     decimals = len(shown.rstrip(" %").partition(".")[2])
+    last, off = Fraction(1, 10 ** (decimals + 2 * shown.endswith("%"))), abs(left) - abs(right)
     # A value with decimals may be rounded or cut at the last digit shown; a whole number must be exact.
-    return decimals > 0 and abs(left - right) < Fraction(1, 10 ** (decimals + 2 * shown.endswith("%")))
+    return decimals > 0 and left * right >= 0 and -last <= 2 * off < 2 * last
 
 
 def _shown(value: Fraction) -> str:
     if value.denominator == 1:
-        return str(value.numerator)
-    try:
-        return f"{float(value):.10g}"
-    except OverflowError:
-        return "a very large number"
+        return str(value)
+    return str(Context(prec=10).divide(*map(Decimal, value.as_integer_ratio())).normalize())

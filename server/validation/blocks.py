@@ -1,26 +1,39 @@
-"""Code blocks of a model's answer, and whether code parses, by parser alone. Nothing is ever executed."""
+"""Code and JSON in a model's answer: found, and judged by parser and schema alone. Nothing is ever executed."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
 import subprocess
 import textwrap
+import threading
 import tomllib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from rolecall.roles.schema import keeps_to
+
 from .contract import Check, Verdict, said
-from .syntax import parse_python
 
 MAX_CODE_CHARS = 200_000
 MAX_YAML_CHARS = 50_000
 """YAML is read by a parser in plain Python, at about 100,000 characters a second."""
 MAX_DEPTH = 200
+MAX_JSON_CHARS = 1_000_000
+MAX_STARTS = 100
+"""How many opening brackets are tried as the start of a value before the answer counts as having none."""
+_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 _BASH_TIMEOUT_S = 5.0
 _FENCE = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n`]*$")
+
+_one_at_a_time = threading.Lock()
+"""CPython 3.11 and 3.12 count the depth of what `ast.parse` builds for all threads together, and may raise SystemError.
+Source: https://github.com/python/cpython/issues/106905. `catch_warnings` is for one thread as well."""
 
 
 @dataclass(frozen=True)
@@ -103,25 +116,66 @@ def parse_fault(code: str, language: str) -> str | None:
 def strict_json(text: str) -> Any:
     """`json.loads` without NaN and Infinity, and with a bound on depth; every fault is a ValueError."""
     try:
-        value = json.loads(text, parse_constant=refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
-        raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
-    bound_depth(value)
+        raise ValueError(_TOO_DEEP) from None
+    _bound_depth(value)
     return value
 
 
-def refuse_constant(name: str) -> None:
+def schema_check(output: str, schema: dict[str, Any]) -> Check:
+    """The decisive check `schema`: the output's JSON value against the schema.
+
+    The whole text is tried first, then its fenced blocks, then the first object or array that stands in prose. It
+    abstains where the schema itself cannot be applied.
+    """
+    try:
+        fits, detail = keeps_to(_find_json(output), schema)
+    except ValueError as fault:
+        fits, detail = False, str(fault)
+    return said("schema", {True: Verdict.SUPPORTED, False: Verdict.UNSUPPORTED, None: Verdict.ABSTAIN}[fits], detail)
+
+
+def parse_python(source: str, mode: str = "exec") -> ast.AST:
+    """The tree of a source text, from any thread; raises as `ast.parse`."""
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source, mode=mode)
+
+
+def _find_json(text: str) -> Any:
+    """The first JSON value of the text; a ValueError says why there is none."""
+    if len(text) > MAX_JSON_CHARS:
+        raise ValueError(f"the answer has {len(text)} characters; at most {MAX_JSON_CHARS} are read as JSON")
+    faults = []
+    for code in (text.strip(), *(code for _, code in fenced(text)[:MAX_STARTS])):
+        try:
+            return strict_json(code)
+        except ValueError as fault:
+            faults.append(fault)
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    for start in islice(re.finditer(r"\{|\[", text), MAX_STARTS):
+        try:
+            value, _end = decoder.raw_decode(text, start.start())
+            _bound_depth(value)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) or value:
+            return value
+    raise ValueError(f"the answer is not JSON: {faults[0]}")
+
+
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def bound_depth(value: Any) -> None:
-    """Raises ValueError where lists and objects nest more than `MAX_DEPTH` deep."""
+def _bound_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
         nested = [item for item in level if isinstance(item, dict | list)]
         level = [child for item in nested for child in (item.values() if isinstance(item, dict) else item)]
     if level:
-        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+        raise ValueError(_TOO_DEEP)
 
 
 def _python(code: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from rolecall.config.profile import Frozen
 
 
 class Verdict(StrEnum):
@@ -14,11 +14,7 @@ class Verdict(StrEnum):
     ABSTAIN = "abstain"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Subject(_Frozen):
+class Subject(Frozen):
     """An output to check: against `evidence`, a JSON Schema, the question it answers, or a language's grammar."""
 
     output: str
@@ -28,7 +24,7 @@ class Subject(_Frozen):
     language: str | None = None
 
 
-class Check(_Frozen):
+class Check(Frozen):
     """One check. Only a `decisive` one moves the overall verdict; the others inform."""
 
     name: str
@@ -37,7 +33,7 @@ class Check(_Frozen):
     detail: str
 
 
-class Validation(_Frozen):
+class Validation(Frozen):
     """Unsupported if a decisive check is, supported if one is and none is unsupported, else abstain.
 
     `confidence` in [0, 1] is the measured precision of the deciding check on development data, 0 on abstention.

@@ -115,7 +115,7 @@ def _grounded(claim: str, source: Source, asked: frozenset[str], clean: bool) ->
     new = dict.fromkeys(stem for stem in stems if stem not in asked)
     if not new:
         return said("grounding", Verdict.ABSTAIN, f"{_short(claim)} only repeats words of the question")
-    missing = [stem for stem in new if stem not in source.stems]
+    missing = [stem for stem in new if stem not in source.stems and not stem[0].isdigit()]  # `numbers` judges figures
     share = 1 - len(missing) / len(new)
     steps = list(pairwise(stems))
     together = sum(step in source.pairs for step in steps) / len(steps) if steps else share

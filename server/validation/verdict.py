@@ -9,11 +9,10 @@ from pydantic import BeforeValidator, Field, ValidationError
 from rolecall.server.errors import BadRequest
 
 from .arithmetic import arithmetic_check
-from .blocks import can_parse, code_blocks, parse_check, parse_fault
+from .blocks import can_parse, code_blocks, parse_check, parse_fault, schema_check
 from .contract import Check, Subject, Validation, Verdict
 from .evidence import evidence_checks
 from .form import form_checks
-from .json_answer import schema_check
 
 # Source: precision of each check where it decided, on the rows that evidence.py names (the lower of the two sets;
 # `negation` was right in the 4 cases it met, too few to claim more) and on the worked solutions of GSM8K (at most 3
@@ -69,13 +68,13 @@ def combine(checks: tuple[Check, ...]) -> Validation:
     return Validation(verdict=Verdict.ABSTAIN, confidence=0.0, checks=checks)
 
 
-def _pieces(given: Any) -> Any:
-    return (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list) else given or ()
+def _listed(given: Any) -> Any:
+    return [given] if isinstance(given, str) else [] if given is None else given
 
 
 class _Line(Subject, strict=True):
     id: str | int | None = None
-    evidence: Annotated[tuple[str, ...], BeforeValidator(_pieces)] = ()
+    evidence: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_listed)] = ()
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
 

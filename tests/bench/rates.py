@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ TARGETS_S = (0.35, 0.7)  # of a chunk: chunks of different lengths tell what eac
 DECODE_TOKENS = 48
 ROUNDS = 2
 CACHE_BYTES = 250_000_000
+METAL = sys.platform == "darwin"
 
 
 async def measure(folder: Path, model: str) -> dict[str, Any]:
@@ -40,11 +42,11 @@ async def measure(folder: Path, model: str) -> dict[str, Any]:
         decode = {str(batch): await _decode(worker, batch) for batch in (1, 2, 4)}
         decode_half = await _decode_half(worker, decode["1"])
     return {
-        "device": f"{psutil.cpu_count()} cores without a GPU" if loaded.blas != "metal" else "Metal",
+        "device": f"{psutil.cpu_count()} cores without a GPU" if not METAL else "Metal",
         "machine_bytes": psutil.virtual_memory().total,
         "process_start_s": round(start_s, 3),
         "request_overhead_s": round(statistics.median(beside_s), 4),
-        "chunk_tokens": prefill_step_tokens(loaded.blas == "metal"),
+        "chunk_tokens": prefill_step_tokens(METAL),
         "models": {
             model: {
                 **_prefill_rates(points),

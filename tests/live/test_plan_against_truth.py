@@ -238,22 +238,6 @@ def test_layers_with_a_window_grow_first_and_stop_at_it(
     assert kv.fixed_bytes == window * width
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantised_cache_is_planned_from_its_own_shapes(bits: int, mlx: Any, home: Home) -> None:
-    import mlx.core as mx
-    from mlx_lm.models.cache import QuantizedKVCache
-
-    from rolecall.roles.dry_run import kv_of
-
-    truth = Truth(mlx, home.models / "qwen3" / "bfloat16")
-    planned, cache = ([QuantizedKVCache(group_size=GROUP, bits=bits) for _ in truth.model.layers] for _ in range(2))
-    kv = kv_of(truth.model, planned)
-    truth.model(mx.ones((1, 700), dtype=mx.int32), cache=cache)
-    mx.eval([layer.state for layer in cache])
-    assert near(kv.bytes(700, 1024), sum(layer.nbytes for layer in cache))
-    assert near(kv.per_token_bytes / kv_of(truth.model).per_token_bytes, (bits + 2 * 16 / GROUP) / 16)
-
-
 @pytest.mark.parametrize(("model", "tokens"), [(TEXT_FP32, 400), (TEXT_4BIT, 130)])
 def test_the_starter_models_take_what_was_planned(model: str, tokens: int, mlx: Any, starter_home: Home) -> None:
     size, truth = footprints(starter_home, [model])[model], Truth(mlx, starter_home.models / model)

@@ -83,7 +83,7 @@ class Driven:
 
     def __init__(self, folder: Path, **changes: Any) -> None:
         self.said: dict[int, list[Any]] = {}
-        self.engine = TextEngine(lambda id, body: self.said.setdefault(id, []).append(body), "none")
+        self.engine = TextEngine(lambda id, body: self.said.setdefault(id, []).append(body))
         spec = WorkerSpec("text", folder, "m", 2048, 2, 64 << 20, kv_bytes=64 << 20)
         self.spec = replace(spec, **changes)
         self.loaded = self.engine.load(self.spec, lambda done, total: None)

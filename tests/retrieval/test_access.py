@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,19 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(access: AllowedFolders
     (docs / "[id]").mkdir()
     (docs / "[id]" / "page.md").write_text("x")
     assert access.resolve(["*.md"], docs / "[id]") == (docs / "[id]" / "page.md",)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its disks hold only names in UTF-8")
+def test_a_name_that_is_not_utf8_is_left_out_of_globs_and_refused_where_it_is_named(
+    access: AllowedFolders, docs: Path
+) -> None:
+    (docs / "odd\udcff.md").write_text("x")
+    (docs / "link.md").symlink_to(docs / "odd\udcff.md")
+    assert access.resolve(["*.md"], docs) == (docs / "a.md",)
+    with pytest.raises(PathMissing, match="odd bytes"):
+        access.resolve(["odd\udcff.md"], docs)
+    with pytest.raises(PathMissing, match="odd bytes"):
+        access.writable("new\udcff.md", docs)
 
 
 def test_a_hidden_folder_is_entered_only_where_the_pattern_names_it(access: AllowedFolders, docs: Path) -> None:

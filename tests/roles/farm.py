@@ -65,7 +65,7 @@ class FakeWorker:
         if on_loading:
             on_loading(64, 64)
         self.measured_bytes = self.farm.measured.get(spec.model, 0)
-        return Loaded(64, self.measured_bytes, 0, 0, 64, 1.0, 0.0, "none")
+        return Loaded(64, self.measured_bytes, 0, 0, 1.0)
 
     async def generate(
         self,

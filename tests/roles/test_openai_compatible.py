@@ -67,6 +67,14 @@ async def test_a_stream_becomes_events_and_a_result_with_the_servers_counts() ->
     assert (sent["model"], sent["max_tokens"], sent["stop"], sent["top_p"]) == ("tiny", 16, ["x"], 1.0)
 
 
+async def test_a_listener_that_fails_breaks_no_answer() -> None:
+    def fail(event: Event) -> None:
+        raise ValueError("the listener's own fault")
+
+    async with serving(reply="It is Paris.") as server, endpoint_to(server) as endpoint:
+        assert (await generate(endpoint, ask(), on_event=fail)).text == "It is Paris."
+
+
 async def test_tokens_are_estimated_where_the_server_counts_none_and_the_log_says_so() -> None:
     with capture_logs() as logs:
         async with serving(reply="It is Paris.", usage=False) as server, endpoint_to(server) as endpoint:

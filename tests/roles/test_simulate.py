@@ -185,6 +185,16 @@ def test_a_killed_worker_fails_its_calls_at_once_and_gives_its_memory_and_the_le
     virtually(main)
 
 
+def test_a_stop_that_is_cancelled_ends_the_worker_all_the_same() -> None:
+    async def main() -> None:
+        (worker,) = await loaded()
+        with anyio.move_on_after(0.1):
+            await worker.stop()
+        assert worker.exited.is_set() and not worker.machine.held
+
+    virtually(main)
+
+
 def test_the_reported_rates_hold_at_the_context_they_were_reported_at_and_a_14b_is_bound_by_bandwidth() -> None:
     router = RATES.models[PROFILE.roles["router"].model]
     assert 2048 / router.prefill_s(2048, 0) == pytest.approx(1607, rel=0.01)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from decimal import Context, Decimal
 from fractions import Fraction
 
+import numpy as np
+
 from .contract import AgentContext, Parse, Value
 
 MAX_BITS = 4096
@@ -21,10 +23,6 @@ PI = Fraction("3.141592653589793238462643383279502884197")
 _ATOMS = {"number", "constant", "percent", "list", "digits"}
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "mod", "pow": "^", "percent_of": "of"}
 _PERCENTAGES = {"what_percent", "as_percent", "change"}
-
-
-class NoValue(ValueError):
-    """The expression has no value here: a division by zero, a root of a negative number, a number too large."""
 
 
 def is_computation(parse: Parse) -> bool:
@@ -79,13 +77,13 @@ _WORDS = {name: Fraction(value) for value, name in enumerate(_PARTS, start=3)} |
 def _numeral(text: str) -> Fraction:
     exponent = text.partition("e")[2]
     if exponent and abs(int(exponent)) > 300:
-        raise NoValue("exponent out of reach")
+        raise ValueError("exponent out of reach")
     return _bounded(Fraction(text))
 
 
 def _bounded(value: Fraction) -> Fraction:
     if value.numerator.bit_length() > MAX_BITS or value.denominator.bit_length() > MAX_BITS:
-        raise NoValue("too large")
+        raise ValueError("too large")
     return value
 
 
@@ -98,14 +96,14 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
         return root(_power(base, Fraction(exponent.numerator)), exponent.denominator)
     size = max(base.numerator.bit_length(), base.denominator.bit_length())
     if size * abs(int(exponent)) > MAX_BITS:
-        raise NoValue("too large")
+        raise ValueError("too large")
     return base ** int(exponent)
 
 
 def root(value: Fraction, degree: int = 2) -> Fraction:
     """The real root: exact where numerator and denominator are perfect powers."""
     if not 1 <= degree <= 64 or (value < 0 and degree % 2 == 0):
-        raise NoValue("no real root")
+        raise ValueError("no real root")
     if value == 0:
         return value
     sign, size = (-1 if value < 0 else 1), abs(value)
@@ -116,13 +114,13 @@ def root(value: Fraction, degree: int = 2) -> Fraction:
 
 def _factorial(value: Fraction) -> Fraction:
     if value > _MAX_FACTORIAL:
-        raise NoValue("too large")
+        raise ValueError("too large")
     return Fraction(math.factorial(_whole(value)))
 
 
 def _log(value: Fraction, base: Fraction) -> Fraction:
     if value <= 0 or base <= 0 or base == 1:
-        raise NoValue("no logarithm")
+        raise ValueError("no logarithm")
     found = _PRECISE.divide(_PRECISE.ln(_decimal(value)), _PRECISE.ln(_decimal(base)))
     nearest = Fraction(round(found))
     return nearest if abs(nearest) < MAX_BITS and _power(base, nearest) == value else Fraction(found)
@@ -134,14 +132,14 @@ def _sine(degrees: Fraction) -> Fraction:
 
 def _whole(value: Fraction) -> int:
     if value.denominator != 1:
-        raise NoValue("not a whole number")
+        raise ValueError("not a whole number")
     return value.numerator
 
 
 def _mode(values: Sequence[Fraction]) -> Fraction:
     common = statistics.multimode(values)
     if len(common) != 1:
-        raise NoValue("no single mode")
+        raise ValueError("no single mode")
     return common[0]
 
 
@@ -214,7 +212,7 @@ _OPERATIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
 def _factors(value: Fraction) -> str:
     left, found, divisor = _whole(value), [], 2
     if not 2 <= left <= 10**12:
-        raise NoValue("out of range")
+        raise ValueError("out of range")
     while divisor * divisor <= left:
         while left % divisor == 0:
             found.append(divisor)
@@ -235,17 +233,9 @@ def _rebased(parse: Parse) -> Value:
     target = str(named["target"][-1])
     number = int(digits.removeprefix("0x").removeprefix("0b"), _RADIX.get(source, 0))
     if source == target:
-        raise NoValue("nothing to convert")
-    text = _in_base(number, _RADIX[target])
+        raise ValueError("nothing to convert")
+    text = np.base_repr(number, _RADIX[target])
     return Value(text, f"{digits} ({source}) = {text} ({target})")
-
-
-def _in_base(number: int, base: int) -> str:
-    digits = ""
-    while number or not digits:
-        number, digit = divmod(number, base)
-        digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[digit] + digits
-    return digits
 
 
 def _render(parse: Parse | str) -> str:
@@ -271,7 +261,7 @@ def pretty(value: Fraction, digits: int = _SHOWN_DIGITS) -> str:
     """
     whole = str(int(value))
     if len(whole) > _MAX_SHOWN:
-        raise NoValue("too many digits to show")
+        raise ValueError("too many digits to show")
     if value.denominator == 1:
         return whole
     number = Context(prec=max(digits, min(len(whole), 30))).divide(Decimal(value.numerator), Decimal(value.denominator))

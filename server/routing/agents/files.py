@@ -59,7 +59,8 @@ def _fact(kind: str, path: Path, wanted: str, order: str) -> Value | None:
     ranked = sorted(found, key=lambda item: (item[1].st_size if by_size else item[1].st_mtime, str(item[0])))
     best, status = ranked[-1 if order in ("largest", "biggest", "newest", "latest") else 0]
     moment = datetime.fromtimestamp(status.st_mtime).astimezone()
-    return Value(f"{best} ({status.st_size:,} bytes, modified {moment:%Y-%m-%d %H:%M})", where)
+    shown = os.fsencode(best).decode("utf-8", "backslashreplace")
+    return Value(f"{shown} ({status.st_size:,} bytes, modified {moment:%Y-%m-%d %H:%M})", where)
 
 
 def _allowed(named: str, context: AgentContext) -> Path | None:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from .calculator import PI, NoValue, pretty, root, to_step
+from .calculator import PI, pretty, root, to_step
 from .contract import AgentContext, Parse, Value
 from .units import quantity, read_quantity, shown, unit_name
 
@@ -56,7 +56,7 @@ def _interest(parts: list[Any], compound: bool) -> Value:
         times = _PERIODS[parts[3][0]] if len(parts) > 3 else 1
         count = years * times
         if count.denominator != 1 or count > 1200:
-            raise NoValue("periods")
+            raise ValueError("periods")
         earned = principal * (1 + rate / times) ** int(count) - principal
         formula = f"{pretty(principal)} * (1 + {pretty(rate)}/{times})^{count} - {pretty(principal)}"
     else:
@@ -70,7 +70,7 @@ def _ordered(parts: list[Any], first: str, second: str) -> list[Any]:
     found = [read_quantity(part[1] if part[0] in ("mass", "length") else part) for part in parts]
     found.sort(key=lambda item: not item.is_compatible_with(first))
     if not (found[0].is_compatible_with(first) and found[1].is_compatible_with(second)):
-        raise NoValue("not quantities of these kinds")
+        raise ValueError("not quantities of these kinds")
     return found
 
 
@@ -78,7 +78,7 @@ def _bmi(parts: list[Any]) -> Value:
     mass, length = _ordered(parts, "gram", "meter")
     kilograms, meters = mass.to("kilogram").magnitude, length.to("meter").magnitude
     if not (2 < kilograms < 700 and Decimal("0.4") < meters < 3):
-        raise NoValue("no body is like that")
+        raise ValueError("no body is like that")
     index = f"{kilograms / meters**2:.1f}"
     return Value(index, f"{kilograms:.4g} kg / ({meters:.4g} m)^2 = {index}")
 
@@ -125,7 +125,7 @@ def _shape(kind: str, parts: list[Any]) -> Value:
     formula, power, shown_as = _SHAPES[kind]
     units = {unit_name(part) for part in parts if isinstance(part, list)}
     if len(units) > 1 or any(not quantity("1", name).is_compatible_with("meter") for name in units):
-        raise NoValue("mixed units")
+        raise ValueError("mixed units")
     value = formula([_number(part) for part in parts if isinstance(part, str)])
     text = pretty(value, 10) + (f" {shown(units.pop())}{power}" if units else "")
     return Value(text, f"{shown_as} = {text}")

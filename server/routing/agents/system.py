@@ -103,12 +103,8 @@ _PROBES: dict[str, Callable[[AgentContext], str]] = {
     "cpu_count": _cpu_count,
     "cpu_load": _cpu_load,
     "cpu_model": _cpu_model,
-    "memory_total": _memory,
-    "memory_free": _memory,
-    "memory_used": _memory,
-    "disk_free": _disk,
-    "disk_used": _disk,
-    "disk_total": _disk,
+    "memory": _memory,
+    "disk": _disk,
     "os_name": lambda context: (
         f"macOS {v} ({platform.machine()})" if (v := platform.mac_ver()[0]) else platform.platform()
     ),

@@ -12,6 +12,8 @@ import pytest
 from rolecall.config.home import Home
 from rolecall.server.cli.app import main
 from rolecall.server.cli.machine import _keep_profile
+from rolecall.server.cli.models import _bytes
+from rolecall.server.errors import BadRequest
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,13 @@ def test_what_the_budget_cannot_hold_beside_the_pinned_models_is_named(
     assert main(["doctor", "--json"]) == 3
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert any(each["code"] == "does_not_fit" and "with the pinned models" in each["what"] for each in problems)
+
+
+@pytest.mark.parametrize("size", ["9" * 400, "0", "0.0GB", "-1", "30 apples", ""])
+def test_a_budget_that_is_no_size_is_a_typed_error(size: str) -> None:
+    with pytest.raises(BadRequest):
+        _bytes(size)
+    assert (_bytes("30GB"), _bytes("1.5 GiB"), _bytes(".5")) == (30 * 10**9, 3 << 29, 5 * 10**8)
 
 
 def test_choosing_a_profile_keeps_every_other_line_of_the_settings(tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ def test_help_says_what_the_command_does_and_its_examples_parse(
         COMMANDS[name].make_context(name, given)
 
 
+def test_serve_shows_its_help_and_starts_nothing() -> None:
+    done = subprocess.run([ROLECALL, "serve", "--help"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0 and EXAMPLES["serve"][-1] in done.stdout
+
+
 def test_help_names_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "130 interrupted" in " ".join(capsys.readouterr().out.split())

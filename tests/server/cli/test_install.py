@@ -121,6 +121,15 @@ def test_what_was_written_is_read_by_other_parsers(user: Path) -> None:
     assert codex["mcp_servers"]["rolecall"]["args"] == ["serve"]
 
 
+@pytest.mark.parametrize("odd", [{"env": None}, {"env": "A=1"}, {"args": None}, {"args": {}}, {"args": ["run"]}])
+def test_an_entry_of_ours_that_holds_nonsense_is_mended(odd: dict[str, Any], user: Path) -> None:
+    file = client_of("claude-code").file
+    file.write_text(json.dumps({"mcpServers": {"rolecall": {"command": "/gone", "timeout": 9, **odd}}}))
+    assert main(["install", "claude-code"]) == 0
+    entry = json.loads(file.read_bytes())["mcpServers"]["rolecall"]
+    assert (entry["args"], entry["timeout"]) == (["serve"], 9) and isinstance(entry.get("env", {}), dict)
+
+
 def test_a_dry_run_shows_the_change_and_writes_nothing(
     name: str, user: Path, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:

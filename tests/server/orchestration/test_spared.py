@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from rolecall.roles.contract import GenerationResult, Role
-from rolecall.roles.errors import WorkerDied
+from rolecall.roles.errors import ModelCorrupt, WorkerDied
 from rolecall.server.orchestration.contract import CodeCall, ReasonCall, SummarizeCall, ValidateCall
 
 from ..desk import MakeDesk
+from ..scripted import ScriptedModels
 
 NONE = {"read_bytes": 0, "written_bytes": 0, "read_tokens": 0, "written_tokens": 0}
 
@@ -31,6 +32,22 @@ def test_without_a_model_four_bytes_count_as_a_token(desk: MakeDesk) -> None:
     outcome = at.run(ValidateCall, output="It is so.", paths=("a.txt",))
 
     assert outcome.meta.spared == NONE | {"read_bytes": 400, "read_tokens": 100}
+
+
+def test_a_count_that_fails_at_the_end_does_not_cost_the_answer(desk: MakeDesk) -> None:
+    class Forgetful(ScriptedModels):
+        def count_tokens(self, role: Role, text: str) -> int:
+            if text == "ab " * 8:  # the file alone, as it is counted for what it spared
+                raise ModelCorrupt("The tokenizer is gone.")
+            return super().count_tokens(role, text)
+
+    at = desk(models=Forgetful(["It is so."]))
+    (at.folder / "a.txt").write_text("ab " * 8)
+
+    outcome = at.run(ReasonCall, question="What is it?", paths=("a.txt",))
+
+    assert (outcome.answer, outcome.meta.spared["read_tokens"]) == ("It is so.", 24 // 4)
+    assert at.receipt().state == "COMPLETED"
 
 
 def test_a_file_that_was_written_counts(desk: MakeDesk) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -303,6 +304,13 @@ def test_a_path_keeps_its_capitals_and_a_relative_one_must_be_in_one_folder_alon
     assert relative is not None
     assert compute(relative, context) is None
     assert value_of("how many files are in ./src", AgentContext(now=NOW, allowed_folders=folders[:1])) == "1 file"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its disks hold only names in UTF-8")
+def test_a_file_whose_name_is_not_utf8_is_named_in_text_that_can_be_sent(tmp_path: Path) -> None:
+    (tmp_path / "odd\udcff.py").write_text("x")
+    found = value_of(f"what is the largest file in {tmp_path}", AgentContext(now=NOW, allowed_folders=(tmp_path,)))
+    assert found.startswith(f"{tmp_path}/odd\\xff.py (1 bytes")
 
 
 def answer(request_text: str) -> tuple[Agent, str]:

@@ -54,7 +54,7 @@ class Staff:
         )  # fmt: skip
 
     def embedder(self) -> EmbedderInfo | None:
-        return EmbedderInfo(model="e", identity="e@1", dimensions=384, max_tokens=256) if self.embeds else None
+        return EmbedderInfo(identity="e@1") if self.embeds else None
 
     async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
         assert alone

@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 
 from rolecall.server.validation.answer import check_answer, failed
-from rolecall.server.validation.blocks import can_parse, code_blocks, parse_fault
+from rolecall.server.validation.blocks import can_parse, code_blocks, parse_fault, schema_check
 from rolecall.server.validation.contract import Verdict
 from rolecall.server.validation.form import looping
-from rolecall.server.validation.json_answer import schema_check
 
 OBJECT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 PROSE = "The weir was built by hand, and it still holds the river back in spring."

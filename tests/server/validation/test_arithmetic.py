@@ -12,6 +12,7 @@ from rolecall.server.validation.contract import Verdict
         "3 + 4 = 7", "12 times 12 is 144", "two plus two equals four", "15% of 200 is 30", "10 / 3 = 3.33",
         "10 divided by 4 is 2.5", "2^10 = 1024", "(3 + 4) * 2 = 14", "$3 + $4 = $7", "1,000 + 1 = 1001", "5 - 7 = -2",
         "7 // 2 = 3", "6 x 7 = 42", "1/3 \u2248 0.333", "99 * 99 is about 10000", "100 - 20 = 80%", "0.1 + 0.2 = 0.3",
+        "2 / 3 = 0.667", "2 / 3 = 0.66", "-2 / 3 = -0.67",
     ],
 )  # fmt: skip
 def test_a_right_equation_is_supported_and_decides_where_it_is_all_there_is(text: str) -> None:
@@ -24,7 +25,7 @@ def test_a_right_equation_is_supported_and_decides_where_it_is_all_there_is(text
     [
         "3 + 4 = 8", "12 times 12 is 145.", "two plus two equals five", "15 percent of 200 is 31", "6 x 7 = 43",
         "So there are 48/2 = 24 in May. Then 48+24 = 73 in all.", "3 + 4 == 8", "(3 + 4) * 2 = 11",
-        "- Total: 4 * 5 = 25",
+        "- Total: 4 * 5 = 25", "100 / 3 = 33.4", "2 / 3 = -0.67",
     ],
 )  # fmt: skip
 def test_a_wrong_equation_is_unsupported_and_says_the_right_value(text: str) -> None:

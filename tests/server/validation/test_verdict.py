@@ -64,6 +64,10 @@ def test_a_number_in_words_in_another_spelling_or_rounded_aloud_is_no_missing_nu
     assert named(validate(Subject(output=output, evidence=(evidence,))), "numbers").verdict is Verdict.ABSTAIN
 
 
+def test_the_figures_of_a_number_in_another_spelling_are_no_foreign_words() -> None:
+    assert verdict("It has 1.5 thousand members.", evidence=("It has 1,500 members.",)) is Verdict.ABSTAIN
+
+
 @pytest.mark.parametrize("before", ["1. ", "- ", "# Source\n\n", "In short:\n", "Yes. ", "It is. "])
 def test_what_only_frames_a_claim_does_not_change_its_verdict(before: str) -> None:
     assert verdict(before + "The Orle rises in the Tamm hills.", evidence=(RIVER,)) is Verdict.SUPPORTED

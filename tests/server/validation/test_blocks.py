@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rolecall.server.validation.syntax import parse_python
+from rolecall.server.validation.blocks import parse_python
 
 
 @pytest.fixture
