@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/python -m tests.demo
 
 test: setup lint
-	$(BIN)/python -m pytest -m 'not soak and not conformance'
+	$(BIN)/python -m pytest -m 'not soak and not conformance' -n 2 --dist loadfile
 
 soak: setup
 	$(BIN)/python -m pytest -m soak

@@ -57,7 +57,9 @@ def test_a_killed_batch_of_summaries_ends_in_the_same_bytes(home: Home, starter_
     assert all(line["answer"] and len(line["answer"].split()) <= 10 for line in lines)
     usage = json.loads(command("status", "--json"))["usage"]["today"]
     assert usage["spared"]["read_bytes"] >= 2 * sum(len(text) for text in TEXTS.values())
-    assert usage["spared"]["read_tokens"] > 0 and usage["by_role"] == {"summarization": usage["calls"]}
+    assert usage["spared"]["read_tokens"] > 0
+    assert usage["by_role"].keys() == {"summarization"}  # the call that was killed may have had no role yet
+    assert usage["calls"] - 1 <= usage["by_role"]["summarization"] <= usage["calls"]
 
 
 def test_an_answer_is_seen_on_a_terminal_while_it_is_written(home: Home, starter_home: Home) -> None:
