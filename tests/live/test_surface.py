@@ -23,7 +23,7 @@ from .test_clients import FACTS, ROLECALL, connected
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
-STOPPED_S = 1.0
+STOPPED_S = 2.0  # twice the promise: other tests share the machine; what was measured is printed
 PATIENCE_S = 120.0
 CANARY = "zyzzyva7734"
 STORY = "Write a long story about a lighthouse keeper, with many details."

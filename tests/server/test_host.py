@@ -175,13 +175,8 @@ async def test_a_stranger_on_the_socket_is_told_what_is_expected(shared_home: Ho
             assert json.loads(await stream.receive())["error"]["code"] == "bad_request"
 
 
-async def test_a_runtime_folder_that_is_a_link_is_refused(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
+async def test_a_runtime_folder_that_is_a_link_is_refused(home: Home, tmp_path: Path, runtime: Path) -> None:
     (runtime / "rolecall").symlink_to(tmp_path)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     with pytest.raises(HostUnavailable, match="cannot be trusted"):
         bind_socket(home)
 

@@ -218,7 +218,11 @@ def test_the_token_is_the_users_alone_and_kept_and_a_file_open_to_others_is_refu
 async def test_the_command_serves_until_it_is_interrupted_and_leaves_the_host(home: Home) -> None:
     sock, reply = toy_connection(home, "control")
     sock.close()
-    command = [str(Path(sys.executable).with_name("rolecall")), "serve", "--http", "0"]
+    # what a shell starts in the background ignores interrupts, and hands that on
+    default = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", default, str(Path(sys.executable).with_name("rolecall")), "serve", "--http", "0"]
     serving = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert serving.stderr is not None

@@ -213,14 +213,9 @@ def _text(result: types.CallToolResult) -> str:
     return result.content[0].text if isinstance(result.content[0], types.TextContent) else ""
 
 
-def test_a_socket_folder_that_others_may_enter_or_own_is_never_used(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
+def test_a_socket_folder_that_others_may_enter_or_own_is_never_used(home: Home, runtime: Path) -> None:
     folder = runtime / "rolecall"
     folder.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     for mode in (0o755, 0o770, 0o701, 0o777):
         folder.chmod(mode)
         with pytest.raises(HostUnavailable, match="cannot be trusted"):
