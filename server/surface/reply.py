@@ -50,7 +50,7 @@ async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) 
     text, warnings = result["answer"], result["warnings"]
     if result["status"] != "ok" or warnings:
         text += f"\n\n[status: {result['status']}]" + "".join(f"\n- {warning}" for warning in warnings)
-    if outcome.passages and not outcome.meta.model_calls:  # the answer would be the passages once more
+    if result.get("passages") and not outcome.meta.model_calls:  # the answer would be the passages once more
         result = {**result, "answer": f"{len(result['passages'])} passages, under `passages`, the best first."}
     return types.CallToolResult(
         content=[types.TextContent(type="text", text=text), *links],

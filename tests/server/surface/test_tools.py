@@ -135,6 +135,15 @@ async def test_each_tool_answers_in_text_and_in_content_that_its_schema_admits(
     assert await here.store.get(content["receipt_id"]) is not None
 
 
+async def test_a_request_that_is_routed_to_the_index_is_answered_with_the_passages(desk: MakeDesk) -> None:
+    here = desk(passages=(passage("The north depot has 3 crates."),))
+    async with connected(here.orchestrator.run, here.folder) as client:
+        result = await client.call_tool("route", {"request": "What do our notes say about the north depot?"})
+    content = result.structured_content or {}
+    assert not result.is_error and content["decision"]["agent"] == "retrieval"
+    assert "3 crates" in content["answer"] and "3 crates" in text_of(result)
+
+
 async def test_an_unexpected_failure_is_typed_and_tells_nothing_of_its_inside() -> None:
     async def broken(call: Call, tell: OnProgress) -> Outcome:
         raise RuntimeError("secret inside")
