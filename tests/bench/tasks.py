@@ -173,7 +173,7 @@ def _draft(folder: Path) -> Iterator[Task]:
     for source, function in (
         ("server/validation/form.py", "refusal"),
         ("roles/queueing.py", "order"),
-        ("server/validation/json_answer.py", "schema_check"),
+        ("server/validation/blocks.py", "schema_check"),
     ):
         path = f"code/{Path(source).name}"
         shutil.copy(PROJECT / source, folder / path)
