@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import call, clients, overhead, prefix, savings, startup, switch, trace
+from . import call, clients, overhead, prefix, routing, savings, startup, switch, trace
 from .stage import quiet, workers
 
-ROUNDS = {"startup": 7, "overhead": 5, "call": 6, "clients": 3, "switch": 5, "prefix": 3, "savings": 20}
+ROUNDS = {"startup": 7, "overhead": 5, "call": 6, "clients": 3, "switch": 5, "prefix": 3, "routing": 5, "savings": 20}
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="of the trace")
     options = parser.parse_args()
     quiet()
-    modules = (startup, overhead, call, clients, switch, prefix, savings)
+    modules = (startup, overhead, call, clients, switch, prefix, routing, savings)
     items = {module.__name__.rpartition(".")[2]: module for module in modules}
     for name in options.items or names:
         print(f"\n== {name}", flush=True)

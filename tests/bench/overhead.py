@@ -1,8 +1,9 @@
 """What Rolecall adds to a client and to a call that costs nothing, beside a bare server on the same SDK and fastmcp.
 
-The call is `route` with a sum. The peers' tool adds the numbers, and that is all; Rolecall's router parses and claims
-the request, an exact agent computes it, and a receipt is written before the answer. `ping` and `tools/list` show the
-way alone: shim, socket, host, SDK. One host serves throughout with the starter model in memory; the sides take turns.
+The peers' tool adds two numbers, and that is all. `call` is Rolecall's least tool call, `job`'s status of an unknown
+id: shim, socket, host, SDK, one look into the store. `sum` is `route` with the numbers: its router parses and claims
+the request, an exact agent computes it, and a receipt is written before the answer. One host serves throughout with
+the starter model in memory; the sides take turns.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FURTHER = 6  # clients beside the first
 CALLS = 150  # one after another, in a round
 IN_FLIGHT = 16
 FLIGHT_CALLS = 600
-KINDS = ("ping", "tools/list", "tools/call")
+KINDS = ("ping", "tools/list", "call", "sum")
 
 Sides = dict[str, tuple[str, ...]]
 
@@ -65,7 +66,7 @@ def _memory(sides: Sides, home: Home) -> dict[str, float]:
             for number in range(1 + FURTHER):
                 peer = stack.enter_context(Peer(words, home.root))
                 peer.listed_s()
-                _call(peer, "tools/call", number)
+                _call(peer, "sum", number)
                 processes.append(psutil.Process(peer.process.pid))
                 before = before or _memory_bytes(processes)
             found[name] = round((_memory_bytes(processes) - before) / FURTHER / 1e6, 2)
@@ -100,15 +101,20 @@ def _calls(sides: Sides, home: Home, rounds: int) -> dict[str, Any]:
 def _call(peer: Peer, kind: str, number: int) -> float:
     """Seconds of one call."""
     began = time.perf_counter()
-    answer = peer.ask(kind, _params(kind, number))
+    answer = peer.ask(*_request(peer, kind, number))
     taken_s = time.perf_counter() - began
-    if kind == "tools/call" and str(number + 1234) not in answer["result"]["content"][0]["text"]:
+    added = kind == "sum" or (kind == "call" and not peer.is_shim)
+    if added and str(number + 1234) not in answer["result"]["content"][0]["text"]:
         raise SystemExit(f"{peer.process.args!r} cannot add: {answer}")
     return taken_s
 
 
-def _params(kind: str, number: int) -> dict[str, Any]:
-    return {"name": "route", "arguments": {"request": f"{number}+1234"}} if kind == "tools/call" else {}
+def _request(peer: Peer, kind: str, number: int) -> tuple[str, dict[str, Any]]:
+    if kind == "call" and peer.is_shim:
+        return "tools/call", {"name": "job", "arguments": {"id": f"{number:032x}", "action": "status"}}
+    if kind in ("call", "sum"):
+        return "tools/call", {"name": "route", "arguments": {"request": f"{number}+1234"}}
+    return kind, {}
 
 
 def _flight(peer: Peer, kind: str) -> float:
@@ -117,7 +123,7 @@ def _flight(peer: Peer, kind: str) -> float:
     for number in range(FLIGHT_CALLS):
         if number >= IN_FLIGHT:
             peer.receive()
-        peer.send(kind, _params(kind, number))
+        peer.send(*_request(peer, kind, number))
     for _ in range(IN_FLIGHT):
         peer.receive()
     return FLIGHT_CALLS / (time.perf_counter() - began)

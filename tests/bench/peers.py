@@ -71,6 +71,7 @@ class Peer:
 
     def __init__(self, command: Sequence[str], home: Path) -> None:
         self.started = time.perf_counter()
+        self.is_shim = tuple(command) == SHIM
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

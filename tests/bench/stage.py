@@ -164,10 +164,12 @@ class Clock:
 
 
 @contextlib.contextmanager
-def peer_process(arguments: Sequence[str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
+def peer_process(
+    arguments: Sequence[str], python: str = sys.executable, **pipes: Any
+) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process on the same terms as a worker: same threads' waiting, no network; ended afterwards."""
     env = {**os.environ, "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    process = subprocess.Popen([sys.executable, *arguments], env=env, **pipes)
+    process = subprocess.Popen([python, *arguments], env=env, **pipes)
     try:
         yield process
     finally:

@@ -27,8 +27,8 @@ from rolecall.config.home import Home
 from rolecall.config.settings import load_settings
 from rolecall.roles.contract import GenerationRequest, Message, Role
 from rolecall.roles.manager import ModelManager
-from rolecall.roles.simulate.rates import ModelRates
 from rolecall.roles.starter import TEXT_FP32
+from tests.simulate.rates import ModelRates
 
 from .rates import measure
 from .stage import filler, models_folder, percentile, quiet, show, starter_home, story, workers
@@ -130,7 +130,7 @@ async def run_for_real(home: Home, trace: list[Asked]) -> tuple[list[Asked], lis
 
 
 def simulate(folder: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "rolecall.roles.simulate", "--profile", "starter", "--policy", "ours", "--json"]
+    command = [sys.executable, "-m", "tests.simulate", "--profile", "starter", "--policy", "ours", "--json"]
     command += ["--rates", str(folder / "rates.json"), "--trace", str(folder / "trace.jsonl"), "--out", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -19,9 +19,9 @@ from rolecall.roles.manager import MESSAGE_TOKENS, TEMPLATE_TOKENS, ModelManager
 from rolecall.roles.plan import Reservation
 from rolecall.roles.pool import WorkerPool
 from rolecall.roles.pooled import Phase, PooledModel
-from rolecall.roles.simulate.clock import run_virtual
 from tests.roles.farm import Farm, ask, managing, pooling, staff, until, use
 from tests.roles.tiny import ROUTER, home_with
+from tests.simulate.clock import run_virtual
 
 CONTEXT, BASE = 16_384, 1024
 

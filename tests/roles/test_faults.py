@@ -11,9 +11,9 @@ import pytest
 from rolecall.roles.contract import Role
 from rolecall.roles.errors import ModelMissing, RoleError, WorkerDied
 from rolecall.roles.pooled import Phase
-from rolecall.roles.simulate.clock import run_virtual
 from tests.roles.farm import Farm, ask, managing, pooled, pooling, staff, until, use
 from tests.roles.tiny import CODING, ROUTER, home_with
+from tests.simulate.clock import run_virtual
 
 
 @pytest.mark.anyio

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from rolecall.roles.forecast import Forecast
 from rolecall.roles.pooled import Phase
-from rolecall.roles.simulate.clock import run_virtual
 from tests.roles.farm import Farm, pooled, pooling, use
+from tests.simulate.clock import run_virtual
 
 
 def on_a_clock(test: Callable[[], Awaitable[None]]) -> None:

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from rolecall.roles.lease import GRACE_S, LEASE_S, PrefillLease
-from rolecall.roles.simulate.clock import run_virtual
+from tests.simulate.clock import run_virtual
 
 
 @dataclass(eq=False)

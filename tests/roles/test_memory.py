@@ -14,8 +14,8 @@ from rolecall.roles.errors import DoesNotFit
 from rolecall.roles.memory import BAND_SHARE, LOW_SHARE, ThisMachine, budget_now
 from rolecall.roles.pool import LOOK_S
 from rolecall.roles.pooled import Phase
-from rolecall.roles.simulate.clock import run_virtual
 from tests.roles.farm import Farm, pooled, pooling, use
+from tests.simulate.clock import run_virtual
 
 TOTAL = 1000
 sizes = st.integers(0, 1000)

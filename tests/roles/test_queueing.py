@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from rolecall.roles.errors import QueueFull, RoleError, WorkerTimeout
 from rolecall.roles.pool import PATIENCE_S
 from rolecall.roles.queueing import Turns, order
-from rolecall.roles.simulate.clock import run_virtual
 from tests.roles.farm import Farm, pooled, pooling, until, use
+from tests.simulate.clock import run_virtual
 
 
 def on_a_clock(test: Callable[[], Awaitable[None]]) -> None:

@@ -17,13 +17,13 @@ from rolecall.config.errors import ConfigError
 from rolecall.config.settings import load_profile
 from rolecall.roles.errors import WorkerDied, WorkerTimeout
 from rolecall.roles.lease import PrefillLease
-from rolecall.roles.simulate.clock import Stuck, run_virtual
-from rolecall.roles.simulate.device import Device, SimulatedMachine
-from rolecall.roles.simulate.rates import PREFILL_FLOPS, DeviceRates, ModelRates, m4_max, read_rates
-from rolecall.roles.simulate.run import POLICIES, Run, simulate, summarise
-from rolecall.roles.simulate.worker import Call, SimulatedWorker
-from rolecall.roles.simulate.workload import Session, draw_day, read_trace
 from rolecall.roles.worker.wire import WorkerSpec
+from tests.simulate.clock import Stuck, run_virtual
+from tests.simulate.device import Device, SimulatedMachine
+from tests.simulate.rates import PREFILL_FLOPS, DeviceRates, ModelRates, m4_max, read_rates
+from tests.simulate.run import POLICIES, Run, simulate, summarise
+from tests.simulate.worker import Call, SimulatedWorker
+from tests.simulate.workload import Session, draw_day, read_trace
 
 PROFILE = load_profile("mac-128")
 RATES = m4_max(PROFILE)
@@ -266,7 +266,7 @@ def test_the_summary_says_which_targets_are_met_missed_or_impossible() -> None:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "rolecall.roles.simulate", *map(str, arguments)]
+    line = [sys.executable, "-m", "tests.simulate", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 

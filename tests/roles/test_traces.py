@@ -20,11 +20,11 @@ from rolecall.roles.plan import reserve
 from rolecall.roles.pool import WorkerPool
 from rolecall.roles.pooled import End, Phase, PooledModel
 from rolecall.roles.residency import Policy, Refuse
-from rolecall.roles.simulate.clock import run_virtual
-from rolecall.roles.simulate.device import Device, SimulatedMachine
-from rolecall.roles.simulate.rates import DeviceRates, ModelRates
-from rolecall.roles.simulate.worker import Call, SimulatedWorker
 from rolecall.roles.worker.wire import WorkerSpec
+from tests.simulate.clock import run_virtual
+from tests.simulate.device import Device, SimulatedMachine
+from tests.simulate.rates import DeviceRates, ModelRates
+from tests.simulate.worker import Call, SimulatedWorker
 
 GB = 1_000_000_000
 KV_BYTES_PER_TOKEN = 500_000

@@ -118,7 +118,7 @@ def read_rates(file: Path) -> DeviceRates:
 
 def unusable(message: str, error: Exception, module: str) -> ConfigError:
     """The error for a file that cannot be read or is not in the form that `module` describes."""
-    return ConfigError(message, found=" ".join(str(error).split())[:300], advice=f"See roles/simulate/{module}.")
+    return ConfigError(message, found=" ".join(str(error).split())[:300], advice=f"See tests/simulate/{module}.")
 
 
 def size_of(model: str) -> Footprint:

@@ -1,4 +1,4 @@
-"""`python -m rolecall.roles.simulate`: a day of an M4 Max, or a trace on a machine that was measured."""
+"""`python -m tests.simulate`: a day of an M4 Max, or a trace on a machine that was measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLUMNS = "class | requests | answered in | first token | alone | refused | cut 
 
 
 def main() -> int:
-    ask = argparse.ArgumentParser(prog="python -m rolecall.roles.simulate", description=__doc__)
+    ask = argparse.ArgumentParser(prog="python -m tests.simulate", description=__doc__)
     ask.add_argument("--profile", default="mac-128")
     ask.add_argument("--config", type=Path, help="a settings file whose roles are laid over the profile's")
     ask.add_argument("--seed", type=int, default=1)
