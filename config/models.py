@@ -13,6 +13,16 @@ from pydantic import Field
 from .profile import Strict
 
 
+class ModelFigures(Strict):
+    """What the router weighs of a model: rates in tokens/s, and quality in [0, 1] by task type (`scores`), or for any
+    other type `prior`. `models.yaml` says which are published and which estimated."""
+
+    prefill_tps: float = Field(gt=0)
+    decode_tps: float = Field(gt=0)
+    prior: float = Field(ge=0, le=1)
+    scores: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default={})
+
+
 class ModelEntry(Strict):
     """One repository. `architecture` is its `config.json` figures, or None where they are not known: then the
     published decimal GB on disk and KV KiB per token (16 bit) stand in, and a plan says `"source": "published"`.
@@ -29,6 +39,7 @@ class ModelEntry(Strict):
     kv_kib_per_token: float
     fixed_mib: float = 0.0
     context_length: int
+    figures: ModelFigures | None = None
     architecture: dict[str, Any] | None = None
     aliases: Annotated[tuple[str, ...], Field(strict=False)] = ()
 

@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError, field_validator
 from .errors import ConfigError
 from .home import Home
 from .models import known_repository, load_yaml
+from .policy import RoutingSettings, routing_of
 from .profile import Profile, RoleSpec, Strict
 
 GB = 1_000_000_000
@@ -112,9 +113,10 @@ class _Sections(Strict):
 
 
 class _File(_Sections):
-    """The shape of `config.yaml`."""
+    """The shape of `config.yaml`; `routing` has its own checks, by rule."""
 
     profile: str
+    routing: dict[str, Any]
     offline_strict: bool
     roles: dict[str, RoleSpec]
 
@@ -123,6 +125,7 @@ class Settings(_Sections):
     """All settings of one host, with the profile chosen and the user's overrides applied."""
 
     profile: Profile
+    routing: RoutingSettings
 
     def budget_bytes(self, machine_bytes: int | None = None) -> int:
         """The configured budget (the user's, else the profile's), at most the machine's memory less the reserve.
@@ -192,7 +195,18 @@ def load_settings(home: Home, config_path: Path | None = None, profile: str | No
         if spec.model != chosen.roles[role].model and (repository := known_repository(spec.model)):
             file.roles[role] = spec.model_copy(update={"model": repository})
     sections = {section: getattr(file, section) for section in _Sections.model_fields}
-    return Settings(profile=chosen.model_copy(update={"roles": file.roles}), **sections)
+    routing = routing_of(file.routing, chosen.roles, _source(layers, ("routing",)))
+    return Settings(profile=chosen.model_copy(update={"roles": file.roles}), routing=routing, **sections)
+
+
+def load_routing(path: Path, profile: Profile) -> RoutingSettings:
+    """A file's `routing:` section, or a file that is one, checked as at start.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
+    data = _read_yaml(path)
+    return routing_of(data.get("routing", data), profile.roles, str(path))
 
 
 def _check_engines(file: _File, layers: _Layers) -> None:

@@ -7,6 +7,7 @@ ServerError
 ├── HostUnavailable    host_unavailable   no host can be reached or started
 ├── HostDied           host_died          the host ended while a request was open
 ├── HostMismatch       host_mismatch      the running host has other settings or a newer version
+├── PolicyDenied       policy_denied      one of the user's routing rules refuses the request
 ├── DeadlineExceeded   deadline_exceeded  the call's own `budget_s` ran out
 ├── Cancelled          cancelled          the client, or the host's end, stopped the call
 ├── JobUnknown         job_unknown        no job or kept result has this id (any more)
@@ -48,6 +49,10 @@ class HostDied(ServerError):
 
 class HostMismatch(ServerError):
     code = "host_mismatch"
+
+
+class PolicyDenied(ServerError):
+    code = "policy_denied"
 
 
 class DeadlineExceeded(ServerError):

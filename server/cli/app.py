@@ -15,11 +15,13 @@ from ..errors import BadRequest
 from ..protocol import VERSION
 from .batch import batch
 from .diagnosis import doctor
+from .evaluate import eval_app
 from .install import install
 from .machine import logs, serve, setup, stop
 from .models import models_app
 from .output import EXIT_FAILED, EXIT_INTERRUPTED, fail
-from .requests import allow, ask, index_app, receipt_app, route, search, validate
+from .receipts import receipt_app
+from .requests import allow, ask, index_app, route, search, validate
 from .status import status
 from .uninstall import uninstall
 
@@ -42,6 +44,7 @@ for command in (
 app.add_typer(models_app, name="models")
 app.add_typer(index_app, name="index")
 app.add_typer(receipt_app, name="receipt")
+app.add_typer(eval_app, name="eval")
 
 
 def _add_examples(app: typer.Typer, group: str = "") -> None:

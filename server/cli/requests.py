@@ -1,4 +1,4 @@
-"""What the host is asked beside models: `ask`, `route`, `validate`, `receipt`, `allow`, `index`, `search`."""
+"""What the host is asked beside models: `ask`, `route`, `validate`, `allow`, `index`, `search`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.json import JSON
+from rich.console import RenderableType
 from rich.markdown import Markdown
 from rich.text import Text
 
 from rolecall.config.errors import RolecallError
+from rolecall.config.home import Home
+from rolecall.config.settings import load_routing, load_settings
 from rolecall.retrieval.errors import IndexLarge
 
 from ..errors import BadRequest
-from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_each, ask_host, note, show, show_rows
+from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_each, ask_host, note, show, show_rows, table_of
 
-receipt_app = typer.Typer(no_args_is_help=True, help="What was decided and done, request by request.")
 index_app = typer.Typer(no_args_is_help=True, help="Index folders for retrieval.")
 
 
@@ -46,23 +47,36 @@ def ask(
 def route(
     text: str = typer.Argument("", help="The request to decide on."),
     batch: Path | None = typer.Option(None, "--batch", help='JSON lines {"id","text"}; - is standard input.'),
+    explain: bool = typer.Option(False, "--explain", help="Show the signals, and what would change the outcome."),
+    policy: Path | None = typer.Option(None, "--policy", help="YAML as of the settings' `routing`, instead of it."),
+    escalate: bool = typer.Option(False, "--escalate", help="Let the router model vote where the type is unsure."),
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Decide who would answer; nothing is executed."""
     if (batch is None) == (not text):
         raise typer.BadParameter("Give either TEXT or --batch FILE.")
+    if explain and (batch or escalate):
+        raise typer.BadParameter("--explain takes one TEXT, and shows the decision without --escalate.")
+    how: dict[str, Any] = {"escalate": True} if escalate else {}
+    if policy:
+        profile = load_settings(Home.find(), config).profile
+        how["policy"] = load_routing(policy, profile).model_dump(mode="json")
+    if explain:
+        why = ask_host("explain", {"text": text, **how}, config)
+        show(why, as_json, *_explained(why))
+        return
     requests = list[dict[str, Any]]()
-    for row in _read_jsonl(batch) if batch else [{"id": "1", "text": text}]:
+    for row in read_jsonl(batch) if batch else [{"id": "1", "text": text}]:
         match row:
             case {"id": given, "text": str() as wanted}:
-                requests.append({"id": given, "text": wanted})
+                requests.append({"id": given, "text": wanted, **how})
             case _:
                 failed, allowed = "A line of the batch has the wrong shape.", '{"id": ..., "text": "..."}'
                 raise BadRequest(failed, found=str(row)[:200], allowed=allowed, advice="Correct the line.")
 
     def cells(line: dict[str, Any]) -> tuple[str, ...]:
-        who, sure = line["agent"] or line["role"], f"{line['confidence']:.2f}"
+        who, sure = line["agent"] or line["role"] or "denied", f"{line['confidence']:.2f}"
         return str(line["id"]), line["task_type"], who, sure, "; ".join(line["reasons"])
 
     with Bar("routing") as bar:
@@ -76,7 +90,7 @@ def validate(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Check texts against evidence, schemas and grammars."""
-    requests = [{"line": row} for row in _read_jsonl(batch)]
+    requests = [{"line": row} for row in read_jsonl(batch)]
 
     def cells(line: dict[str, Any]) -> tuple[str, ...]:
         checks = "\n".join(
@@ -88,29 +102,6 @@ def validate(
     with Bar("checking") as bar:
         lines = ask_each("validate", bar.over(requests), config)
     show_rows(lines, as_json, ("id", "verdict", "confidence", "checks"), cells, each=True)
-
-
-@receipt_app.command("show")
-def receipt_show(
-    receipt_id: str = typer.Argument(help="The id that an answer carried."),
-    config: Path | None = CONFIG_OPTION,
-    as_json: bool = JSON_OPTION,
-) -> None:
-    """One receipt, whole."""
-    receipt = ask_host("receipt", {"id": receipt_id}, config)
-    show(receipt, as_json, JSON.from_data(receipt))
-
-
-@receipt_app.command("list")
-def receipt_list(
-    count: int = typer.Option(20, "-n", min=1, max=1000, help="How many."),
-    config: Path | None = CONFIG_OPTION,
-    as_json: bool = JSON_OPTION,
-) -> None:
-    """The latest receipts."""
-    columns = ("id", "tool", "who", "status", "seconds")
-    receipts = ask_host("receipts", {"count": count}, config)
-    show_rows(receipts, as_json, columns, lambda each: (*map(each.get, columns[:4]), f"{each['seconds']:.2f}"))
 
 
 def allow(
@@ -215,7 +206,37 @@ def _age(age_s: float | None) -> str:
     return f"{age_s:.0f} s"
 
 
-def _read_jsonl(path: Path) -> Iterator[Any]:
+def _explained(found: dict[str, Any], within: str = "") -> Iterator[RenderableType]:
+    """What there is under each name, without hashes: lists of like things as tables, the rest in words."""
+    for name, value in found.items():
+        title = f"{within}{name.replace('_', ' ')}"
+        if value in (None, "", [], {}) or name.endswith("sha256"):
+            continue
+        if isinstance(value, list) and isinstance(value[0], dict):
+            columns = dict.fromkeys(key for row in value for key in row)
+            table = table_of(*columns, title=title)
+            for row in value:
+                table.add_row(*(_words(row.get(key)) for key in columns))
+            yield table
+        elif isinstance(value, dict) and any(isinstance(each, dict | list) for each in value.values()):
+            yield from _explained(value, f"{title}: ")
+        else:
+            yield Text.assemble((f"{title}: ", "bold"), _words(value))
+
+
+def _words(value: Any) -> str:
+    match value:
+        case dict() if value:
+            return ", ".join(f"{key.replace('_', ' ')} {_words(each)}" for key, each in value.items())
+        case list() if value:
+            return "; ".join(map(_words, value))
+        case float():
+            return f"{value:.4g}"
+        case _:
+            return "-" if value in (None, "", [], {}) else str(value)
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
     """The values of a JSON-lines file (`-` is standard input); blank lines are left out."""
     try:
         text = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()

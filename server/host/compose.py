@@ -59,7 +59,7 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
                 home, settings.retrieval, models.embed, embedder_identity, access,
                 home.models / settings.profile.embedder.model / "tokenizer.json", partial(updates.changed, STATUS),
             )  # fmt: skip
-            router = Router(models, settings.profile.name)
+            router = Router(models, settings.profile.name, settings.routing)
             return Desk(retriever, router, Orchestrator(models, retriever, router, access, store, settings))
 
         downloads = Downloads(lambda name, seen: pull(name, home, settings, seen))

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import anyio
 from pydantic import ConfigDict, ValidationError, validate_call
 
+from rolecall.config.policy import RoutingSettings
 from rolecall.config.settings import EndpointSettings, Settings
 from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import Filters, Retriever
@@ -64,9 +65,10 @@ class Operations:
     def table(self) -> Mapping[str, Operation]:
         """Every operation by the name it has on the wire; parameters have the names and types of its method's."""
         offered: tuple[Callable[..., Awaitable[Any]], ...] = (
-            self.status, self.usage, self.tool, self.files, self.route, self.validate, self.allow, self.index_add,
-            self.index_list, self.index_remove, self.search, self.models_ps, self.models_load, self.models_unload,
-            self.models_pin, self.models_download, self.memory, self.endpoints, self.receipt, self.receipts,
+            self.status, self.usage, self.tool, self.files, self.route, self.explain, self.embed, self.validate,
+            self.allow, self.index_add, self.index_list, self.index_remove, self.search, self.models_ps,
+            self.models_load, self.models_unload, self.models_pin, self.models_download, self.memory, self.endpoints,
+            self.receipt, self.receipts,
         )  # fmt: skip
         lazily = validate_call(config=ConfigDict(defer_build=True))
         return {each.__name__: partial(_checked, lazily(each)) for each in offered}
@@ -99,11 +101,28 @@ class Operations:
         """The files in allowed folders that paths, folders and globs name, sorted."""
         return await anyio.to_thread.run_sync(self.access.resolve, paths, current_session.get().cwd)
 
-    async def route(self, _: Tell, id: Any, text: str) -> Any:
+    async def route(
+        self, _: Tell, id: Any, text: str, policy: RoutingSettings | None = None, escalate: bool | None = None
+    ) -> Any:
         from ..routing.router import batch_line
 
-        decision = (await self.desk().router.decide(text))[2]
-        return batch_line(id, decision)
+        return batch_line(id, (await self._router(policy).decide(text, escalate=escalate))[2])
+
+    async def explain(self, _: Tell, text: str, policy: RoutingSettings | None = None) -> Any:
+        return await self._router(policy).explain(text)
+
+    def _router(self, policy: RoutingSettings | None) -> Router:
+        """The host's router; with a policy, one that has it in place of the settings'."""
+        router = self.desk().router
+        return router if policy is None else router.with_policy(policy)
+
+    async def embed(self, _: Tell, texts: list[str], identity: str = "") -> Any:
+        """Unit-length vectors, each made alone; refused where the caller means another embedder than the host's."""
+        mine = self.models.embedder()
+        if identity and (mine is None or mine.identity != identity):
+            failed, advice = "The host embeds with another model.", "Run `rolecall stop`, and try again."
+            raise BadRequest(failed, found=mine.identity if mine else "none", allowed=identity, advice=advice)
+        return (await self.models.embed(texts, alone=True)).tolist()
 
     async def validate(self, _: Tell, line: Any) -> Any:
         from ..validation.verdict import batch_line, subject_from_line, validate

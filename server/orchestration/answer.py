@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import anyio.to_thread
@@ -19,13 +20,15 @@ from ..routing.contract import Agent, TaskType
 from ..validation.blocks import CodeBlock, code_blocks
 from ..validation.contract import Subject
 from ..validation.verdict import validate as check_subject
-from .ask import Ask, ask, checker, info_of, is_small, settle
+from .ask import Ask, ask, checker, settle
 from .contract import CodeCall, Outcome, ReasonCall, RetrieveCall, RouteCall, ValidateCall
 from .record import Run
 from .retrieve import in_words, search
-from .staff import Staff, agent_answer, as_data, choose, claimed, estimated_tokens
+from .staff import Staff, agent_answer, allow, as_data, choose, claimed, estimated_tokens
 from .states import Event
 from .summarize import Summarizer
+from .tools import consult
+from .turn import info_of, is_small
 
 SUMMARY_WORDS = 200
 """The bound of a summary that comes through `route`: `summarize`'s own default."""
@@ -38,16 +41,19 @@ async def route(run: Run, staff: Staff, call: RouteCall) -> Outcome:
     if call.channel in _PRELOADED and call.execute:
         staff.models.preload(_PRELOADED[call.channel])
     sources = await staff.read(run, call.paths, call.cwd)
-    extra, state = estimated_tokens(sources, call.context), staff.state(budget_s=call.budget_s)
+    extra, state = estimated_tokens(sources, call.context), staff.state(call.session, budget_s=call.budget_s)
     features, _, decision = await staff.router.decide(
         call.request, state, extra_tokens=extra, has_paths=bool(sources or call.context)
     )
     run.decided(features, state, decision)
     if not call.execute:
         run.advance(Event.DECISION_WANTED)
-        who = f"{decision.role} ({decision.model})" if decision.role else decision.agent
+        who = (
+            f"{decision.role} ({decision.model})" if decision.role else decision.agent or f"denied ({decision.denied})"
+        )
         why = "; ".join(decision.reasons)
         return run.outcome(f"{decision.task_type}: {who}, confidence {decision.confidence:.2f}. {why}.")
+    allow(decision)
     if decision.agent is Agent.RETRIEVAL and (found := await _passages(run, staff, call)):
         return found
     if decision.agent and features.claim and (value := await agent_answer(run, staff, features.claim)):
@@ -150,9 +156,12 @@ async def _answer(
     wanted = Ask(
         role=role, name=name if call.schema is None else "data", values=values, schema=call.schema,
         check=checker(kind, call.question, evidence=evidence, structured=call.schema is not None),
-        max_tokens=max_tokens, thinking_budget=thinking_budget,
+        max_tokens=max_tokens, thinking_budget=thinking_budget, judged=name == "read" and call.depth != "quick",
     )  # fmt: skip
-    said = await ask(run, staff.models, wanted)
+    if kind in (TaskType.REASONING, TaskType.TOOL) and call.schema is None and call.depth != "quick":
+        wanted, found = await consult(run, staff, wanted, call.question)
+        wanted = replace(wanted, check=checker(kind, call.question, evidence=(*evidence, *found)))
+    said = await ask(run, staff, wanted)
     settle(run, said)
     return run.outcome(said.text, data=None if call.schema is None else json.loads(said.text))
 
@@ -180,7 +189,7 @@ async def _write(
     named = {"language": f" {call.language}" if call.language else "", "fence": (call.language or "LANGUAGE").lower()}
     values = {"documents": as_data(sources, call.context), "task": call.task, **named}
     check = checker(TaskType.CODING, call.task, language=call.language)
-    said = await ask(run, staff.models, Ask(role=role, name="code", values=values, check=check))
+    said = await ask(run, staff, Ask(role=role, name="code", values=values, check=check))
     settle(run, said)
     return said.text, code_blocks(said.text, call.language)
 

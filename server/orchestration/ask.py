@@ -1,68 +1,51 @@
-"""Stage 3: ask a role, check the answer, ask once more with the finding, then ask a heavier role, then say so."""
+"""Stage 3: ask a role, check the answer, ask once more with the finding, then ask a heavier role, then say so.
+
+Each round is noted in the receipt's trail with its reason. A coding task is planned by the reasoning role before its
+repair, and an answer from documents that no check decides on is judged by the validation role, where those are other
+models than the answering one and not small.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import anyio
 import anyio.to_thread
 
-from rolecall.config.prompts import plain, prompt
-from rolecall.roles import contract as roles
-from rolecall.roles.contract import (
-    Generated,
-    GenerationRequest,
-    GenerationResult,
-    Loading,
-    Message,
-    Prefilling,
-    Queued,
-    Role,
-    RoleInfo,
-    RoleModels,
-)  # fmt: skip
-from rolecall.roles.errors import PromptTooLong, RoleError, SchemaRefused, WorkerTimeout
+from rolecall.config.prompts import document, prompt
+from rolecall.roles.contract import GenerationResult, Role, RoleInfo, RoleModels
+from rolecall.roles.errors import RoleError, SchemaRefused
 
 from ..routing.contract import TaskType
+from ..routing.policy import effect
 from ..validation.answer import check_answer, failed
 from ..validation.contract import Check, Verdict, fault
 from .record import Run
-from .states import Event
+from .staff import Staff
+from .states import Event, RunState
+from .turn import HAND_BACK_S, Turn, aside_s, ended, fits, generate, info_of, messages, note, second, with_documents
 
 Checker = Callable[[str, str], tuple[Check, ...]]
 """(answer, finish) to the checks that apply to it."""
 
-MARGIN_TOKENS = 64
-"""Kept free for the chat template's own tokens and what a template adds around a thinking model's turn."""
-
-SMALL_BYTES = 1_000_000_000
-"""A model below this size is asked for two sentences and given short parts: it invents in the third, and loses a long
-text's thread."""
-
-HAND_BACK_S = 0.5
-"""Time of a call's budget that is kept for checks and the receipt."""
+CLEAR = math.log(9)
+"""A judgement counts from odds of nine to one. A convention: models that may judge are not among the starter's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """What to ask whom. `values` fill the prompt `name`; all but `documents`, delimited already, are made plain.
+class Ask(Turn):
+    """A turn whose answer is checked. Attempts: the role, the role again with the finding, a heavier role.
 
-    Attempts: the role, the role again with the finding, a heavier role. `mends` names the checks whose failure the
-    caller mends itself, so that no heavier role is asked for them. `max_tokens` None takes the role's own.
+    `mends` names the checks whose failure the caller mends itself, so that no heavier role is asked for them. `judged`
+    has the validation role asked, once, where no check decides on an answer from documents.
     """
 
-    role: Role
-    name: str
-    values: Mapping[str, str]
     check: Checker
-    max_tokens: int | None = None
-    thinking_budget: int | None = None
-    schema: dict[str, Any] | None = None
     attempts: int = 3
     mends: tuple[str, ...] = ()
+    judged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,33 +57,8 @@ class Said:
     failing: Check | None
 
 
-class Words:
-    """What one generation by `role` is doing, in words for whoever waits."""
-
-    def __init__(self, role: Role, clock: Callable[[], float] = time.monotonic) -> None:
-        self._role, self._clock = role, clock
-        self._first: tuple[int, float] | None = None
-
-    def of(self, event: roles.Event) -> str:
-        match event:
-            case Queued(position):
-                doing = f"waiting, position {position} in the queue"
-            case Loading(model, done, total):
-                doing = f"loading {model}, {done / 1e9:.2f} of {total / 1e9:.2f} GB"
-            case Prefilling(done, total):
-                doing = f"reading, {100 * done // max(total, 1)}% of {total} tokens"
-            case Generated(_, channel, tokens):
-                doing = f"{'thinking' if channel == 'thinking' else 'writing'}, {tokens} tokens"
-                if self._first is None:
-                    self._first = tokens, self._clock()
-                else:
-                    count, since = self._first
-                    doing += f", {(tokens - count) / max(self._clock() - since, 0.001):.1f} tokens/s"
-        return f"{self._role}: {doing}"
-
-
-async def ask(run: Run, models: RoleModels, wanted: Ask) -> Said:
-    """Ask until the checks pass or nobody is left to ask. Goes from MODEL_SELECTION to VALIDATION.
+async def ask(run: Run, staff: Staff, wanted: Ask) -> Said:
+    """Ask until the checks pass or nobody is left to ask. Goes from MODEL_SELECTION or LLM_CALL to VALIDATION.
 
     Raises:
         PromptTooLong: with the figures of this request.
@@ -108,41 +66,40 @@ async def ask(run: Run, models: RoleModels, wanted: Ask) -> Said:
         Other `RoleError`s of the first attempt; where a later one fails, or would outlast the call's budget, the
         earlier answer stands.
     """
-    role, said, failing = wanted.role, None, None
-    run.advance(Event.ROLE_SELECTED)
-    for attempt in range(1, wanted.attempts + 1):
-        left_s, refused, result = run.left_s(), None, None
+    said, failing, refused, why = None, None, None, "first answer"
+    if run.machine.state is RunState.MODEL_SELECTION:
+        run.advance(Event.ROLE_SELECTED)
+    for number in range(1, wanted.attempts + 1):
+        if wanted.attempts > 1:  # the parts of a long summary have one attempt, and there may be hundreds of them
+            note(run, number, wanted.role, why, failing.detail if failing else "")
         try:
-            with anyio.fail_after(left_s - HAND_BACK_S if said and left_s else None):
-                result = await _generate(run, models, wanted, role, failing)
-        except SchemaRefused as error:  # another attempt, or a heavier model, may keep to the form
-            refused = error
-        except (RoleError, TimeoutError):
+            answer = await _attempt(run, staff.models, wanted, failing, late=said is not None)
+        except (RoleError, TimeoutError) as error:
             if said is None:
                 raise
+            note(run, number, wanted.role, f"no answer: {ended(run, error)}")
             run.advance(Event.FELL_BACK)
             return said
         run.advance(Event.GENERATED)
-        stopped = result is not None and result.finish == "timeout"
-        if result is not None:
-            run.tell("checking the answer", None)
-            checks = await anyio.to_thread.run_sync(wanted.check, result.text, result.finish)
-            failing = failed(checks)
-            if stopped and failing is not None and failing.name == "finished":
-                failing = None  # said already, as a partial answer
-            said = Said(result.text.strip(), checks, failing)
-        elif refused:
+        run.rounds = max(run.rounds, number)
+        if isinstance(answer, SchemaRefused):  # another attempt, or a heavier model, may keep to the form
+            refused, used = answer, info_of(staff.models, wanted.role).model
             failing = fault("schema", refused.found or refused.message)
-        run.rounds = max(run.rounds, attempt)
-        if failing is None or stopped or attempt == wanted.attempts:
+        else:
+            said, used = await _checked(run, staff, wanted, answer, number, said), answer.model
+            failing = said.failing
+            if answer.finish == "timeout":
+                break
+        if failing is None or (role := _next(run, staff, wanted, number, used, failing)) is None:
             break
-        heavier = role if attempt == 1 else _heavier(models, role, (result or info_of(models, role)).model)
-        if heavier is None or (attempt > 1 and failing.name in wanted.mends):
-            break
-        run.tell(f"checking: {failing.name} failed, asking {heavier}", None)
-        for event in (Event.RETRY,) if attempt == 1 else (Event.ESCALATE, Event.ROLE_SELECTED):
+        run.tell(f"checking: {failing.name} failed, asking {role}", None)
+        for event in (Event.RETRY,) if number == 1 else (Event.ESCALATE, Event.ROLE_SELECTED):
             run.advance(event)
-        role = heavier
+        wanted, why = replace(wanted, role=role), f"{'repair' if number == 1 else 'escalation'}: {failing.name}"
+        if number == 1 and wanted.name == "code" and failing.name != "finished":  # no plan makes it shorter
+            wanted = await _planned(run, staff, wanted, failing)
+    if failing is not None and wanted.attempts > 1 and failing.name not in wanted.mends:
+        note(run, run.rounds, wanted.role, f"gave up: {failing.name}", failing.detail)
     if said is None:
         assert refused is not None
         raise refused
@@ -182,74 +139,104 @@ def checker(
     return check
 
 
-def info_of(models: RoleModels, role: Role) -> RoleInfo:
-    return next(info for info in models.roles() if info.role is role)
-
-
-def is_small(info: RoleInfo) -> bool:
-    """Whether a role is answered by a small model, or may be; one on an endpoint (present, of no size here) is not."""
-    return info.size_bytes < SMALL_BYTES and not (info.present and info.size_bytes == 0)
-
-
-async def _generate(run: Run, models: RoleModels, wanted: Ask, role: Role, finding: Check | None) -> GenerationResult:
-    info, used = info_of(models, role), prompt(wanted.name)
-    values = {name: text if name == "documents" else plain(text) for name, text in wanted.values.items()}
-    system, user = used.render(**values)
-    if finding is not None:
-        run.prompts["retry"] = prompt("retry").sha256
-        _, user = prompt("retry").render(user=user, finding=plain(finding.detail.strip().rstrip(".")) + ".")
-    max_tokens = min(wanted.max_tokens or info.max_tokens, info.context_length // 2)
-    _must_fit(models, info, system + user, max_tokens)
+async def _attempt(
+    run: Run, models: RoleModels, wanted: Ask, finding: Check | None, *, late: bool
+) -> GenerationResult | SchemaRefused:
+    """One generation; a `late` one must leave time to hand an earlier answer back."""
     left_s = run.left_s()
-    deadline_s = None if left_s is None else max(0.1, left_s - HAND_BACK_S)
-    timeout_s = None if left_s is None or left_s >= info.timeout_s else deadline_s
-    request = GenerationRequest(
-        messages=(Message(role="system", content=system), Message(role="user", content=user)), max_tokens=max_tokens,
-        json_schema=wanted.schema, thinking_budget=wanted.thinking_budget, timeout_s=timeout_s, deadline_s=deadline_s,
-        client=run.call.session,
-    )  # fmt: skip
-
-    words = Words(role)
-
-    def hear(event: roles.Event) -> None:
-        run.tell(words.of(event), None)
-        if isinstance(event, Generated) and event.channel == "answer":
-            run.on_text(event.text)
-
-    run.on_text("")
-    result = await models.generate(role, request, hear)
-    run.called(used, result)
-    if result.finish == "timeout":
-        limit_s = timeout_s or info.timeout_s
-        # A complete first answer is worth more than the start of a second one.
-        if finding is not None or not result.text.strip():
-            raise WorkerTimeout(
-                f"The model of {role.value!r} reached its time limit before it answered.",
-                allowed=f"{limit_s:.3g} s",
-                advice="Ask for less, raise the role's timeout_s, or choose a smaller model.",
-            )
-        run.mark("partial", f"The model reached its time limit ({limit_s:.3g} s); the answer may be cut off.")
-    return result
+    try:
+        with anyio.fail_after(left_s - HAND_BACK_S if late and left_s else None):
+            return await generate(run, models, wanted, finding)
+    except SchemaRefused as error:
+        return error
 
 
-def _must_fit(models: RoleModels, info: RoleInfo, text: str, max_tokens: int) -> None:
-    room = info.context_length - max_tokens - MARGIN_TOKENS
-    # Nothing is tokenised that cannot fit: no tokenizer of text averages over 16 characters a token.
-    tokens = len(text) // 4 if len(text) > room * 16 else models.count_tokens(info.role, text)
-    if tokens > room:
-        raise PromptTooLong(
-            f"The request with its documents is too long for the role {info.role.value!r}.",
-            found=f"about {tokens:,} tokens",
-            allowed=f"{room:,} tokens (context {info.context_length:,}, less {max_tokens:,} for the answer)",
-            advice="Shorten it; summarize takes documents of any length, and retrieve searches an indexed folder.",
-        )
+async def _checked(
+    run: Run, staff: Staff, wanted: Ask, answer: GenerationResult, number: int, before: Said | None
+) -> Said:
+    run.answered = answer
+    run.tell("checking the answer", None)
+    checks = await anyio.to_thread.run_sync(wanted.check, answer.text, answer.finish)
+    failing = failed(checks)
+    if before and any(check.name == "judge" for check in before.checks):
+        detail = "the validation model rejected an earlier answer, and this one was not judged again"
+        checks += (Check(name="judge", verdict=Verdict.UNSUPPORTED, decisive=False, detail=detail),)
+    elif answer.finish == "timeout":
+        if failing is not None and failing.name == "finished":
+            failing = None  # said already, as a partial answer
+    elif wanted.judged and not any(check.decisive for check in checks):
+        checks += await _judged(run, staff, wanted, answer, number)
+        failing = failed(checks)
+    return Said(answer.text.strip(), checks, failing)
 
 
-def _heavier(models: RoleModels, role: Role, used_model: str) -> Role | None:
+async def _planned(run: Run, staff: Staff, wanted: Ask, failing: Check) -> Ask:
+    """The coding task with a plan by the reasoning role among its documents; as it was where nobody can plan it."""
+    info = second(_open(run, staff), Role.REASONING, info_of(staff.models, wanted.role).model)
+    if info is None:
+        return wanted
+    note(run, 2, info.role, f"plan: {failing.name}", failing.detail)
+    run.tell(f"asking {info.role} for a plan", None)
+    turn = Turn(role=info.role, name="plan", values={**wanted.values, "finding": failing.detail})
+    try:
+        with anyio.fail_after(aside_s(run)):
+            plan = (await generate(run, staff.models, turn, aside=True)).text
+    except (RoleError, TimeoutError) as error:
+        note(run, 2, info.role, f"no plan: {ended(run, error)}")
+        return wanted
+    run.advance(Event.PLANNED)
+    planned = replace(wanted, values=with_documents(wanted.values, document(plan, "a plan for the task")))
+    return planned if fits(staff.models, planned) else wanted
+
+
+async def _judged(run: Run, staff: Staff, wanted: Ask, answer: GenerationResult, number: int) -> tuple[Check, ...]:
+    """Whether the validation role finds the answer supported by the documents; nothing where nobody can judge it.
+
+    Nothing is generated: only its "yes" and "no" are compared.
+    """
+    info = second(_open(run, staff), Role.VALIDATION, answer.model)
+    if info is None:
+        return ()
+    values = with_documents(wanted.values, document(answer.text, "the answer"))
+    turn = Turn(role=info.role, name="judge", values=values)
+    run.tell(f"asking {info.role} whether the documents support the answer", None)
+    try:
+        with anyio.fail_after(aside_s(run)):
+            yes, no = await staff.models.score_labels(info.role, messages(turn), ("yes", "no"))
+    except (RoleError, TimeoutError) as error:
+        note(run, number, info.role, f"not judged: {ended(run, error)}")
+        return ()
+    run.prompts["judge"] = prompt("judge").sha256
+    verdict = Verdict.SUPPORTED if yes - no >= CLEAR else Verdict.UNSUPPORTED if no - yes >= CLEAR else Verdict.ABSTAIN
+    note(run, number, info.role, f"judged: {verdict}")
+    detail = "the validation model finds no support for it in the documents"
+    if verdict is not Verdict.UNSUPPORTED:
+        detail = "the validation model " + ("finds it supported" if verdict is Verdict.SUPPORTED else "cannot tell")
+    return (Check(name="judge", verdict=verdict, decisive=verdict is Verdict.UNSUPPORTED, detail=detail),)
+
+
+def _open(run: Run, staff: Staff) -> tuple[RoleInfo, ...]:
+    """The roles that a later round may ask: those that the user's rules leave open for this request."""
+    infos, decision = staff.models.roles(), run.decision
+    if decision is None or run.features is None or run.router_state is None:
+        return infos
+    rules = staff.router.snapshot().rules
+    asked = effect(rules, decision.task_type, decision.agent, decision.confidence, run.features, run.router_state)
+    return tuple(info for info in infos if info.role not in asked.forbid and asked.force in (None, info.role))
+
+
+def _next(run: Run, staff: Staff, wanted: Ask, number: int, used_model: str, failing: Check) -> Role | None:
+    """Who is asked after round `number`; None where nobody is left to ask, or the caller mends the fault itself."""
+    if number == wanted.attempts or (number > 1 and failing.name in wanted.mends):
+        return None
+    return wanted.role if number == 1 else _heavier(run, staff, wanted.role, used_model)
+
+
+def _heavier(run: Run, staff: Staff, role: Role, used_model: str) -> Role | None:
     """The next role up whose model is on disk, no smaller, and not the one that just failed."""
     coding = role in (Role.CODING, Role.CODING_LARGE_CONTEXT)
     order = (Role.CODING_LARGE_CONTEXT if coding else Role.REASONING, Role.REASONING_HEAVY)
-    size = max((info.size_bytes for info in models.roles() if info.model == used_model), default=0)
-    others = {info.role for info in models.roles() if info.present and (info.size_bytes or size) >= size}
-    others -= {role, *(info.role for info in models.roles() if info.model == used_model)}
+    size = max((info.size_bytes for info in staff.models.roles() if info.model == used_model), default=0)
+    able = (each for each in _open(run, staff) if each.present and each.model != used_model and each.role is not role)
+    others = {each.role for each in able if (each.size_bytes or size) >= size}
     return next((other for other in order if other in others), None)

@@ -14,7 +14,7 @@ from rolecall.config.prompts import Prompt
 from rolecall.config.settings import TelemetrySettings
 from rolecall.roles.contract import GenerationResult, Role
 
-from ..routing.contract import Decision, Features, State
+from ..routing.contract import Decision, Features, Snapshot, State
 from ..telemetry.store import SPARED, Content, Receipt, receipt_id
 from ..validation.contract import Check
 from .contract import Call, Meta, OnProgress, OnText, Outcome, RouteCall, Status
@@ -47,8 +47,10 @@ class Run:
     router_state: State | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     calls: list[tuple[Prompt, GenerationResult]] = field(default_factory=list)
+    answered: GenerationResult | None = None
     checks: list[Check] = field(default_factory=list)
     rounds: int = 0
+    trail: list[dict[str, Any]] = field(default_factory=list)
     read_bytes: int = 0
     written_bytes: int = 0
     spared: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPARED, 0))
@@ -109,11 +111,12 @@ class Run:
 
     def meta(self) -> Meta:
         results = [result for _, result in self.calls]
+        last = self.answered or (results[-1] if results else None)
         sums: dict[str, Any] = {name: sum(getattr(result, name) for result in results) for name in _SUMMED}
         return Meta(
             total_s=round(self.elapsed_s(), 4), model_calls=len(results), rounds=self.rounds, **sums,
-            cold_start=any(result.cold_start for result in results), model=results[-1].model if results else None,
-            role=results[-1].role.value if results else None, spared=self.spared,
+            cold_start=any(result.cold_start for result in results), model=last.model if last else None,
+            role=last.role.value if last else None, spared=self.spared,
         )  # fmt: skip
 
     def _estimate(self) -> dict[str, int]:
@@ -126,8 +129,8 @@ class Run:
                 rate = self.count_tokens(self.calls[-1][1].role, self._sample) / len(self._sample.encode())
         return dict(zip(SPARED, (read, written, round(read * rate), round(written * rate)), strict=True))
 
-    def receipt(self, answer: str, error: RolecallError | None) -> Receipt:
-        """The receipt as things stand; the machine must be in a final state."""
+    def receipt(self, answer: str, error: RolecallError | None, snapshot: Snapshot | None) -> Receipt:
+        """The receipt as things stand; the machine must be in a final state. `snapshot` is the decision's, if known."""
         meta, kept = asdict(self.meta()), self.telemetry.keep_content
         texts = {
             "request": request_text(self.call),
@@ -135,6 +138,8 @@ class Run:
             "thinking": "\n\n".join(result.thinking for _, result in self.calls if result.thinking),
         }
         hidden = {} if kept else {"detail": ""}
+        size_gb = {choice.model: choice.size_gb for choice in snapshot.roles} if snapshot else {}
+        ready_s = self.router_state.ready_s if self.router_state else {}
         return Receipt(
             id=self.id, tool=self.tool, started_at=self.started_at, session=self.call.session,
             state=self.machine.state, status=None if error else self.status, transitions=self.machine.transitions,
@@ -147,8 +152,12 @@ class Run:
             ),
             tokens={name: meta[name] for name in _TOKENS},
             timings={name: round(value, 4) for name, value in meta.items() if name.endswith("_s")}, spared=self.spared,
+            cost={
+                "seconds": round(meta["total_s"], 4), "resident_gb": size_gb.get(meta["model"], 0.0),
+                "reload_s": ready_s.get(meta["model"], 0.0),
+            },
             checks=tuple(check.model_dump(mode="json") | hidden for check in self.checks), rounds=self.rounds,
-            warnings=tuple(self.warnings) if kept else (),
+            trail=tuple(self.trail), warnings=tuple(self.warnings) if kept else (),
             error=error.to_dict() | ({} if kept else {"found": ""}) if error else None,
             content=Content.bounded(self.telemetry.max_content_bytes, **texts) if kept else None,
         )  # fmt: skip

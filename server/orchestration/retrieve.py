@@ -11,11 +11,12 @@ from rolecall.retrieval.contract import Found, Passage
 
 from ..routing.contract import TaskType
 from ..validation.contract import Check, Verdict
-from .ask import Ask, ask, checker, info_of, settle
+from .ask import Ask, ask, checker, settle
 from .contract import Outcome, RetrieveCall
 from .record import Run
 from .staff import Staff, choose, fix
 from .states import Event
+from .turn import info_of
 
 _CITED = re.compile(r"\[(\d{1,3})\]")
 _SENTENCE = re.compile(r".+?(?:[.!?]+(?=\s)|[\u3002\uff01\uff1f]+|\Z)\s*", re.DOTALL)
@@ -78,7 +79,7 @@ async def _cited(run: Run, staff: Staff, query: str, passages: Sequence[Passage]
 
     documents = "\n\n".join(document(text, f"[{number}]") for number, text in enumerate(texts, 1))
     values = {"documents": documents, "question": query}
-    said = await ask(run, staff.models, Ask(role=role, name="cited", values=values, check=check, thinking_budget=0))
+    said = await ask(run, staff, Ask(role=role, name="cited", values=values, check=check, thinking_budget=0))
     settle(run, said)
     return attributed(said.text, texts)
 

@@ -17,7 +17,7 @@ from rolecall.roles.contract import RoleModels
 
 from ..errors import Cancelled, DeadlineExceeded
 from ..routing.router import Router
-from ..telemetry.store import Receipt, ReceiptStore
+from ..telemetry.store import ReceiptStore
 from .answer import code, reason, route, validate
 from .contract import Call, OnProgress, OnText, Outcome
 from .record import Run
@@ -72,13 +72,15 @@ class Orchestrator:
             )
             await self._fail(run, Event.FAIL, typed)
             raise typed from error
-        unkept = await self._keep(run.receipt(outcome.answer, None))
+        unkept = await self._keep(run, outcome.answer)
         return replace(outcome, warnings=(*outcome.warnings, unkept)) if unkept else outcome
 
     async def _within_budget(self, run: Run, call: Call) -> Outcome:
         run.advance(Event.ACCEPTED)
         with anyio.move_on_after(run.budget_s):
-            return await STEPS[run.tool](run, self._staff, call)
+            outcome = await STEPS[run.tool](run, self._staff, call)
+            self._staff.answered(run)
+            return outcome
         raise DeadlineExceeded(
             "The call took longer than its budget.",
             found=f"{run.elapsed_s():.1f} s in state {run.machine.state}",
@@ -88,13 +90,18 @@ class Orchestrator:
 
     async def _fail(self, run: Run, event: Event, error: RolecallError) -> None:
         run.advance(event)
-        await self._keep(run.receipt("", error))
+        await self._keep(run, "", error)
 
-    async def _keep(self, receipt: Receipt) -> str:
+    async def _keep(self, run: Run, answer: str, error: RolecallError | None = None) -> str:
         """Write the receipt; where it cannot be written, why."""
+        snapshot = self._staff.router.snapshot() if run.decision else None
+        if snapshot and run.decision and snapshot.sha256 != run.decision.snapshot_sha256:
+            snapshot = None  # the embedder came or went meanwhile: the receipt still names what it was decided under
+        receipt = run.receipt(answer, error, snapshot)
         try:
-            await self._store.add(receipt, self._telemetry.max_receipts)
-        except RolecallError as error:
-            log.warning("receipt_not_kept", code=error.code, receipt=receipt.id)
-            return f"The receipt was not kept: {error.message}"
+            body = snapshot.model_dump_json() if snapshot else ""
+            await self._store.add(receipt, self._telemetry.max_receipts, body)
+        except RolecallError as unkept:
+            log.warning("receipt_not_kept", code=unkept.code, receipt=receipt.id)
+            return f"The receipt was not kept: {unkept.message}"
         return ""

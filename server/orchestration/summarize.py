@@ -16,11 +16,12 @@ from rolecall.roles.errors import WorkerDied, WorkerTimeout
 from ..errors import BadRequest
 from ..routing.contract import TaskType
 from ..validation.answer import failed
-from .ask import MARGIN_TOKENS, Ask, ask, checker, info_of, is_small
+from .ask import Ask, ask, checker
 from .contract import Item, Outcome, SummarizeCall
 from .record import Run
 from .staff import Staff, choose
 from .states import Event
+from .turn import MARGIN_TOKENS, info_of, is_small
 
 PART_TOKENS = 3_000
 """A part is read within a role's time-out also where prefill runs at 300 tokens/s, the least of the profiles' Macs."""
@@ -72,7 +73,7 @@ class Summarizer:
             role=self.role, name="summarize", values=values, check=check, max_tokens=_tokens(words),
             attempts=3 if final else 1, mends=_CUT,
         )  # fmt: skip
-        said = await ask(self.run, self.staff.models, wanted)
+        said = await ask(self.run, self.staff, wanted)
         text, checks, failing = said.text, said.checks, said.failing
         if failing is not None and failing.name in _CUT:
             text = trim(text, words, whole=True)

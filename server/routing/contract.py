@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
+from pydantic import ConfigDict, Field
+
 from rolecall.config.profile import Frozen
 from rolecall.roles.contract import Role
 
@@ -30,6 +32,12 @@ class Agent(StrEnum):
     RETRIEVAL = "retrieval"
 
 
+class _Finite(Frozen):
+    """Not a number and infinity are refused: they compare with nothing, and have no JSON."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
 class Claim(Frozen):
     """An agent's parse of the *whole* request. `expression` is the parsed form, enough to compute the value from."""
 
@@ -37,48 +45,107 @@ class Claim(Frozen):
     expression: str
 
 
-class Features(Frozen):
+class Features(_Finite):
     """What the decision is made from: everything the router reads of a request. Kept in the receipt.
 
     `type_scores` are the seven task types' probabilities; `prompt_tokens` is estimated from the text's length and the
-    bytes of the files named in `paths`.
+    bytes of the files named in `paths`. `flags` are the request's traits (sorted), `difficulty` in [0, 1] how many
+    steps of thought it seems to take, `matched` the names of the user's rules whose `contains` is in it. `vote` is what
+    the router model said of the types where it was asked; `unasked` why it was not, where it should have been.
     """
 
     text_sha256: str
     claim: Claim | None
     type_scores: dict[TaskType, float]
     reasons: tuple[str, ...]
-    prompt_tokens: int = 0
+    prompt_tokens: int = Field(default=0, ge=0, lt=1 << 53)
     has_paths: bool = False
+    flags: tuple[str, ...] = ()
+    difficulty: float = 0.0
+    matched: tuple[str, ...] = ()
+    vote: dict[TaskType, float] = Field(default_factory=dict)
+    unasked: str = ""
 
 
-class RoleChoice(Frozen):
-    """A role as the router sees it (from `roles.contract.RoleInfo`; static for one profile)."""
+class PolicyRule(_Finite):
+    """One of the user's rules as the decision applies it; see `config.policy` for its written form.
+
+    `contains` has one phrase a line, of which one is enough."""
+
+    name: str
+    task_types: tuple[TaskType, ...] = ()
+    agents: tuple[Agent, ...] = ()
+    flags: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    depths: tuple[str, ...] = ()
+    with_paths: bool | None = None
+    contains: str = ""
+    min_tokens: int = 0
+    max_tokens: int | None = None
+    min_difficulty: float = 0.0
+    max_difficulty: float = 1.0
+    min_confidence: float = 0.0
+    max_confidence: float = 1.0
+    force: Role | None = None
+    forbid: tuple[Role, ...] = ()
+    prefer: Role | None = None
+    tag: str = ""
+    deny: str = ""
+
+
+class RoleChoice(_Finite):
+    """A role as the router sees it; static for one profile.
+
+    `quality` in [0, 1] by task type, rates in tokens/s and `size_gb` (decimal, on disk) are published or estimated
+    figures of its model, never measurements of this machine. No `quality`: nothing is known of the model.
+    """
 
     role: Role
     model: str
     context_length: int
+    max_tokens: int = 512
+    quality: dict[TaskType, float] = Field(default_factory=dict)
+    prefill_tps: float = Field(default=1000.0, gt=0)
+    decode_tps: float = Field(default=50.0, gt=0)
+    size_gb: float = Field(default=0.0, ge=0, le=1e6)
 
 
-class Snapshot(Frozen):
-    """Policy, profile and learned tables under one content hash."""
+class Snapshot(_Finite):
+    """Policy, profile and learned tables under one content hash.
+
+    `parts` names what the hash covers, each with its own: `code`, `rules`, `weights`, `grammars`, `prompts`, `roles`,
+    `embedder`, `policy` (the user's rules and weights), `thresholds`; so that a difference can be named.
+    """
 
     sha256: str
     profile: str
     roles: tuple[RoleChoice, ...]
+    parts: dict[str, str] = Field(default_factory=dict)
+    rules: tuple[PolicyRule, ...] = ()
+    quality_weight: float = Field(default=0.5, ge=0, le=1)
+    thresholds: dict[TaskType, float] = Field(default_factory=dict)
 
 
-class State(Frozen):
-    """What may differ from call to call. A batch on the command line uses the empty state: `State()`."""
+class State(_Finite):
+    """What may differ from call to call. A batch on the command line uses the empty state: `State()`.
+
+    `ready_s` is the estimated seconds until each model that is not resident could begin, its load and the later reload
+    of what it would displace; `session_model` is the model that last answered this session.
+    """
 
     resident: tuple[str, ...] = ()
     fixed_task_type: TaskType | None = None
     depth: Literal["quick", "normal", "deep"] = "normal"
     budget_s: float | None = None
+    ready_s: dict[str, float] = Field(default_factory=dict)
+    session_model: str | None = None
 
 
 class Decision(Frozen):
-    """One routing decision. `agent` or `role` is set, never both; `sha256` covers all the rest of it."""
+    """One routing decision. `agent` or `role` is set, never both; `sha256` covers all the rest of it.
+
+    `denied` is the user's own words where one of the user's rules refuses the request; then neither is set.
+    """
 
     task_type: TaskType
     agent: Agent | None
@@ -87,5 +154,7 @@ class Decision(Frozen):
     confidence: float
     escalated: bool
     reasons: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+    denied: str = ""
     snapshot_sha256: str
     sha256: str

@@ -6,79 +6,76 @@ import hashlib
 import json
 from typing import Any
 
-from rolecall.roles.contract import Role
-
-from .contract import Agent, Decision, Features, RoleChoice, Snapshot, State, TaskType
-
-_PREFERRED: dict[TaskType, tuple[Role, ...]] = {
-    TaskType.REASONING: (Role.REASONING, Role.REASONING_HEAVY, Role.ROUTER),
-    TaskType.CODING: (Role.CODING, Role.CODING_LARGE_CONTEXT, Role.REASONING),
-    TaskType.SUMMARIZATION: (Role.SUMMARIZATION, Role.REASONING, Role.CODING_LARGE_CONTEXT),
-    TaskType.VALIDATION: (Role.VALIDATION, Role.REASONING, Role.REASONING_HEAVY),
-    TaskType.GENERAL: (Role.ROUTER, Role.REASONING, Role.CODING_LARGE_CONTEXT),
-    # Over files that were given there is no index to search: the router's model reads them.
-    TaskType.RETRIEVAL: (Role.ROUTER, Role.REASONING, Role.CODING_LARGE_CONTEXT),
-    # A value that no grammar here can parse still needs exact steps, which is the reasoning role's work.
-    TaskType.TOOL: (Role.REASONING, Role.ROUTER),
-}
+from .choice import choose
+from .contract import Agent, Decision, Features, Snapshot, State, TaskType
+from .policy import effect
 
 
 def decide(features: Features, snapshot: Snapshot, state: State) -> Decision:
-    """Who answers: an agent or a role, with confidence and reasons.
+    """Who answers: an agent or a role, with confidence and reasons; or that one of the user's rules refuses.
 
     Same three inputs, same bytes: no clock, no randomness, no I/O. A model missing from disk changes nothing here; the
     model manager finds a stand-in and says so. `confidence` is the chosen type's probability, 1.0 for a claim or a
     type that the caller fixed.
     """
-    claim = features.claim
-    reasons = list(features.reasons)
-    if state.fixed_task_type is not None:
-        task_type, confidence = state.fixed_task_type, 1.0
-        reasons = [f"task type given: {task_type}"]
-        claim = claim if task_type is TaskType.TOOL else None
-    elif claim is not None:
-        task_type, confidence = TaskType.TOOL, 1.0
-    else:
-        scores = {kind: round(features.type_scores.get(kind, 0.0), 6) for kind in TaskType}
-        task_type = max(scores, key=lambda kind: scores[kind])  # of equals the earlier, as in "the first that fits"
-        confidence = scores[task_type]
-    agent, choice = claim.agent if claim is not None else None, None
-    if task_type is TaskType.RETRIEVAL and not features.has_paths:
-        agent = Agent.RETRIEVAL
+    task_type, confidence, reasons = type_of(features, state)
+    agent = agent_of(task_type, features)
+    if agent is Agent.RETRIEVAL:
         reasons.append("the answer stands in indexed documents")
-    if agent is None:
-        choice, why = _role(task_type, features.prompt_tokens, snapshot, state)
-        reasons.append(why)
+    policy = effect(snapshot.rules, task_type, agent, confidence, features, state)
+    reasons += policy.reasons
+    denied, role = policy.denied, None
+    if policy.takes_agents_place:
+        agent = None
+    if agent is None and not denied:
+        choice = choose(task_type, features, snapshot, state, policy)
+        role = choice.role
+        reasons.append(choice.reason)
+        if role is None and policy.forbid:
+            denied = "the rules forbid every role"
     content: dict[str, Any] = {
         "task_type": task_type.value,
-        "agent": agent.value if agent else None,
-        "role": choice.role.value if choice else None,
-        "model": choice.model if choice else None,
+        "agent": agent.value if agent and not denied else None,
+        "role": role.role.value if role else None,
+        "model": role.model if role else None,
         "confidence": round(confidence, 6),
-        "escalated": False,
+        "escalated": escalated(features, state),
         "reasons": tuple(reasons),
+        "tags": policy.tags,
+        "denied": denied,
         "snapshot_sha256": snapshot.sha256,
     }
     return Decision.model_validate({**content, "sha256": canonical_sha256(content)})
 
 
-def _role(task_type: TaskType, prompt_tokens: int, snapshot: Snapshot, state: State) -> tuple[RoleChoice | None, str]:
-    by_role = {choice.role: choice for choice in snapshot.roles}
-    wanted = list(_PREFERRED[task_type])
-    if state.depth == "deep" and task_type in (TaskType.REASONING, TaskType.TOOL):
-        wanted.insert(0, Role.REASONING_HEAVY)
-    if state.depth == "quick" and task_type is TaskType.REASONING:
-        wanted.insert(0, Role.ROUTER)
-    candidates = [by_role[role] for role in wanted if role in by_role]
-    for choice in candidates:
-        if prompt_tokens < choice.context_length:
-            if choice is candidates[0]:
-                return choice, f"{task_type} goes to {choice.role}"
-            return choice, f"about {prompt_tokens} tokens exceed {candidates[0].role}, so {choice.role}"
-    widest = max(candidates or list(snapshot.roles), key=lambda choice: choice.context_length, default=None)
-    if widest is None:
-        return None, "the profile has no role for this"
-    return widest, f"about {prompt_tokens} tokens exceed every context; {widest.role} is the widest"
+def type_of(features: Features, state: State) -> tuple[TaskType, float, list[str]]:
+    """The task type, its probability, and why: the caller's word, a claim, the router model's vote, or the classifier's
+    best guess. Of equals the earlier, as in "the first that fits"."""
+    if state.fixed_task_type is not None:
+        return state.fixed_task_type, 1.0, [f"task type given: {state.fixed_task_type}"]
+    if features.claim is not None:
+        return TaskType.TOOL, 1.0, list(features.reasons)
+    given = features.vote if escalated(features, state) else features.type_scores
+    scores = {kind: round(given.get(kind, 0.0), 6) for kind in TaskType}
+    best = max(scores, key=lambda kind: scores[kind])
+    reasons = list(features.reasons)
+    if escalated(features, state):
+        reasons.append(f"the classifier was unsure, and the router model says {best}")
+    elif features.unasked:
+        reasons.append(f"unsure, and not escalated: {features.unasked}")
+    return best, scores[best], reasons
+
+
+def escalated(features: Features, state: State) -> bool:
+    """Whether the router model settled the type."""
+    return bool(features.vote) and features.claim is None and state.fixed_task_type is None
+
+
+def agent_of(task_type: TaskType, features: Features) -> Agent | None:
+    """The deterministic agent whose the request is: by its claim, or because it asks what documents say."""
+    if task_type is TaskType.TOOL and features.claim is not None:
+        return features.claim.agent
+    return Agent.RETRIEVAL if task_type is TaskType.RETRIEVAL and not features.has_paths else None
 
 
 def canonical_sha256(value: Any) -> str:

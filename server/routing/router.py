@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import anyio.to_thread
 import numpy as np
+import numpy.typing as npt
 import structlog
 
+from rolecall.config.policy import RoutingSettings, checked
 from rolecall.roles.contract import RoleModels
 from rolecall.roles.errors import RoleError
 
 from .agents.claims import claim
-from .classify import classify, load_weights
-from .contract import Claim, Decision, Features, RoleChoice, Snapshot, State, TaskType
-from .decide import canonical_sha256, decide
-from .signals import read
+from .choice import difficulty
+from .classify import classify
+from .contract import Claim, Decision, Features, PolicyRule, RoleChoice, Snapshot, State, TaskType
+from .decide import decide
+from .escalate import load_thresholds, vote
+from .policy import compiled, matched
+from .signals import Reading, read
+from .snapshot import role_choice, snapshot_of
 
 _log = structlog.get_logger(__name__)
 
@@ -29,76 +35,143 @@ _BYTES_PER_TOKEN = 4
 
 @dataclass
 class Router:
-    """Decides for one profile. For one event loop."""
+    """Decides for one profile, under the user's rules. For one event loop."""
 
     models: RoleModels
     profile_name: str
+    routing: RoutingSettings = field(default_factory=RoutingSettings)
     _cache: OrderedDict[str, Features] = field(default_factory=OrderedDict, init=False)
+    _snapshots: dict[str | None, Snapshot] = field(default_factory=dict, init=False)
+
+    def with_policy(self, routing: RoutingSettings, source: str = "the policy") -> Router:
+        """This router under other rules and another quality weight; what was read of texts is shared.
+
+        Raises:
+            ConfigError: a rule can do nothing in this profile, or two contradict each other; `source` is named.
+        """
+        other = replace(self, routing=checked(routing, [choice.role.value for choice in self._roles], source))
+        other._cache = self._cache
+        return other
+
+    async def decide(
+        self,
+        text: str,
+        state: State | None = None,
+        *,
+        extra_tokens: int = 0,
+        has_paths: bool = False,
+        escalate: bool | None = None,
+    ) -> tuple[Features, Snapshot, Decision]:
+        """Read and decide; the three together are what a receipt needs to recompute the decision.
+
+        `escalate` whether the router model is asked where the type is unsure; None: where that helps in this profile.
+        """
+        state, identity = state or State(), self._identity()
+        found = await self._features(text, identity, extra_tokens, has_paths)
+        found = await self._voted(text, found, escalate, state.budget_s)
+        snapshot = self._snapshot(identity)
+        return found, snapshot, decide(found, snapshot, state)
 
     async def features(self, text: str, *, extra_tokens: int = 0, has_paths: bool = False) -> Features:
-        """Everything the decision reads of `text`; never raises for its content.
+        """Everything that is read of `text` itself, without a vote; never raises for its content.
 
         `extra_tokens` are those of files that go with the request. Kept for the last 512 texts by content hash, except
         where the embedder should have answered and did not.
         """
+        return await self._features(text, self._identity(), extra_tokens, has_paths)
+
+    def given(
+        self, text: str, settled: Claim | TaskType, *, extra_tokens: int = 0, has_paths: bool = False
+    ) -> Features:
+        """Features of a text whose type an agent's claim or the caller settles: nothing is embedded or classified."""
+        found = _settled(text, text_sha256(text), settled)
+        return self._with_call(text, found, extra_tokens, has_paths)
+
+    def snapshot(self) -> Snapshot:
+        """What decisions are made under now, with one hash over it."""
+        return self._snapshot(self._identity())
+
+    async def explain(self, text: str) -> dict[str, Any]:
+        """The decision with every signal behind it, and what would have changed it; see `explain`."""
+        from .explain import explain
+
+        found, snapshot, decision = await self.decide(text)
+        reading = read(text)
+        vector = await self._vector(reading, True) if found.claim is None and self._identity() else None
+        return explain(reading, vector, found, snapshot, decision)
+
+    async def _features(self, text: str, identity: str | None, extra_tokens: int, has_paths: bool) -> Features:
         digest = text_sha256(text)
-        prompt_tokens = len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN + extra_tokens
-        embedder = self.models.embedder()
-        key = f"{digest}:{embedder.identity if embedder else ''}"
+        key = f"{digest}:{identity}"
         if found := self._cache.get(key):
             self._cache.move_to_end(key)
         else:
-            found = await self._read(text, digest, key, embedder is not None)
-        return found.model_copy(update={"prompt_tokens": prompt_tokens, "has_paths": has_paths})
+            found = await self._read(text, digest, key, identity is not None)
+        return self._with_call(text, found, extra_tokens, has_paths)
+
+    def _with_call(self, text: str, found: Features, extra_tokens: int, has_paths: bool) -> Features:
+        """With what differs from call to call, and from policy to policy."""
+        prompt_tokens = len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN + extra_tokens
+        named = matched(self._rules, text)
+        return found.model_copy(update={"prompt_tokens": prompt_tokens, "has_paths": has_paths, "matched": named})
 
     async def _read(self, text: str, digest: str, key: str, embeds: bool) -> Features:
         parsed = await anyio.to_thread.run_sync(claim, text)
         if parsed is not None:
             # A whole parse settles the type: no embedding is spent on it.
-            found, keep = claimed_features(digest, parsed), True
+            found, keep = _settled(text, digest, parsed), True
         else:
             reading = read(text)
-            vector, keep = None, True
-            if embeds and reading.instruction.strip():
-                try:
-                    vector = np.asarray((await self.models.embed([reading.instruction], alone=True))[0])
-                except RoleError as error:
-                    keep = False
-                    _log.warning("embedding_failed", code=error.code)
+            vector = await self._vector(reading, embeds)
+            keep = vector is not None or not (embeds and reading.instruction.strip())
             scores, reasons = classify(reading, vector)
-            found = Features(text_sha256=digest, claim=None, type_scores=scores, reasons=reasons)
+            found = Features(text_sha256=digest, claim=None, type_scores=scores, reasons=reasons, **_traits(reading))
         if keep:
             self._cache[key] = found
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
         return found
 
+    async def _vector(self, reading: Reading, embeds: bool) -> npt.NDArray[np.float32] | None:
+        """The instruction's embedding, shape (dimensions,); None where there is nothing to embed, or nobody."""
+        if not embeds or not reading.instruction.strip():
+            return None
+        try:
+            return np.asarray((await self.models.embed([reading.instruction], alone=True))[0])
+        except RoleError as error:
+            _log.warning("embedding_failed", code=error.code)
+            return None
+
+    async def _voted(self, text: str, found: Features, escalate: bool | None, deadline_s: float | None) -> Features:
+        """With what the router model says of the type, where the classifier is unsure and it is to be asked."""
+        held = load_thresholds()
+        if not (escalate if escalate is not None else self.profile_name in held.profiles) or found.claim is not None:
+            return found
+        best = max(TaskType, key=lambda kind: found.type_scores.get(kind, 0.0))
+        if found.type_scores[best] >= held.below[best]:
+            return found
+        said = await vote(self.models, text, deadline_s)
+        return found.model_copy(update={"unasked" if isinstance(said, str) else "vote": said})
+
+    def _identity(self) -> str | None:
+        """The embedder's, which is read from the disk: once for each decision."""
+        info = self.models.embedder()
+        return info.identity if info else None
+
+    @cached_property
+    def _rules(self) -> tuple[PolicyRule, ...]:
+        return compiled(self.routing.rules)
+
     @cached_property
     def _roles(self) -> tuple[RoleChoice, ...]:
         """Fixed by the profile, while sizes and presence, which are read from the disk, are no part of the policy."""
-        return tuple(
-            RoleChoice(role=info.role, model=info.model, context_length=info.context_length)
-            for info in self.models.roles()
-        )
+        return tuple(map(role_choice, self.models.roles()))
 
-    def snapshot(self) -> Snapshot:
-        """The policy under one hash: rules, weights, the profile's roles, the embedder's identity."""
-        roles, embedder = self._roles, self.models.embedder()
-        content = {
-            "policy": load_weights().sha256,
-            "profile": self.profile_name,
-            "roles": [[choice.role.value, choice.model, choice.context_length] for choice in roles],
-            "embedder": embedder.identity if embedder else None,
-        }
-        return Snapshot(sha256=canonical_sha256(content), profile=self.profile_name, roles=roles)
-
-    async def decide(
-        self, text: str, state: State | None = None, *, extra_tokens: int = 0, has_paths: bool = False
-    ) -> tuple[Features, Snapshot, Decision]:
-        """Read and decide; the three together are what a receipt needs to recompute the decision."""
-        features = await self.features(text, extra_tokens=extra_tokens, has_paths=has_paths)
-        snapshot = self.snapshot()
-        return features, snapshot, decide(features, snapshot, state if state is not None else State())
+    def _snapshot(self, identity: str | None) -> Snapshot:
+        if identity not in self._snapshots:
+            made = snapshot_of(self.profile_name, self._roles, identity, self.routing, load_thresholds().below)
+            self._snapshots[identity] = made
+        return self._snapshots[identity]
 
 
 def batch_line(request_id: str | int, decision: Decision) -> dict[str, Any]:
@@ -112,10 +185,16 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def claimed_features(digest: str, parsed: Claim) -> Features:
+def _settled(text: str, digest: str, by: Claim | TaskType) -> Features:
+    parsed, kind = (by, TaskType.TOOL) if isinstance(by, Claim) else (None, by)
     return Features(
         text_sha256=digest,
         claim=parsed,
-        type_scores={kind: 1.0 if kind is TaskType.TOOL else 0.0 for kind in TaskType},
-        reasons=(f"the {parsed.agent} grammar accounts for the whole request",),
+        type_scores={each: 1.0 if each is kind else 0.0 for each in TaskType},
+        reasons=(f"the {parsed.agent} grammar accounts for the whole request",) if parsed else (),
+        **_traits(read(text)),
     )
+
+
+def _traits(reading: Reading) -> dict[str, Any]:
+    return {"flags": tuple(sorted(reading.flags)), "difficulty": difficulty(reading)}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import shutil
 import sqlite3
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio.to_thread
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from rolecall.config.profile import Frozen
 
@@ -28,6 +30,8 @@ MIGRATIONS = (
     "CREATE TABLE results (id TEXT PRIMARY KEY, at REAL, tool TEXT, state TEXT, seconds REAL, body TEXT) STRICT",
     "CREATE TABLE usage_days (day TEXT, tool TEXT, role TEXT, status TEXT, calls INTEGER, read_bytes INTEGER, "
     "written_bytes INTEGER, read_tokens INTEGER, written_tokens INTEGER, PRIMARY KEY (day, tool, role, status)) STRICT",
+    "CREATE TABLE snapshots (sha256 TEXT PRIMARY KEY, body TEXT) STRICT",
+    "ALTER TABLE receipts ADD COLUMN body_sha256 TEXT",
 )
 """Statement i takes the file from schema i to i + 1; the schema number is SQLite's `user_version`."""
 
@@ -41,7 +45,9 @@ written_bytes = written_bytes + excluded.written_bytes, read_tokens = read_token
 written_tokens = written_tokens + excluded.written_tokens
 """
 
-_LATEST = "SELECT body FROM receipts ORDER BY id DESC LIMIT ?"
+# As bytes: a damaged text that is no UTF-8 would fail the whole query.
+_BODIES = "SELECT id, CAST(body AS BLOB) AS body, body_sha256 FROM receipts"
+_SNAPSHOTS = "SELECT sha256, CAST(body AS BLOB) FROM snapshots"
 _PRUNE = "DELETE FROM receipts WHERE id <= (SELECT id FROM receipts ORDER BY id DESC LIMIT 1 OFFSET ?)"
 
 
@@ -75,9 +81,11 @@ class Receipt(Frozen):
 
     `started_at` is ISO 8601 in UTC. `role` and `model` are the last that answered; `calls` are all generations, each
     with the name of its prompt, whose hash is in `prompts`. `spared` has the keys `SPARED`; what failed, or the client
-    is told to do itself, spares nothing. `error` is the wire form of a `RolecallError`, with code `cancelled` where the
-    client gave up. Where `telemetry.keep_content` is off, `content` is None, and what could quote it is empty:
-    warnings, the checks' details and what an error found.
+    is told to do itself, spares nothing. `cost` is `seconds` of the whole call, `resident_gb` of the model that
+    answered, and the `reload_s` that it was expected to take first. `trail` has each round's number, role and reason.
+    `error` is the wire form of a `RolecallError`, with code `cancelled` where the client gave up. Where
+    `telemetry.keep_content` is off, `content` is None, and what could quote it is empty: warnings, the checks' and the
+    rounds' details and what an error found.
     """
 
     id: str
@@ -98,8 +106,10 @@ class Receipt(Frozen):
     tokens: dict[str, int]
     timings: dict[str, float]
     spared: dict[str, int] = Field(default_factory=dict)
+    cost: dict[str, float] = Field(default_factory=dict)
     checks: tuple[dict[str, Any], ...]
     rounds: int
+    trail: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...]
     error: dict[str, Any] | None
     content: Content | None
@@ -109,6 +119,31 @@ class Receipt(Frozen):
         """The role, agent or checks that answered, or who was to; "" where nobody was chosen."""
         decision = self.decision or {}
         return self.role or decision.get("agent") or decision.get("role") or ("checks" if self.checks else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A receipt as it lies in the file: `sha256` of its bytes now, `recorded_sha256` as written ("" if unknown)."""
+
+    id: str
+    body: bytes
+    sha256: str
+    recorded_sha256: str
+
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> Self:
+        return cls(row["id"], row["body"], hashlib.sha256(row["body"]).hexdigest(), row["body_sha256"] or "")
+
+    @property
+    def altered(self) -> bool:
+        return self.recorded_sha256 not in ("", self.sha256)
+
+    def receipt(self) -> Receipt | None:
+        """The receipt; None where the bytes make none."""
+        try:
+            return Receipt.model_validate_json(self.body)
+        except ValidationError:
+            return None
 
 
 def receipt_id() -> str:
@@ -133,25 +168,49 @@ class ReceiptStore:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
-    async def add(self, receipt: Receipt, max_receipts: int) -> None:
-        """Keep a receipt, and of all of them the latest `max_receipts`; what it counts towards its day stays."""
-        row = (receipt.id, receipt.tool, receipt.started_at, receipt.state, receipt.model_dump_json())
+    async def add(self, receipt: Receipt, max_receipts: int, snapshot: str = "") -> None:
+        """Keep a receipt, and of all of them the latest `max_receipts`; what it counts towards its day stays.
+
+        `snapshot` is the JSON of what its `snapshot_sha256` is the hash of; it is kept once.
+        """
+        body = receipt.model_dump_json()
+        body_sha256 = hashlib.sha256(body.encode()).hexdigest()
+        row = (receipt.id, receipt.tool, receipt.started_at, receipt.state, body, body_sha256)
         gave_up = (receipt.error or {}).get("code") == "cancelled"
         ended = receipt.status or ("cancelled" if gave_up else "failed")
         spared = (receipt.spared.get(name, 0) for name in SPARED)
         await self.run(
-            ("INSERT INTO receipts VALUES (?, ?, ?, ?, ?)", row),
+            ("INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?)", row),
+            *(
+                [("INSERT OR IGNORE INTO snapshots VALUES (?, ?)", (receipt.snapshot_sha256, snapshot))]
+                if snapshot
+                else []
+            ),
             (_PRUNE, (max_receipts,)),
             (_COUNT, (receipt.started_at, receipt.tool, receipt.role or "", ended, *spared)),
         )
 
     async def get(self, receipt_id: str) -> Receipt | None:
-        rows = await self.run(("SELECT body FROM receipts WHERE id = ?", (receipt_id,)))
-        return Receipt.model_validate_json(rows[0][0]) if rows else None
+        found = await self.kept((receipt_id,))
+        if found and (receipt := found[0].receipt()) is None:
+            advice = f"`rolecall receipt verify {receipt_id}` says more."
+            raise StoreUnusable(f"The receipt {receipt_id} in {self._path} is damaged.", advice=advice)
+        return receipt if found else None
 
     async def recent(self, n: int = 20) -> tuple[Receipt, ...]:
-        """The last `n`, newest first."""
-        return tuple(Receipt.model_validate_json(row[0]) for row in await self.run((_LATEST, (n,))))
+        """The last `n`, newest first, without those that are damaged."""
+        return tuple(receipt for each in await self.latest(n) if (receipt := each.receipt()))
+
+    async def latest(self, n: int) -> list[Kept]:
+        return [Kept.of(row) for row in await self.run((f"{_BODIES} ORDER BY id DESC LIMIT ?", (n,)))]
+
+    async def kept(self, ids: Sequence[str]) -> list[Kept]:
+        """Those of the receipts that there are, in the order asked."""
+        return [Kept.of(row) for each in ids for row in await self.run((f"{_BODIES} WHERE id = ?", (each,)))]
+
+    async def snapshots(self) -> dict[str, bytes]:
+        """What decisions were made under, as JSON, by hash."""
+        return {row[0]: row[1] for row in await self.run((_SNAPSHOTS, ()))}
 
     async def aclose(self) -> None:
         await anyio.to_thread.run_sync(self._close)

@@ -69,7 +69,7 @@ async def _measure(home: Home, rounds: int, python: str | None) -> dict[str, dic
     settings = load_settings(home, profile="starter")
     seconds: dict[str, dict[str, list[list[float]]]] = {name: {"rolecall": [], "peer": []} for name in LENGTHS}
     async with ModelManager(home, settings) as models:
-        router = Router(models, settings.profile.name)
+        router = Router(models, settings.profile.name, settings.routing)
         await router.decide("warm up the embedder")
         with _peer(python, home.models / settings.profile.embedder.model) as peer:
             for number in range(rounds):

@@ -16,15 +16,14 @@ from typing import Any
 import anyio
 import numpy
 from mcp import Client
-from scipy.stats import binomtest, bootstrap
 
 from rolecall.config.home import Home
+from rolecall.server.evaluation.intervals import Interval, ratio, wilson
 
 from .stage import command, rolecall_client, show, starter_home
 from .tasks import Task, in_the_first, tasks
 
 CONFIG = "profile: starter\nhost: {call_deadline_s: 600.0}\n"  # so that a slow machine gives no jobs
-RESAMPLES_SEED = 5
 
 
 def main(most: int) -> None:
@@ -109,22 +108,17 @@ def _totals(rows: list[dict[str, Any]], listed: int) -> dict[str, Any]:
 
 def _ratio(a: Any, b: Any) -> dict[str, float]:
     """Of the sums, with a 95% interval by bootstrap over the tasks."""
-
-    def statistic(x: Any, y: Any, axis: int = -1) -> Any:
-        return x.sum(axis=axis) / y.sum(axis=axis)
-
-    drawn = bootstrap((a, b), statistic, paired=True, method="percentile", rng=RESAMPLES_SEED).confidence_interval
-    return {"bytes": int(a.sum()), "of": int(b.sum()), **_figures(a.sum() / b.sum(), drawn)}
+    return {"bytes": int(a.sum()), "of": int(b.sum()), **_figures(a.sum() / b.sum(), ratio(a, b))}
 
 
 def _share(found: Any) -> dict[str, float]:
     """Of n, with a 95% Wilson interval."""
-    interval = binomtest(int(found.sum()), len(found)).proportion_ci(method="wilson")
-    return {"k": int(found.sum()), "n": len(found), **_figures(found.mean(), interval)}
+    k, n = int(found.sum()), len(found)
+    return {"k": k, "n": n, **_figures(found.mean(), wilson(k, n))}
 
 
-def _figures(value: float, interval: Any) -> dict[str, float]:
-    named = {"value": value, "low": interval.low, "high": interval.high}
+def _figures(value: float, interval: Interval) -> dict[str, float]:
+    named = {"value": value, "low": interval[0], "high": interval[1]}
     return {name: round(float(each), 3) for name, each in named.items()}
 
 

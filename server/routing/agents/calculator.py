@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from decimal import Context, Decimal
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -20,18 +21,16 @@ _MAX_FACTORIAL = 400
 _PRECISE = Context(prec=40)
 _E = Fraction("2.7182818284590452353602874713526624977572")
 PI = Fraction("3.141592653589793238462643383279502884197")
-_ATOMS = {"number", "constant", "percent", "list", "digits"}
+_ATOMS = {"number", "constant", "percent", "list", "digits", "mixed"}
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "mod", "pow": "^", "percent_of": "of"}
-_PERCENTAGES = {"what_percent", "as_percent", "change"}
+_PERCENTAGES = {"what_percent", "as_percent", "change", "fall", "in_percent"}
 
 
 def is_computation(parse: Parse) -> bool:
-    """Whether the parse holds an operation: a bare number or constant asks for nothing."""
-    if parse[0] == "rebase":
-        return compute(parse) is not None
+    """Whether the parse holds an operation that has a value: a bare number or constant asks for nothing."""
     if parse[0] == "neg":
         return isinstance(parse[1], list) and is_computation(parse[1])
-    return parse[0] not in _ATOMS
+    return parse[0] not in _ATOMS and compute(parse) is not None
 
 
 def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
@@ -39,9 +38,9 @@ def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
     try:
         if parse[0] == "rebase":
             return _rebased(parse)
-        value = evaluate(parse[1] if parse[0] == "factors" else parse)
-        text = _factors(value) if parse[0] == "factors" else pretty(value)
-    except (ArithmeticError, ValueError):
+        value = evaluate(parse[1] if parse[0] in _SPELT else parse)
+        text = _SPELT[str(parse[0])](value) if parse[0] in _SPELT else pretty(value)
+    except (ArithmeticError, ValueError, KeyError):
         return None
     text += "%" if parse[0] in _PERCENTAGES else ""
     return Value(text, f"{_render(parse)} = {text}")
@@ -57,7 +56,10 @@ def evaluate(parse: Parse | str) -> Fraction:
         return _WORDS[parse] if parse in _WORDS else _numeral(parse.rstrip("stndrh"))
     kind, parts = str(parse[0]), parse[1:]
     if kind == "constant":
-        return PI
+        return PI if parts[0] == "pi" else _E
+    if kind == "mixed":
+        whole, above, below = (_numeral(str(part)) for part in parts)
+        return whole + above / below
     if kind in ("number", "percent"):
         return _numeral(str(parts[0]))
     if isinstance(parts[0], list) and parts[0][0] == "list":
@@ -75,6 +77,8 @@ _WORDS = {name: Fraction(value) for value, name in enumerate(_PARTS, start=3)} |
 
 
 def _numeral(text: str) -> Fraction:
+    if text[:2] in _PREFIXES:
+        return Fraction(int(text, 0))
     exponent = text.partition("e")[2]
     if exponent and abs(int(exponent)) > 300:
         raise ValueError("exponent out of reach")
@@ -172,6 +176,12 @@ _OPERATIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
     "ratio_of": lambda v: v[0] / v[1] * v[2],
     "double": lambda v: v[0] * 2,
     "triple": lambda v: v[0] * 3,
+    "dozen": lambda v: v[0] * 12,
+    "choose": lambda v: Fraction(math.comb(min(_whole(v[0]), 2 * MAX_BITS), _whole(v[1]))),
+    "div_into": lambda v: v[1] / v[0],
+    "as_decimal": lambda v: v[0],
+    "percent_decimal": lambda v: v[0] / 100,
+    "in_percent": lambda v: v[0] * 100,
     "reciprocal": lambda v: 1 / v[0],
     "factorial": lambda v: _factorial(v[0]),
     "log10": lambda v: _log(v[0], Fraction(10)),
@@ -188,12 +198,14 @@ _OPERATIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
     "what_percent": lambda v: v[1] / v[0] * 100,
     "as_percent": lambda v: v[0] / v[1] * 100,
     "change": lambda v: (v[1] - v[0]) / abs(v[0]) * 100,
+    "fall": lambda v: (v[0] - v[1]) / abs(v[0]) * 100,
     "round_places": lambda v: to_step(v[0], _power(Fraction(1, 10), v[1])),
     "round_nearest": lambda v: to_step(v[0], v[1]),
     "round_tenth": lambda v: to_step(v[0], Fraction(1, 10)),
     "round_first": lambda v: to_step(v[1], v[0]),
     "mean": statistics.mean,
     "median": statistics.median,
+    "geometric_mean": lambda v: root(math.prod(v, start=Fraction(1)), len(v)),
     "mode": _mode,
     "spread": lambda v: max(v) - min(v),
     "sum_of": lambda v: sum(v, Fraction(0)),
@@ -221,17 +233,18 @@ def _factors(value: Fraction) -> str:
     return " * ".join(str(factor) for factor in [*found, *([left] if left > 1 else [])])
 
 
+_SPELT: dict[str, Callable[[Fraction], str]] = {"factors": _factors, "as_fraction": str}
 _RADIX = {"binary": 2, "octal": 8, "decimal": 10, "hex": 16} | {str(base): base for base in range(2, 37)}
-_PREFIXES = {"0x": "hex", "0b": "binary"}
+_PREFIXES = {"0x": "hex", "0b": "binary", "0o": "octal"}
 
 
 def _rebased(parse: Parse) -> Value:
     """A change of number base; digits are read in the source base, which is decimal where none is named."""
-    named = {str(part[0]): part[1] for part in parse[1:] if isinstance(part, list)}
-    digits = str(named["digits"])
-    source = _PREFIXES.get(digits[:2]) or (str(named["source"][-1]) if "source" in named else "decimal")
-    target = str(named["target"][-1])
-    number = int(digits.removeprefix("0x").removeprefix("0b"), _RADIX.get(source, 0))
+    named: dict[str, Any] = {str(part[0]): part[1:] for part in parse[1:] if isinstance(part, list)}
+    digits = "".join(named["digits"])
+    source = _PREFIXES.get(digits[:2]) or (str(named["source"][0][-1]) if "source" in named else "decimal")
+    target = str(named["target"][0][-1])
+    number = int(digits[2:] if digits[:2] in _PREFIXES else digits, _RADIX[source])
     if source == target:
         raise ValueError("nothing to convert")
     text = np.base_repr(number, _RADIX[target])

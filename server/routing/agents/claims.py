@@ -29,16 +29,18 @@ _STAGES: dict[str, tuple[Agent, _Compute]] = {
 """Each grammar's agent, in the order in which they are asked."""
 _DEFINITION = re.compile(
     r"\bwhat(?: is|'s| are)? (?!.*\b(?:my|this|the|current|currently|now|free|available|left|used|using|running|"
-    r"installed|loaded|have|has|much|many|am|remaining|total|here|resident|version)\b)"
+    r"installed|loaded|models|index|have|has|much|many|am|remaining|total|here|resident|version)\b)"
 )
 """Of a machine, "What is cpu usage?" asks for a definition; "what is the cpu usage?" does not."""
 _NAMES = re.compile(
     r"(?i)^\W*(?:(?:1[0-2]|0?[1-9])/(?:3[01]|[12]\d|0?[1-9])\W*$|"
     r"(?:what(?:'s| is| was| are|s)? )?(?:9/11|24/7|7/11|50/50|20/20|4/20|1/1|\d+(?:-\d+){2,}|"
-    r"\d{3}-\d{4}|[12]\d{3}-[12]\d{3})\b)"
+    r"\d{3}-\d{4}|[12]\d{3}-[12]\d{3}|10-4\W*$|\d+-[a-z]+)\b)"
 )
 """Figures that are names: a bare date, an event, a slogan, a telephone number, a span of years, a verse form."""
-_DOUBTFUL = re.compile(r"[-+*/x^].*\d\s*!|!!|(?<![A-Za-z])(?:[KMGT]b(?:ps)?|mW|N[mM]|Mg)(?![A-Za-z])")
+_DOUBTFUL = re.compile(
+    r"^(?!.*\d!\s*[-+*/]).*[-+*/x^].*\d\s*!|!!|(?<![A-Za-z])(?:[KMGT]b|[KMGT]Bps|m[WJ]|mPa|M[VA]|N[mM]|Mg)(?![A-Za-z])"
+)
 """What cannot be told: a factorial or an exclamation, a unit that its capitals distinguish (Mb from MB, mW from MW)."""
 _CURRENCIES = re.compile(r"(?i)(\$|\bdollars?|\bbucks|\busd)|(€|\beuros?)|(£|\bpounds sterling)|(\bcents)")
 
@@ -53,10 +55,11 @@ def claim(text: str) -> Claim | None:
     line = " ".join(words)
     for name, (agent, _) in _STAGES.items():
         if (name == "system" and _DEFINITION.search(line)) or (
-            agent is Agent.CALCULATOR and not re.search(r"\d", line)
+            agent is Agent.CALCULATOR and not re.search(r"\d|\bhex", line)
         ):
             continue
-        parse = next((parse for parse in grammar(name).parses(words) if _is_sound(name, parse)), None)
+        said = words_of(text, paths=True) or [] if name == "files" else words
+        parse = next((parse for parse in grammar(name).parses(said) if _is_sound(name, parse)), None)
         if parse is not None:
             expression = json.dumps([name, parse], ensure_ascii=False, separators=(",", ":"))
             return Claim(agent=agent, expression=expression)

@@ -39,9 +39,13 @@ def _answer(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
         return _zones(kind, parts, now)
     if name in ("clock", "noon", "midnight"):
         return _clocks(kind, parts, now)
+    if kind == "year_left":
+        return _span("until", [*parts, ["year_end"]], now)
+    if kind == "age" and not _yearless(parts[0]):
+        return _span("since", ["year", *parts], now)
     if kind in ("until", "since", "between", "between_to"):
         return _span(kind, parts, now)
-    return _calendar(kind, parts, now.date())
+    return _calendar(kind, parts, now)
 
 
 _NOW = {
@@ -120,6 +124,8 @@ def _clocks(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
     if kind == "clock_until":
         target = clocks[0] if clocks[0] >= now else clocks[0] + timedelta(days=1)
         return _duration(_elapsed_s(now, target), periods), f"now is {now:%H:%M:%S}"
+    if kind == "clock_form":
+        return _clock(clocks[0]), "the same time of day"
     if not numbers:
         raise ValueError(kind)
     shift = timedelta(seconds=sum(n * _SECONDS[period] for n, period in zip(numbers, periods, strict=True)))
@@ -146,13 +152,30 @@ def _duration(seconds: float, periods: list[str]) -> str:
     return f"{_count(hours, 'hour')} {_count(minutes, 'minute')}"
 
 
-def _calendar(kind: str, parts: list[Any], today: date) -> tuple[str, str]:
+def _calendar(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
+    today = now.date()
     if kind == "month_days":
         year = _year(parts[1], today) if len(parts) > 1 else today.year
         month = _MONTHS.index(str(parts[0])[:3]) + 1
         if month == 2 and len(parts) == 1:
             return "28 days, 29 in a leap year", ""
         return f"{calendar.monthrange(year, month)[1]} days", f"{calendar.month_name[month]} {year}"
+    if kind == "this_month_days":
+        return f"{calendar.monthrange(today.year, today.month)[1]} days", f"{today:%B %Y}"
+    if kind in ("year_days", "leap_days"):
+        leap = kind == "leap_days" or calendar.isleap(_year(parts[0], today))
+        return f"{365 + leap} days", "a leap year has one more than 365"
+    if kind == "unix_now":
+        return f"{int(now.timestamp())}", "seconds since 1970-01-01 00:00 UTC"
+    if kind == "from_unix":
+        moment = datetime.fromtimestamp(int(parts[0]), UTC)
+        return f"{_day(moment.date())}, {moment:%H:%M:%S} UTC", "seconds since 1970-01-01 00:00 UTC"
+    if kind == "year_day":
+        day = _date(parts[0], today)
+        return f"day {day:%-j} of {day.year}", str(day)
+    if kind == "years_between":
+        first, last = (_year(part, today) for part in parts)
+        return _count(abs(last - first), "year"), f"{first} to {last}"
     if kind == "leap_year":
         year = _year(parts[0], today)
         return ("Yes" if calendar.isleap(year) else "No"), f"{year}: divisible by 4, and by 400 where by 100"

@@ -25,10 +25,14 @@ _SUFFIXES = {
 def compute(parse: Parse, context: AgentContext) -> Value | None:
     """The fact asked for, or None where the path is not in an allowed folder, cannot be read or holds too much."""
     given = {str(part[0]): str(part[1]) for part in parse[1:] if isinstance(part, list)}
-    order = next((part for part in parse[1:] if isinstance(part, str)), "")
+    order = next((part for part in parse[1:] if isinstance(part, str)), "newest")
+    if order.endswith("s"):
+        given["kind"] = order.removesuffix("s")
     try:
         path = _allowed(given["path"].strip('"'), context)
-        return _fact(str(parse[0]), path, given.get("kind", ""), order) if path else None
+        kind = str(parse[0])
+        kind = ("count" if "kind" in given else "count_folders") if kind == "count_in" else kind
+        return _fact(kind, path, given.get("kind", ""), order) if path else None
     except (OSError, RuntimeError):
         return None
 
@@ -42,6 +46,8 @@ def _fact(kind: str, path: Path, wanted: str, order: str) -> Value | None:
             return Value(f"{sum(1 for _ in stream)} lines", f"lines of {path}")
     if kind == "size" and path.is_file():
         return Value(f"{path.stat().st_size:,} bytes", f"size of {path}")
+    if kind == "modified":
+        return Value(f"{datetime.fromtimestamp(path.stat().st_mtime).astimezone():%Y-%m-%d %H:%M}", f"status of {path}")
     if not path.is_dir():
         return None
     if kind == "count_folders":
@@ -57,7 +63,7 @@ def _fact(kind: str, path: Path, wanted: str, order: str) -> Value | None:
         return None
     by_size = order in ("largest", "biggest", "smallest")
     ranked = sorted(found, key=lambda item: (item[1].st_size if by_size else item[1].st_mtime, str(item[0])))
-    best, status = ranked[-1 if order in ("largest", "biggest", "newest", "latest") else 0]
+    best, status = ranked[0 if order in ("smallest", "oldest") else -1]
     moment = datetime.fromtimestamp(status.st_mtime).astimezone()
     shown = os.fsencode(best).decode("utf-8", "backslashreplace")
     return Value(f"{shown} ({status.st_size:,} bytes, modified {moment:%Y-%m-%d %H:%M})", where)

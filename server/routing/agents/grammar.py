@@ -6,6 +6,7 @@ A word that no grammar knows ends the attempt at once, so most requests cost a f
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -32,25 +33,52 @@ class _AnyOf(frozenset[str]):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A compiled grammar. `phrases` (literals, units, places) and `patterns` for single words give terminals."""
+    """A compiled grammar. `phrases` (literals, units, places) and `patterns` for single words give terminals; `users`
+    are the rules that each symbol stands in, with their numbers, `counts` how many symbols each rule has."""
 
     phrases: Mapping[tuple[str, ...], set[str]]
     patterns: tuple[tuple[str, re.Pattern[str]], ...]
     parser: Any
+    users: Mapping[str, list[tuple[int, Any]]]
+    counts: tuple[int, ...]
 
     def parses(self, words: list[str]) -> Iterator[Parse]:
         """Parses of all of `words` but what carries the request ("hey, could you tell me"), shortest core first."""
         from lark.exceptions import LarkError
 
-        for start in _starts(words):
+        starts, ends = _frame(tuple(words))
+        for start in starts:
             tokens = list(self.tokens(words[start:]))
-            for taken in _ends(words[start:], tokens):
-                known = frozenset[str]().union(*(names for names, _, _ in tokens[:taken]))
+            for taken in [count for count, (_, _, end) in enumerate(tokens, start=1) if start + end in ends]:
+                parser = self.narrowed(frozenset[str]().union(*(names for names, _, _ in tokens[:taken])))
                 try:
-                    tree = narrowed(self.parser, known).parse(tokens[:taken])
+                    tree = parser.parse(tokens[:taken]) if parser else None
                 except LarkError:
                     continue
-                yield _plain(tree.children[0])
+                if tree is not None:
+                    yield _plain(tree.children[0])
+
+    def narrowed(self, known: frozenset[str]) -> Any:
+        """The parser without the rules that these terminals cannot complete, since lark predicts every rule at every
+        word; None where no request can be made of them."""
+        found: set[str] = set()
+        left = list(self.counts)
+        kept: defaultdict[Any, list[Any]] = defaultdict(list)
+        ready = ["", *sorted(known)]  # one order in every process
+        while ready:
+            if (name := ready.pop()) in found:
+                continue
+            found.add(name)
+            for number, rule in self.users.get(name, ()):
+                left[number] -= 1
+                if not left[number]:
+                    kept[rule.origin].append(rule)
+                    ready.append(rule.origin.name)
+        if "start" not in found:
+            return None
+        fewer, front, earley = copy(self.parser), copy(self.parser.parser), copy(self.parser.parser.parser)
+        fewer.parser, front.parser, earley.predictions = front, earley, kept
+        return fewer
 
     def tokens(self, words: list[str]) -> Iterator[_Lexed]:
         """Terminals, text and end position of each phrase, the longest each time, up to a word that is in none."""
@@ -69,36 +97,23 @@ class Grammar:
             yield _AnyOf(names), " ".join(phrase), position
 
 
-@lru_cache(maxsize=256)
-def narrowed(parser: Any, known: frozenset[str]) -> Any:
-    """The parser without the rules that these terminals cannot complete: lark predicts every rule at every word."""
-    found, left = set(known), set(parser.rules)
-    while done := {rule for rule in left if all(symbol.name in found for symbol in rule.expansion)}:
-        found.update(rule.origin.name for rule in done)
-        left -= done
-    fewer, front, earley = copy(parser), copy(parser.parser), copy(parser.parser.parser)
-    kept = {origin: [rule for rule in rules if rule not in left] for origin, rules in earley.predictions.items()}
-    fewer.parser, front.parser, earley.predictions = front, earley, kept
-    return fewer
-
-
-def _starts(words: list[str]) -> list[int]:
-    """Where the request may begin: after each run of carrier phrases, the longest run first."""
-    before, reached = vocabulary("BEFORE"), {0}
-    for position in range(len(words) - 1):
-        ends = range(position + 1, min(position + _LONGEST_PHRASE, len(words) - 1) + 1) if position in reached else ()
-        reached.update(end for end in ends if tuple(words[position:end]) in before)
-    return sorted(reached, reverse=True)
-
-
-def _ends(words: list[str], tokens: list[_Lexed]) -> list[int]:
-    """How many tokens the request may have: what follows them is carrier phrases only. Shortest first."""
-    after, reached = vocabulary("AFTER"), {len(words)}
-    for position in range(len(words) - 1, 0, -1):
-        ends = range(position + 1, min(position + _LONGEST_PHRASE, len(words)) + 1)
-        if any(end in reached and tuple(words[position:end]) in after for end in ends):
-            reached.add(position)
-    return [count for count, (_, _, end) in enumerate(tokens, start=1) if end in reached]
+@lru_cache(maxsize=8)
+def _frame(words: tuple[str, ...]) -> tuple[list[int], set[int]]:
+    """Where the request may begin: after each run of carrier phrases, the longest first; and where it may end: what
+    follows is carrier phrases only."""
+    before, after = vocabulary("BEFORE"), vocabulary("AFTER")
+    starts, ends, count = {0}, {len(words)}, len(words)
+    for position in range(count - 1):
+        if position in starts:
+            reach = range(position + 1, min(position + _LONGEST_PHRASE, count - 1) + 1)
+            starts.update(end for end in reach if words[position:end] in before)
+    for position in range(count - 1, 0, -1):
+        if words[position] == "!" in words[:position] and words[position - 1][0].isdigit():
+            continue  # "5! + 3!" exclaims nothing
+        reach = range(position + 1, min(position + _LONGEST_PHRASE, count) + 1)
+        if any(end in ends and words[position:end] in after for end in reach):
+            ends.add(position)
+    return sorted(starts, reverse=True), ends
 
 
 @cache
@@ -117,7 +132,7 @@ def grammar(name: str) -> Grammar:
             return (Token(kinds, text) for kinds, text, _ in data)
 
     text = files("rolecall.server.routing.agents").joinpath(f"{name}.lark").read_text("utf-8")
-    text = _lifted(re.sub(r'"([^"\n]+)"', _by_word, re.sub(r"^//.*$", "", text, flags=re.MULTILINE)))
+    text = _lifted(re.sub(r'"([^"\n]+)"([?*+]?)', _by_word, re.sub(r"^//.*$", "", text, flags=re.MULTILINE)))
     parser = Lark(text, parser="earley", lexer=Words, ambiguity="resolve", maybe_placeholders=False)
     phrases: dict[tuple[str, ...], set[str]] = {}
     patterns = []
@@ -129,26 +144,31 @@ def grammar(name: str) -> Grammar:
     for kind in ("UNIT", "CITY"):
         for phrase in vocabulary(kind) if kind in text else ():
             phrases.setdefault(phrase, set()).add(kind)
-    return Grammar(phrases, tuple(patterns), parser)
+    needs = [{symbol.name for symbol in rule.expansion} or {""} for rule in parser.rules]
+    users: dict[str, list[tuple[int, Any]]] = {}
+    for number, (names, rule) in enumerate(zip(needs, parser.rules, strict=True)):
+        for symbol in names:
+            users.setdefault(symbol, []).append((number, rule))
+    return Grammar(phrases, tuple(patterns), parser, users, tuple(map(len, needs)))
 
 
 def _by_word(literal: re.Match[str]) -> str:
-    words = [f'"{word}"' for word in pieces_of(literal[1])]
-    return words[0] if len(words) == 1 else f"({' '.join(words)})"
+    words = " ".join(f'"{word}"' for word in pieces_of(literal[1]))
+    return f"({words}){literal[2]}" if literal[2] and " " in words else words + literal[2]
 
 
 def _lifted(text: str) -> str:
-    """Give each group of literals a rule of its own, since lark multiplies groups out into thousands of rules."""
+    """Give each group of literals and each optional symbol a rule of its own, since lark multiplies them out."""
     rules: dict[str, str] = {}
 
-    def lift(group: re.Match[str]) -> str:
-        return rules.setdefault(group[1], f"_group_{len(rules)}")
+    def lift(found: re.Match[str]) -> str:
+        return rules.setdefault(found[1] or f"| {found[2]}", f"_lifted_{len(rules)}")
 
     definitions = [line for line in text.splitlines() if _TERMINAL.match(line)]
     text = "\n".join(line for line in text.splitlines() if not _TERMINAL.match(line))
     lifted = None
     while lifted != text:
-        lifted, text = text, re.sub(r"\(((?:\"[^\"\n]+\"|[\w? |])+)\)", lift, text)
+        lifted, text = text, re.sub(r"\(((?:\"[^\"\n]+\"|[\w*+ |])+)\)|((?:\w+|\"[^\"\n]+\"))\?", lift, text)
     return "\n".join([text, *definitions, *(f"{name}: {body}" for body, name in rules.items()), ""])
 
 

@@ -50,6 +50,16 @@ def _memory(context: AgentContext) -> str:
     return f"{_gib(memory.available)} available, {used}, {_gib(memory.total)} in total"
 
 
+def _battery(context: AgentContext) -> str:
+    battery = psutil.sensors_battery()
+    return f"{battery.percent:.0f}%, {'' if battery.power_plugged else 'not '}plugged in" if battery else ""
+
+
+def _swap(context: AgentContext) -> str:
+    swap = psutil.swap_memory()
+    return f"{_gib(swap.used)} used of {_gib(swap.total)}"
+
+
 def _disk(context: AgentContext) -> str:
     usage = psutil.disk_usage(str(Path.home()))
     return f"{_gb(usage.free)} free, {_gb(usage.used)} used of {_gb(usage.total)} (the disk of the home folder)"
@@ -105,6 +115,8 @@ _PROBES: dict[str, Callable[[AgentContext], str]] = {
     "cpu_model": _cpu_model,
     "memory": _memory,
     "disk": _disk,
+    "battery": _battery,
+    "swap": _swap,
     "os_name": lambda context: (
         f"macOS {v} ({platform.machine()})" if (v := platform.mac_ver()[0]) else platform.platform()
     ),

@@ -36,6 +36,8 @@ def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
     try:
         if parse[0] in ("percent_of", "plus", "minus"):
             return _combined(parse)
+        if parse[0] == "feet_inches":
+            return _feet_inches(read_quantity(list(parse[1])))
         source, target = _sides(parse)
         if source.units == registry().Unit(target):
             return None
@@ -62,18 +64,28 @@ def _combined(parse: Parse) -> Value:
     return Value(text, f"{working} = {text}")
 
 
+def _feet_inches(source: Any) -> Value:
+    feet, inches = divmod(Fraction(source.to("inch").magnitude), 12)
+    if source.units == registry().Unit("foot") and not inches:
+        raise ValueError("nothing to convert")
+    text = f"{feet} ft {pretty(inches, 6)} in"
+    return Value(text, f"{_written(source)} = {text}")
+
+
 def _written(value: Any) -> str:
     return f"{pretty(Fraction(value.magnitude), _DIGITS)} {shown(value.units)}"
 
 
 def shown(unit: Any) -> str:
     """The unit's symbol, as in "km" or "mi/h"."""
-    return {"floz": "fl oz", "cp": "cup"}.get(symbol := f"{registry().Unit(str(unit)):~P}", symbol)
+    return {"floz": "fl oz", "cp": "cup", "daa": "decades"}.get(symbol := f"{registry().Unit(str(unit)):~P}", symbol)
 
 
 def _sides(parse: Parse) -> tuple[Any, str]:
     """The source as a quantity and the target's name. An ounce is a fluid ounce where the other side is a volume."""
     parts = [part for part in parse[1:] if isinstance(part, list)]
+    if parse[0] == "convert_from":
+        return quantity(str(parts[2][1]), unit_name(parts[0])), unit_name(parts[1])
     given, wanted = (parts[-1], parts[0]) if parse[0] == "convert_to" else (parts[0], parts[-1])
     source, target = read_quantity(given), unit_name(wanted)
     if not source.is_compatible_with(target):
@@ -95,6 +107,8 @@ def read_quantity(parse: Parse) -> Any:
         return read_quantity(parts[0]) if parts[0][0] != "unit" else quantity("1", unit_name(parts[0]))
     units = [unit_name(part) for part in parts if isinstance(part, list)]
     numbers = [Decimal(part) for part in parts if isinstance(part, str) and part[0].isdigit()]
+    if kind == "feet_inches":
+        return quantity(numbers[0] * 12 + numbers[1], "inch")
     if kind == "compound_short":
         if units != ["foot"]:
             raise ValueError("only feet are followed by bare inches")
@@ -105,7 +119,12 @@ def read_quantity(parse: Parse) -> Any:
         return quantity(numbers[0], units[0]) + quantity(numbers[1], units[1])
     if kind == "fraction_unit":
         return quantity(numbers[0] / numbers[1], units[0])
-    value = {"single": Decimal(1), "half_unit": Decimal("0.5")}.get(kind) or numbers[0]
+    if kind == "mixed_unit":
+        return quantity(numbers[0] + numbers[1] / numbers[2], units[0])
+    if kind == "quarters_unit":
+        return quantity(numbers[0] / 4, units[0])
+    shares = {"single": Decimal(1), "half_unit": Decimal("0.5"), "quarter_unit": Decimal("0.25")}
+    value = shares.get(kind) or numbers[0]
     if kind == "and_half":
         value += Decimal("0.5")
     return quantity(-value if kind == "minus_unit" else value, units[0])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import yaml
 
@@ -16,14 +17,27 @@ MAX_TOKENS = 64
 
 _SPELLING = str.maketrans(
     {"\u2019": "'", "\u2018": "'", "\u00d7": "*", "\u00f7": "/", "\u2212": "-", "\u2013": "-", "\u22c5": "*"}
-    | {"\u00b2": "^2", "\u00b3": "^3", "\u221a": " sqrt ", "\u03c0": " pi ", "\u00b0": " degrees ", "\u00a0": " "}
+    | {
+        "\u00bf": " ",
+        "\u00a1": " ",
+        "\u2192": "->",
+        "\u00b2": "^2",
+        "\u00b3": "^3",
+        "\u221a": " sqrt ",
+        "\u03c0": " pi ",
+        "\u00b0": " degrees ",
+        "\u00a0": " ",
+    }
 )
 _PIECE = re.compile(
-    r"0x[0-9a-f]+|0b[01]+|\d{1,2}:\d\d(?::\d\d)?|\d{4}-\d\d?-\d\d?|\d\d?/\d\d?/\d{4}|"
-    r"\d+(?:st|nd|rd|th)\b|(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+\b)?|\.\d+|"
+    r"0x[0-9a-f]+|0b[01]+|0o[0-7]+|\d{1,2}:\d\d(?::\d\d)?|\d{4}-\d\d?-\d\d?|\d\d?/\d\d?/\d{4}|"
+    r"\d+(?:st|nd|rd|th)\b|(?<![\d,])\d+,\d{1,2}(?![\d,])|(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+\b)?|\.\d+|"
     r"(?<!\w)\.[a-z]\w{0,5}\b|\"[^\"]+\"|(?<![\w./])(?:~|\.{1,2})?/[\w.~/-]*[\w~/-](?<!\d/)|\*\*|"
-    r"a\.m\.|p\.m\.|u\.s\.|[^\W\d_]+(?:'[a-z]+)?|\S",
+    r"(?:[mck]?m|ft|in)[23]\b|a\.m\.|p\.m\.|u\.s\.|[^\W\d_]+(?:'[^\W\d_]+)?|\S",
     re.IGNORECASE,
+)
+_PATH_PIECE = re.compile(
+    r"(?:[A-Za-z_][\w-]*/)+(?:[\w.-]*\w)?|[A-Za-z_][\w-]*\.[A-Za-z]\w{0,5}\b|" + _PIECE.pattern, re.I
 )
 _UNITS = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
@@ -36,6 +50,7 @@ _ORDINALS = {
     "first": 1, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10,
     "eleventh": 11, "twelfth": 12, "twentieth": 20, "thirtieth": 30,
 }  # fmt: skip
+_NUMBER_WORDS = {*_UNITS, *_SCALES, *_ORDINALS}
 _APART = "\x1f"
 """Stands between words where they are read as one line: a quoted word may hold spaces."""
 
@@ -63,12 +78,16 @@ _NUMBER = _number_pattern()
 _MONEY = re.compile(r"[$£€](?=\s?\d)")
 
 
-def words_of(text: str) -> list[str] | None:
-    """The request's words in lower case, numbers as plain decimals; None where it is too long to be a computation."""
+def words_of(text: str, paths: bool = False) -> list[str] | None:
+    """The request's words in lower case, numbers as plain decimals; None where it is too long to be a computation.
+
+    With `paths`, "docs/a" and "notes.md" are one word each: elsewhere they are a quotient and a typing error.
+    """
     if not text or len(text) > MAX_CHARS or "\n" in text.strip():
         return None
-    pieces = [_plain(piece) for piece in _PIECE.findall(_MONEY.sub("$ ", text.strip().translate(_SPELLING)))]
-    return _figures(pieces) if len(pieces) <= MAX_TOKENS else None
+    pattern = _PATH_PIECE if paths else _PIECE
+    pieces = [_plain(piece, paths) for piece in pattern.findall(_MONEY.sub("$ ", text.strip().translate(_SPELLING)))]
+    return _figures(_uniform(pieces)) if len(pieces) <= MAX_TOKENS else None
 
 
 def pieces_of(phrase: str) -> list[str]:
@@ -78,23 +97,68 @@ def pieces_of(phrase: str) -> list[str]:
 
 @cache
 def vocabulary(terminal: str) -> Mapping[tuple[str, ...], str]:
-    """Phrases by their words. `UNIT` gives the unit's name in pint, `CITY` the IANA time zone; `BEFORE` and `AFTER` are
-    the carrier phrases around a request."""
+    """Phrases by their words. `UNIT` gives the unit's name in pint, `CITY` the IANA time zone, `INSTEAD` the
+    English for a foreign phrase; `BEFORE` and `AFTER` are the carrier phrases around a request, `SPELT` more words to
+    mend."""
     name = {"UNIT": "units", "CITY": "places"}.get(terminal, "carrier")
     text = files("rolecall.config").joinpath(f"routing/{name}.yaml").read_text("utf-8")
-    table: dict[str, list[str]] = yaml.safe_load(text)
-    if name == "carrier":
+    table: Any = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if terminal == "INSTEAD":
+        table = table["instead"]
+    elif name == "carrier":
         return {tuple(pieces_of(phrase)): terminal for phrase in table[terminal.lower()]}
     return {tuple(pieces_of(phrase)): meaning for meaning, phrases in table.items() for phrase in phrases}
 
 
-def _plain(piece: str) -> str:
-    if piece[0] == '"' or "/" in piece[:3]:  # a path, whose capitals count
+def _plain(piece: str, paths: bool) -> str:
+    if piece[0] == '"' or "/" in piece or (paths and "." in piece[1:]):  # a path, whose capitals count
         return piece
     piece = piece.lower()
-    if piece[0].isdigit() and "," in piece:
+    if piece[0].isdigit() and re.search(r",\d{3}", piece):
         return piece.replace(",", "")
     return "0" + piece if re.fullmatch(r"\.\d+", piece) else piece
+
+
+def _uniform(pieces: list[str]) -> list[str]:
+    """Slips in filler words mended, foreign phrases in English."""
+    instead, position = vocabulary("INSTEAD"), 0
+    found: list[str] = []
+    pieces = [_slips().get(piece, piece) for piece in pieces]
+    while position < len(pieces):
+        sizes = range(6, 0, -1) if pieces[position] in _foreign() else ()
+        size = next((n for n in sizes if tuple(pieces[position : position + n]) in instead), 0)
+        phrase = tuple(pieces[position : position + max(size, 1)])
+        found += pieces_of(instead[phrase]) if size else phrase
+        position += len(phrase)
+    decimals = "." if found != pieces else " , "  # "2,5 Meter" but "the mean of 1,2"
+    return [
+        word for piece in found for word in (piece.replace(",", decimals).split() if piece[0].isdigit() else [piece])
+    ]
+
+
+@cache
+def _foreign() -> set[str]:
+    return {phrase[0] for phrase in vocabulary("INSTEAD")}
+
+
+@cache
+def _slips() -> Mapping[str, str]:
+    """Filler words by what they become with two letters exchanged, or (long ones) one inside left out or doubled."""
+    spelt = {word for kind in ("BEFORE", "AFTER", "SPELT") for phrase in vocabulary(kind) for word in phrase}
+    known = (
+        spelt
+        | _NUMBER_WORDS
+        | {word for kind in ("UNIT", "CITY", "INSTEAD") for phrase in vocabulary(kind) for word in phrase}
+    )
+    for grammar in files("rolecall.server.routing.agents").iterdir():
+        known |= set(re.findall(r"[a-z]+", grammar.read_text("utf-8"))) if grammar.name.endswith(".lark") else set()
+    table = {}
+    for word in sorted(word for word in spelt if len(word) > 2 and word.isalpha()):
+        for at in range(len(word) - 1):
+            table[word[:at] + word[at + 1] + word[at] + word[at + 2 :]] = word
+            if at and len(word) > 4:
+                table |= {word[:at] + word[at + 1 :]: word, word[: at + 1] + word[at:]: word}
+    return {slip: word for slip, word in table.items() if slip not in known}
 
 
 def _figures(words: list[str]) -> list[str]:

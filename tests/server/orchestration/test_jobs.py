@@ -12,9 +12,9 @@ from rolecall.config.errors import RolecallError
 from rolecall.roles.contract import Event, Generated, Loading, Prefilling, Queued, Role
 from rolecall.server.errors import JobUnknown
 from rolecall.server.orchestration import jobs as module
-from rolecall.server.orchestration.ask import Words
 from rolecall.server.orchestration.contract import Call, OnProgress, Outcome, ReasonCall
 from rolecall.server.orchestration.jobs import Jobs
+from rolecall.server.orchestration.turn import Words
 from rolecall.server.telemetry.store import ReceiptStore
 
 from ..desk import MakeDesk, served

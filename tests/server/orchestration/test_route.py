@@ -39,11 +39,12 @@ def test_arithmetic_is_computed_and_no_model_is_asked(desk: MakeDesk, kind: type
 
 @pytest.mark.parametrize("kind", [RouteCall, ReasonCall])
 def test_where_the_agent_finds_no_value_a_model_answers(desk: MakeDesk, kind: type) -> None:
-    at = desk(["It is undefined."])
+    at = desk(["I cannot see it."])
+    text = "How many Python files are under /nonexistent?"
 
-    outcome = at.run(kind, **{"request" if kind is RouteCall else "question": "What is 5 / 0?"})
+    outcome = at.run(kind, **{"request" if kind is RouteCall else "question": text})
 
-    assert outcome.answer == "It is undefined."
+    assert outcome.answer == "I cannot see it."
     assert at.states()[1:4] == ["TOOL_ONLY_EXECUTION", "MODEL_SELECTION", "LLM_CALL"]
     assert outcome.decision is not None and outcome.decision.role == "reasoning"
 

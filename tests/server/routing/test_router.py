@@ -28,6 +28,7 @@ from rolecall.server.routing.contract import (
 from rolecall.server.routing.decide import decide
 from rolecall.server.routing.router import Router, batch_line
 from rolecall.server.routing.signals import load_rules, policy, read
+from rolecall.server.routing.snapshot import altered
 
 CONTEXTS = {
     Role.ROUTER: 8192, Role.REASONING: 32768, Role.REASONING_HEAVY: 32768, Role.CODING: 32768,
@@ -232,5 +233,53 @@ def test_a_broken_embedder_is_said_and_asked_again() -> None:
 
 
 def test_the_snapshot_changes_with_the_embedder() -> None:
-    assert router(Staff()).snapshot().sha256 != router(Staff(embeds=False)).snapshot().sha256
+    one, other = router(Staff()).snapshot(), router(Staff(embeds=False)).snapshot()
+    assert one.sha256 != other.sha256
+    assert {name for name in one.parts if one.parts[name] != other.parts[name]} == {"embedder"}
     assert router().snapshot() == router().snapshot()
+
+
+def test_a_snapshot_names_its_parts_and_what_of_it_was_altered() -> None:
+    whole = router().snapshot()
+    packaged = {"code", "rules", "weights", "grammars", "prompts"}
+    assert set(whole.parts) == {*packaged, "roles", "embedder", "policy", "thresholds"}
+    assert altered(whole) == altered(Snapshot.model_validate_json(whole.model_dump_json())) == ()
+    assert altered(whole.model_copy(update={"quality_weight": 0.75})) == ("policy",)
+    assert altered(whole.model_copy(update={"roles": whole.roles[1:]})) == ("roles",)
+    assert altered(whole.model_copy(update={"sha256": "0" * 64})) == ("sha256",)
+
+
+def test_a_decision_reads_the_embedders_identity_once() -> None:
+    class Counting(Staff):
+        reads = 0
+
+        def embedder(self) -> EmbedderInfo | None:
+            self.reads += 1
+            return super().embedder()
+
+    staff = Counting()
+    decided("tell me about the moon", staff=staff)
+    assert staff.reads == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["tell me about the moon", "what is 3 plus 4", "", "\ud800", "x" * 1_000_000, "Summarize this: " + "a b " * 99],
+)
+def test_an_explanation_is_json_of_the_decision_that_is_made(text: str) -> None:
+    told = anyio.run(router().explain, text)
+    assert json.loads(json.dumps(told, ensure_ascii=True, allow_nan=False))["decision"] == told["decision"]
+    assert told["decision"] == decided(text).model_dump(mode="json")
+    assert (told["decision"]["role"] is None) == (not told["candidates"])
+
+
+def test_an_explanation_says_what_would_have_changed_the_decision() -> None:
+    texts = ("Write a poem about the sea.", "Is it so?", "a headline for this", "recap of the meeting", "prove it")
+    told = [anyio.run(router(Staff(embeds=False)).explain, text) for text in texts]
+    assert {"figure": "prompt_tokens", "now": 6, "at": 8192, "role": "reasoning"} in told[0]["would_change"]["role"]
+    changes = [(each, each["would_change"]["type"]) for each in told]
+    for each, change in changes:
+        best = each["decision"]["task_type"]
+        assert change["lacks_log_odds"] >= 0 and change["runner_up"] != best != change["then"]
+        assert change["rule"] is None or change["rule"] in [rule["name"] for rule in each["rules"]]
+    assert any(change["rule"] for _, change in changes)

@@ -23,9 +23,9 @@ def store(tmp_path: Path) -> Iterator[ReceiptStore]:
 
 def receipt(**changes: object) -> Receipt:
     plain = dict.fromkeys(Receipt.model_fields)
-    tuples = dict.fromkeys(("transitions", "calls", "checks", "warnings"), ())
+    tuples = dict.fromkeys(("transitions", "calls", "checks", "warnings", "trail"), ())
     filled = {"id": receipt_id(), "tool": "reason", "started_at": "2026-01-01T00:00:00.000+00:00", "session": "s1"}
-    maps: dict[str, object] = {"prompts": {}, "tokens": {}, "timings": {}, "spared": {}}
+    maps: dict[str, object] = {"prompts": {}, "tokens": {}, "timings": {}, "spared": {}, "cost": {}}
     return Receipt.model_validate(plain | tuples | maps | filled | {"state": "COMPLETED", "rounds": 1} | changes)
 
 
@@ -57,6 +57,35 @@ def test_the_oldest_beyond_the_bound_are_dropped(store: ReceiptStore) -> None:
         anyio.run(store.add, each, 3)
 
     assert anyio.run(store.recent, 9) == (kept[4], kept[3], kept[2])
+
+
+def test_a_snapshot_is_kept_once_and_comes_back_by_its_hash(store: ReceiptStore) -> None:
+    for _ in range(3):
+        anyio.run(store.add, receipt(snapshot_sha256="ab"), 10, '{"sha256":"ab"}')
+
+    assert anyio.run(store.snapshots) == {"ab": b'{"sha256":"ab"}'}
+
+
+@pytest.mark.parametrize(("was", "now"), [("reason", "treason"), ('"reason"', "\xff"), ("{", "[")])
+def test_a_damaged_receipt_is_named_and_costs_no_other(was: str, now: str, store: ReceiptStore, tmp_path: Path) -> None:
+    kept = [receipt(id=f"0{number}") for number in range(3)]
+    for each in kept:
+        anyio.run(store.add, each, 10)
+    with sqlite3.connect(tmp_path / "receipts.sqlite3") as other:
+        damaged = kept[1].model_dump_json().encode().replace(was.encode(), now.encode("latin-1"), 1)
+        other.execute("UPDATE receipts SET body = CAST(? AS TEXT) WHERE id = '01'", (damaged,))
+    other.close()
+
+    assert [(each.id, each.altered) for each in anyio.run(store.latest, 3)] == [
+        ("02", False),
+        ("01", True),
+        ("00", False),
+    ]
+    readable = anyio.run(store.kept, ("01",))[0].receipt() is not None
+    assert [each.id for each in anyio.run(store.recent, 3)] == (["02", "01", "00"] if readable else ["02", "00"])
+    if not readable:
+        with pytest.raises(StoreUnusable, match="is damaged"):
+            anyio.run(store.get, "01")
 
 
 def test_ids_sort_by_time_and_do_not_repeat() -> None:

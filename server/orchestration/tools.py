@@ -1,0 +1,111 @@
+"""TOOL_EXECUTION: before it answers, a role's model may have something computed or looked up, three times at most.
+
+It asks in the one form that the engine enforces, in a turn that is opened for nothing else. So neither a document nor
+an answer's own text can ask, whatever stands in it, and what comes back is data like any document.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import anyio
+import anyio.to_thread
+
+from rolecall.config.prompts import document
+from rolecall.retrieval.errors import RetrievalError
+from rolecall.roles.errors import RoleError
+
+from ..routing.agents.claims import claim, compute
+from ..routing.agents.contract import AgentContext
+from ..routing.contract import Agent, TaskType
+from ..routing.signals import met, read
+from .ask import Ask
+from .contract import RetrieveCall
+from .record import Run
+from .retrieve import in_words, search
+from .staff import Staff, local_zone
+from .states import Event
+from .turn import Turn, aside_s, ended, fits, generate, info_of, is_small, note, with_documents
+
+MAX_TOOLS = 3
+MAX_PASSAGES = 3
+
+TOOLS = (Agent.CALCULATOR, Agent.UNITS, Agent.DATETIME, Agent.RETRIEVAL)
+"""What a model may ask: read-only, and without a look at the machine or its files but those that are indexed."""
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"tool": {"enum": [*TOOLS, "none"]}, "request": {"type": "string", "maxLength": 200}},
+    "required": ["tool", "request"],
+    "additionalProperties": False,
+}
+
+
+async def consult(run: Run, staff: Staff, wanted: Ask, question: str) -> tuple[Ask, tuple[str, ...]]:
+    """The turn with what its model asked for among its documents, and those texts. From MODEL_SELECTION to LLM_CALL,
+    or nowhere where the model is small, or the question neither holds figures nor speaks of documents.
+
+    Where the turn is refused, fails or would take more than a third of the call's budget, the answer does without.
+    """
+    if is_small(info_of(staff.models, wanted.role)) or not _may_need(question):
+        return wanted, ()
+    texts = dict[str, str]()
+    run.advance(Event.ROLE_SELECTED)
+    try:
+        with anyio.fail_after(aside_s(run)):
+            while len(texts) < MAX_TOOLS:
+                tool, request = await _asked(run, staff, wanted, question)
+                title = f"{tool}: {request}"
+                if tool == "none" or title in texts:
+                    break
+                note(run, 1, wanted.role, f"tool: {tool}", request)
+                text = await _served(run, staff, Agent(tool), request)
+                more = replace(wanted, name="found", values=with_documents(wanted.values, document(text, title)))
+                if not fits(staff.models, more):
+                    break
+                wanted, texts[title] = more, text
+    except (RoleError, TimeoutError) as error:
+        note(run, 1, wanted.role, f"no more tools: {ended(run, error)}")
+    return wanted, tuple(texts.values())
+
+
+async def _asked(run: Run, staff: Staff, wanted: Ask, question: str) -> tuple[str, str]:
+    """The tool that the model wants next, with its request, or "none"."""
+    values = {"documents": wanted.values["documents"], "question": question}
+    turn = Turn(role=wanted.role, name="tool", values=values, max_tokens=128, thinking_budget=0, schema=SCHEMA)
+    asked = json.loads((await generate(run, staff.models, turn, aside=True)).text)
+    return asked["tool"], asked["request"]
+
+
+def _may_need(question: str) -> bool:
+    """Whether it holds figures, or meets one of the router's rules that speak for the user's documents."""
+    reading = read(question)
+    return "numbers" in reading.flags or any(rule.weights.get(TaskType.RETRIEVAL, 0.0) > 0 for rule in met(reading))
+
+
+async def _served(run: Run, staff: Staff, tool: Agent, request: str) -> str:
+    """What the agent finds, or that it finds nothing, as text."""
+    run.advance(Event.TOOL_ASKED)
+    run.tell(f"{tool}: {request}", None)
+    try:
+        if tool is Agent.RETRIEVAL:
+            call = RetrieveCall(query=request, max_results=MAX_PASSAGES, cwd=run.call.cwd, session=run.call.session)
+            return in_words((await search(run, staff, call)).passages)
+        return await anyio.to_thread.run_sync(_computed, request)
+    except RetrievalError as error:
+        return error.message
+    finally:
+        run.advance(Event.TOOL_ANSWERED)
+
+
+def _computed(request: str) -> str:
+    """The value of a request that one of the exact agents accounts for as a whole, with its working."""
+    parsed = claim(request)
+    found = None
+    if parsed is not None and parsed.agent in TOOLS:
+        found = compute(parsed, AgentContext(now=datetime.now(UTC), timezone=local_zone()))
+    if found is None:
+        return "This cannot be computed here."
+    return found.text if found.working in ("", found.text) else f"{found.text}\n\n{found.working}"

@@ -1,0 +1,100 @@
+"""Why a decision came out as it did, and what would have changed it: found by deciding again, never by guessing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .choice import choose
+from .classify import classify
+from .contract import Decision, Features, Snapshot, State, TaskType
+from .decide import agent_of, decide, type_of
+from .policy import effect
+from .signals import Reading, met
+
+_STEPS = 20
+"""Of the grids that weight and difficulty are tried on."""
+
+
+def explain(
+    reading: Reading,
+    vector: npt.NDArray[np.float32] | None,
+    features: Features,
+    snapshot: Snapshot,
+    decision: Decision,
+) -> dict[str, Any]:
+    """JSON-ready: the signals, the candidates, the user's rules that fired, and `would_change`.
+
+    `would_change.type`: the log odds that the runner-up lacks, and the rule without which another type wins (null:
+    none). `would_change.role`: the nearest quality weight, difficulty and prompt length with another role.
+    """
+    state, rules = State(), [] if features.claim else met(reading)
+    task_type, confidence, _ = type_of(features, state)
+    policy = effect(snapshot.rules, task_type, agent_of(task_type, features), confidence, features, state)
+    table = choose(task_type, features, snapshot, state, policy).table if decision.role else ()
+    return {
+        "decision": decision.model_dump(mode="json"),
+        "instruction": reading.instruction,
+        "flags": list(features.flags),
+        "difficulty": features.difficulty,
+        "prompt_tokens": features.prompt_tokens,
+        "claim": features.claim.model_dump(mode="json") if features.claim else None,
+        "type_scores": {kind.value: features.type_scores[kind] for kind in TaskType},
+        "vote": {kind.value: share for kind, share in features.vote.items()},
+        "rules": [{"name": r.name, "weights": {kind.value: w for kind, w in r.weights.items()}} for r in rules],
+        "candidates": [asdict(each) for each in table],
+        "user_rules": [rule.model_dump(mode="json", exclude_defaults=True) for rule in policy.fired],
+        "would_change": {
+            "type": _type_change(reading, vector, features) if features.claim is None else None,
+            "role": _role_changes(features, snapshot, decision) if decision.role else [],
+        },
+    }
+
+
+def _type_change(reading: Reading, vector: npt.NDArray[np.float32] | None, features: Features) -> dict[str, Any]:
+    best, second = sorted(TaskType, key=lambda kind: -features.type_scores[kind])[:2]
+    odds = [math.log(max(features.type_scores[kind], 1e-4)) for kind in (best, second)]
+    found = {"runner_up": second.value, "lacks_log_odds": round(odds[0] - odds[1], 3), "rule": None, "then": None}
+    for rule in sorted(met(reading), key=lambda rule: -rule.weights.get(best, 0.0)):
+        scores, _ = classify(replace(reading, without=rule.name), vector)
+        if (other := max(TaskType, key=lambda kind: scores[kind])) is not best:
+            return found | {"rule": rule.name, "then": other.value}
+    return found
+
+
+def _role_changes(features: Features, snapshot: Snapshot, decision: Decision) -> list[dict[str, Any]]:
+    """The nearest value of each figure at which another role answers; figures that change nothing are left out."""
+    shares = [step / _STEPS for step in range(_STEPS + 1)]
+    lengths = sorted({choice.context_length for choice in snapshot.roles} | {2**power for power in range(20)})
+    tried: tuple[tuple[str, float, list[Any], Callable[[Any], Decision]], ...] = (
+        (
+            "quality_weight",
+            snapshot.quality_weight,
+            shares,
+            lambda value: decide(features, snapshot.model_copy(update={"quality_weight": value}), State()),
+        ),
+        (
+            "difficulty",
+            features.difficulty,
+            shares,
+            lambda value: decide(features.model_copy(update={"difficulty": value}), snapshot, State()),
+        ),
+        (
+            "prompt_tokens",
+            features.prompt_tokens,
+            lengths,
+            lambda value: decide(features.model_copy(update={"prompt_tokens": value}), snapshot, State()),
+        ),
+    )
+    changes = []
+    for figure, now, grid, again in tried:
+        for value in sorted(grid, key=lambda value: abs(value - now)):
+            if (other := again(value)).role not in (None, decision.role):
+                changes.append({"figure": figure, "now": now, "at": value, "role": str(other.role)})
+                break
+    return changes

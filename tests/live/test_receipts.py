@@ -1,0 +1,112 @@
+"""Receipts that recompute: made through one host, verified in a new process, with another policy, and bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rolecall.config.home import Home
+from tests.conftest import Stdio
+
+pytestmark = pytest.mark.live
+ROLECALL = str(Path(sys.executable).with_name("rolecall"))
+SUBJECTS = (
+    "the harbour crane", "our leave policy", "a list of 40 orders", "the depot's ledger", "Rayleigh scattering",
+    "une grue portuaire", "die Quittung vom Montag", "\u6e2f\u306e\u30af\u30ec\u30fc\u30f3", "an off-by-one error",
+    "the minutes of May",
+)  # fmt: skip
+WORDINGS = (
+    "Tell me about {}.", "Write a function that sorts {}.", "Summarize this: {} was seen on Monday by many. It rained.",
+    "What do my notes say about {}?", "Is it true that {} weighs 43 tonnes? Check it.",
+    "Plan in five steps how to move {}.",
+    "what is {} times 17?", "convert {} km to miles", "{}\n\nexplain: why\n\nexecute: True", "Translate {} into French",
+)  # fmt: skip
+
+
+def requests(count: int) -> list[str]:
+    """Requests of many kinds, two in ten for an exact agent; a number makes each its own beyond a hundred."""
+    made = []
+    for number in range(count):
+        wording, subject = WORDINGS[number % 10], SUBJECTS[number // 10 % 10]
+        exact = wording.startswith(("what is", "convert"))
+        text = wording.format(number + 2 if exact else subject)
+        made.append(text if exact or number < 100 else f"{text} Case {number}.")
+    return made
+
+
+def command(*arguments: str, code: int = 0, input_: str | None = None, env: dict[str, str] | None = None) -> str:
+    environment = {**os.environ, **(env or {})}
+    done = subprocess.run([ROLECALL, *arguments], capture_output=True, text=True, input=input_, env=environment)
+    assert done.returncode == code, (done.stdout[-2000:], done.stderr)
+    return done.stdout
+
+
+def verified(*arguments: str, code: int = 0) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in command("receipt", "verify", *arguments, "--json", code=code).splitlines()]
+
+
+def route_all(texts: list[str], cwd: Path) -> None:
+    """Decide on each as a client's call, which leaves a receipt."""
+    command("route", texts[0])  # the embedder is in memory before a client waits for it
+    client = Stdio([ROLECALL, "serve"], cwd, dict(os.environ))
+    client.initialize()
+    for text in texts:
+        assert client.tool("route", request=text, execute=False)
+    assert client.close()[0] == 0
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.soak)])
+def test_receipts_recompute_in_a_new_process_and_under_another_policy_each_is_named(
+    count: int, staffed: Home, tmp_path: Path
+) -> None:
+    route_all(requests(count), tmp_path)
+    command("stop")
+
+    found = verified("--last", str(count))
+
+    assert len(found) == count
+    assert [line for line in found if not line["same"] or line["note"]] == []
+    with sqlite3.connect(staffed.receipts_db) as store:
+        assert store.execute("SELECT count(*) FROM snapshots").fetchone() == (1,)
+        store.execute(
+            "UPDATE receipts SET body = replace(body, 'decision_wanted', 'decision_wanter') WHERE id = ?",
+            (found[0]["id"],),
+        )
+    store.close()
+    (flipped,) = verified(found[0]["id"], code=1)
+    assert [each["what"] for each in flipped["differences"]] == ["receipt"]
+
+    rules = "routing: {rules: [{name: no jokes, when: {contains: crane}, then: {force: reasoning}}]}\n"
+    staffed.settings_file.write_text(staffed.settings_file.read_text() + rules)
+    changed = verified("--last", str(count), code=1)
+    assert all("policy" in {each["what"] for each in line["differences"]} for line in changed)
+    decided = [line for line in changed if any(each["what"] == "decision.role" for each in line["differences"])]
+    assert 0 < len(decided) < count
+
+
+def test_decisions_are_the_same_bytes_in_two_hosts_alone_or_in_a_batch_on_one_thread_or_two(
+    staffed: Home, tmp_path: Path
+) -> None:
+    rows = [json.dumps({"id": number, "text": text}) for number, text in enumerate(requests(40))]
+    batch = tmp_path / "batch.jsonl"
+    batch.write_text("\n".join(rows) + "\n")
+    found = []
+    for threads in ("1", "2"):
+        env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        found.append(command("route", "--batch", str(batch), "--json", env=env))
+        found += [
+            "".join(command("route", "--batch", "-", "--json", input_=row, env=env) for row in reversed(rows[::16]))
+        ]
+        command("stop")
+    whole, some, *others = found
+    lines = whole.splitlines(keepends=True)
+    assert "".join(reversed(lines[::16])) == some
+    assert others == [whole, some]
+    assert not any("without an embedding" in line for line in lines)

@@ -1,0 +1,174 @@
+"""Chooses the confidence of each type below which the classifier abstains, and has the router model vote there.
+
+A developer's tool, not shipped. Rows are JSON lines with `label`, `source` and `scores`:
+
+    python -m tests.server.routing.escalation_report rows DATA.jsonl --out DEV.jsonl    reads requests with the router
+    python -m tests.server.routing.escalation_report choose OWN.jsonl DEV.jsonl         writes thresholds.yaml
+    python -m tests.server.routing.escalation_report ask DEV.jsonl [--limit N]          has the starter vote
+
+`OWN.jsonl` are the project's own requests, each scored by a classifier that has not seen its group. The rule: of each
+type, as guessed, the least confidence of 0.5 or more from which on at least 20 rows are right with a Wilson lower end
+of `GOAL`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from rolecall.config.settings import load_settings
+from rolecall.roles.manager import ModelManager
+from rolecall.server.evaluation.intervals import difference, wilson
+from rolecall.server.routing.contract import TaskType
+from rolecall.server.routing.escalate import load_thresholds, vote
+from rolecall.server.routing.router import Router
+from tests.bench.stage import percentile, quiet, starter_home
+
+GOAL = 0.95
+LEAST = 20
+OUT = Path("config/routing/thresholds.yaml")
+BINS = 15
+WEIGHTS = (0.1, 0.25, 0.5, 1.0)
+"""Of the vote beside the classifier, in the log-linear combination."""
+
+Row = dict[str, Any]
+Scores = dict[TaskType, float]
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("rows", "choose", "ask"))
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--limit", type=int)
+    given = parser.parse_args(arguments)
+    quiet()
+    held = [[json.loads(line) for line in file.read_text("utf-8").splitlines()] for file in given.files]
+    if given.step == "choose":
+        choose_all(*held, given.out)
+    elif given.step == "rows":
+        given.out.write_text("".join(json.dumps(row) + "\n" for row in anyio.run(read_all, held[0])))
+    else:
+        anyio.run(ask_all, held[0], given.limit)
+
+
+async def read_all(rows: list[Row]) -> list[Row]:
+    with starter_home() as home:
+        async with ModelManager(home, load_settings(home, profile="starter")) as models:
+            router = Router(models, "starter")
+            found = [(row, await router.features(row["text"])) for row in rows]
+    # a claim is proven, not scored: such rows say nothing of the classifier
+    return [row | {"scores": read.type_scores} for row, read in found if read.claim is None]
+
+
+def best(scores: dict[TaskType, float]) -> TaskType:
+    return max(TaskType, key=lambda kind: scores[kind])
+
+
+def figures(rows: Sequence[Row], below: float) -> tuple[int, int]:
+    """How many rows are right at or above a confidence, and of how many."""
+    kept = [row["label"] == best(row["scores"]) for row in rows if max(row["scores"].values()) >= below]
+    return sum(kept), len(kept)
+
+
+def least(rows: Sequence[Row]) -> float:
+    """The rule; 1.0, which only certainty reaches, where it is never met."""
+    return next((step / 100 for step in range(50, 100) if _good(*figures(rows, step / 100))), 1.0)
+
+
+def _good(right: int, n: int) -> bool:
+    return n >= LEAST and wilson(right, n)[0] >= GOAL
+
+
+def choose_all(own: list[Row], dev: list[Row], out: Path) -> None:
+    lines = [
+        "# Below which confidence of its best guess the classifier abstains, by type. Written by",
+        "# tests/server/routing/escalation_report.py from the project's own requests, each scored by a classifier",
+        f"# that had not seen its group: the least from 0.5 at which accuracy's Wilson lower end is {GOAL} from there on.",
+        "# n, accuracy and 95% interval there: `own`, the same rows; `left_out`, each group at the threshold that the",
+        "# others choose; `dev`, requests of other people's making, which chose nothing.",
+        "types:",
+    ]
+    for kind in TaskType:
+        mine, theirs = ([row for row in rows if best(row["scores"]) is kind] for rows in (own, dev))
+        below = least(mine)
+        right = n = 0
+        for source in sorted({row["source"] for row in mine}):
+            chosen = least([row for row in mine if row["source"] != source])
+            more = figures([row for row in mine if row["source"] == source], chosen)
+            right, n = right + more[0], n + more[1]
+        told = {"own": figures(mine, below), "left_out": (right, n), "dev": figures(theirs, below)}
+        stated = ", ".join(f"{name}: {_stated(*each)}" for name, each in told.items())
+        lines.append(f"  {kind}: {{below: {below}, {stated}}}")
+        print(lines[-1], f"dev abstained: {len(theirs) - told['dev'][1]}")
+    kept = out.read_text("utf-8") if out.exists() else "escalates: {}\n"
+    out.write_text("\n".join(lines) + "\n" + kept[kept.index("escalates:") :], "utf-8")
+
+
+def _stated(right: int, n: int) -> str:
+    low, high = wilson(right, n)
+    return f"[{n}, {right / n if n else 0.0:.3f}, {low:.3f}, {high:.3f}]"
+
+
+async def ask_all(rows: list[Row], limit: int | None) -> None:
+    below = load_thresholds().below
+    unsure = [row for row in rows if row["scores"][best(row["scores"])] < below[best(row["scores"])]]
+    random.Random(6).shuffle(unsure)
+    asked = unsure[:limit]
+    votes, seconds = [], []
+    with starter_home() as home:
+        async with ModelManager(home, load_settings(home, profile="starter")) as models:
+            await vote(models, "warm up")
+            for row in asked:
+                began = time.perf_counter()
+                votes.append(await vote(models, row["text"], 4 * 600.0))
+                seconds.append(time.perf_counter() - began)
+            again = [await vote(models, row["text"], 4 * 600.0) for row in asked[:5]]
+    print(f"{len(rows)} read, {len(unsure)} abstained, {len(asked)} asked; five again alike: {again == votes[:5]}")
+    said = [(row, found) for row, found in zip(asked, votes, strict=True) if isinstance(found, dict)]
+    guesses = [row["scores"] for row, _ in said]
+    labels = [TaskType(row["label"]) for row, _ in said]
+    common = Counter(labels).most_common(1)[0][0]
+    sides = {"best guess": guesses, "model": [found for _, found in said], "majority": [{common: 1.0}] * len(said)}
+    for weight in WEIGHTS:
+        sides[f"both, vote {weight}"] = [_both(a, b, weight) for a, b in zip(guesses, sides["model"], strict=True)]
+    right = {name: [float(_top(each) is label) for each, label in zip(side, labels, strict=True)]
+             for name, side in sides.items()}  # fmt: skip
+    for name, hits in right.items():
+        low, high = wilson(int(sum(hits)), len(hits))
+        gain = difference(hits, right["best guess"])
+        print(f"{name}: {sum(hits) / len(hits):.3f} [{low:.3f}, {high:.3f}], ECE {_ece(sides[name], hits):.3f}, "
+              f"less best guess [{gain[0]:+.3f}, {gain[1]:+.3f}]")  # fmt: skip
+    print("the model says", dict(Counter(_top(each).value for each in sides["model"])))
+    print(f"seconds a request: p50 {percentile(seconds, 50):.2f}, p95 {percentile(seconds, 95):.2f}")
+
+
+def _top(scores: Scores) -> TaskType:
+    return max(TaskType, key=lambda kind: scores.get(kind, 0.0))
+
+
+def _both(classifier: Scores, model: Scores, weight: float) -> Scores:
+    raised = {kind: (classifier[kind] + 1e-4) * (model[kind] + 1e-4) ** weight for kind in TaskType}
+    return {kind: value / math.fsum(raised.values()) for kind, value in raised.items()}
+
+
+def _ece(side: Sequence[Scores], hits: Sequence[float]) -> float:
+    """Expected calibration error over 15 equal bins."""
+    bins: dict[int, list[float]] = {}
+    for scores, hit in zip(side, hits, strict=True):
+        bins.setdefault(min(BINS - 1, int(max(scores.values()) * BINS)), []).append(max(scores.values()) - hit)
+    return sum(abs(sum(gaps)) for gaps in bins.values()) / len(hits)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
