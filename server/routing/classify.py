@@ -1,7 +1,8 @@
-"""From signals to probabilities of the seven task types: rules, a small learned model, and the two together.
+"""From signals to probabilities of the seven task types: rules, what wording and vector add to them, one softmax.
 
-The learned model was fitted on the project's own utterances (tests/server/routing/fit_weights.py). It reads word
-n-grams of the instruction and, where there is an embedder, its vector.
+The learned part was fitted on the project's own requests (tests/server/routing/fit_weights.py) on top of the rules'
+log odds: hashed n-grams of words and of letters of the instruction, corrections to the rules and, where there is an
+embedder, its vector. There is one model with the vector and one without.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from io import BytesIO
 from itertools import pairwise
@@ -19,17 +21,26 @@ import numpy as np
 import numpy.typing as npt
 
 from .contract import TaskType
-from .signals import Reading, Rule, met, policy
+from .signals import Reading, Rule, load_rules, met, policy
 
 Array = npt.NDArray[np.float64]
 
-BUCKETS = 4096
-"""Hashed n-gram features."""
+WORD_BUCKETS = 4096
+LETTER_BUCKETS = 8192
+BUCKETS = WORD_BUCKETS + LETTER_BUCKETS
+"""Hashed n-gram features: words first, then letters."""
+RULED = 1.0
+"""How much a rule's written weight counts before its correction."""
 TYPES: tuple[TaskType, ...] = tuple(TaskType)
 _WORD = re.compile(r"[a-zà-ÿа-я']+|\d+|[\u3040-\u9fff]|[^\w\s]", re.IGNORECASE)
 _MAX_WORDS = 80
-_FACTORS = ((1.2, 0.5, 0.7), (1.2, 0.9, 0.0))
-"""How much rules, n-grams and vector count, with a vector and without: the best of a grid on templates held out."""
+_LETTERS = (3, 4, 5)
+_SCALE = 1.1
+"""Inverse temperature: what the likelihood of templates held out asks for."""
+_CAUTION = 1.2
+"""Log odds that `tool` must bring besides. Most of what is `tool` a grammar claims; of the rest a wrong one costs more
+than a miss. On templates held out this lifts its precision from 0.87 to 0.94 for half a point of accuracy.
+"""
 _DIGITS = 4
 """Coarser than the last bits that an embedder's number of threads moves (about 1e-7)."""
 _NAMED = 3
@@ -37,23 +48,40 @@ _NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """The learned model: log odds per type. `lexical` (BUCKETS, 7), `dense` (dimensions, 7), biases (7,)."""
+class Model:
+    """Log odds per type. `lexical` (BUCKETS, 7), `rules` by name (7,), `bias` (7,), `dense` (dimensions, 7) or none."""
 
     lexical: Array
-    lexical_bias: Array
-    dense: Array
-    dense_bias: Array
+    rules: Mapping[str, Array]
+    bias: Array
+    dense: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The learned models with and without a vector; `sha256` covers them, the rules and this module's numbers."""
+
+    full: Model
+    bare: Model
     sha256: str
 
 
 @cache
 def load_weights() -> Weights:
-    """The packaged weights; `sha256` covers them and the rules."""
+    """The packaged weights. A rule that they do not know yet counts as it is written."""
     raw = files("rolecall.server.routing").joinpath("weights.npz").read_bytes()
     with np.load(BytesIO(raw), allow_pickle=False) as stored:
-        arrays = {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
-    return Weights(**arrays, sha256=hashlib.sha256(raw + f"{_FACTORS}{policy()}".encode()).hexdigest())
+        arrays = {name: stored[name] for name in stored.files}
+    names = [str(name) for name in arrays.pop("names")]
+    learned = {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items()}
+    models = {}
+    for kind in ("full", "bare"):
+        corrections = dict(zip(names, learned[f"{kind}_rules"], strict=True))
+        rules = {rule.name: RULED * written(rule) + corrections.get(rule.name, 0.0) for rule in load_rules()}
+        bias = learned[f"{kind}_bias"] - _CAUTION * np.asarray([one is TaskType.TOOL for one in TYPES])
+        models[kind] = Model(learned[f"{kind}_lexical"], rules, bias, learned.get(f"{kind}_dense"))
+    digest = hashlib.sha256(raw + f"{RULED} {_SCALE} {_CAUTION} {policy()}".encode()).hexdigest()
+    return Weights(**models, sha256=digest)
 
 
 def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[dict[TaskType, float], tuple[str, ...]]:
@@ -61,44 +89,50 @@ def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[
 
     `vector` is the instruction's embedding, unit length; None where there is no embedder, which is then said.
     """
-    weights = load_weights()
-    rules = met(reading)
-    factors = _FACTORS[int(vector is None)]
-    buckets = ngrams(reading)
-    lexical = weights.lexical[buckets].sum(axis=0) / np.sqrt(max(len(buckets), 1)) + weights.lexical_bias
-    ruled = np.zeros(len(TYPES))
-    for kind, weight in (pair for rule in rules for pair in rule.weights.items()):
-        ruled[TYPES.index(kind)] += weight
-    logits = factors[0] * ruled + factors[1] * log_softmax(lexical)
-    if vector is not None:
-        dense = np.asarray(vector, dtype=np.float64) @ weights.dense + weights.dense_bias
-        logits += factors[2] * log_softmax(dense)
-    probabilities = np.exp(log_softmax(logits))
-    scores = {kind: round(float(value), _DIGITS) for kind, value in zip(TYPES, probabilities, strict=True)}
-    return scores, _reasons(rules, scores, vector is not None)
+    model = load_weights().bare if vector is None else load_weights().full
+    rules, buckets = met(reading), ngrams(reading)
+    logits = model.bias + model.lexical[buckets].sum(axis=0) / np.sqrt(max(len(buckets), 1))
+    for rule in rules:
+        logits = logits + model.rules[rule.name]
+    if vector is not None and model.dense is not None:
+        logits = logits + np.asarray(vector, dtype=np.float64) @ model.dense
+    odds = np.exp(_SCALE * (logits - logits.max()))
+    scores = {kind: round(float(value), _DIGITS) for kind, value in zip(TYPES, odds / odds.sum(), strict=True)}
+    return scores, _reasons(model, rules, scores)
 
 
 def ngrams(reading: Reading) -> list[int]:
-    """Sorted distinct buckets of the instruction's word 1- to 2-grams (numbers alike), its opening words and flags."""
+    """Sorted distinct buckets of the instruction: flags, opening words, n-grams of words and, within words, letters.
+
+    Numbers count alike; of long instructions the first and the last words count.
+    """
     words = ["#" if word.isdigit() else word.lower() for word in _WORD.findall(reading.instruction)]
     if len(words) > _MAX_WORDS:
         words = words[: _MAX_WORDS // 2] + words[-_MAX_WORDS // 2 :]
     grams = set(words) | {f"{a} {b}" for a, b in pairwise(words)}
     grams |= {f"^{word}" for word in words[:2]} | {f"={flag}" for flag in reading.flags}
-    return sorted({zlib.crc32(gram.encode()) % BUCKETS for gram in grams})
+    buckets = {zlib.crc32(gram.encode()) % WORD_BUCKETS for gram in grams}
+    return sorted(buckets.union(*(_letters(word) for word in set(words))))
 
 
-def log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.max()
-    normal: Array = shifted - np.log(np.exp(shifted).sum())
-    return normal
+@lru_cache(maxsize=8192)
+def _letters(word: str) -> frozenset[int]:
+    framed = f"<{word}>"
+    grams = {framed[at : at + size] for size in _LETTERS for at in range(len(framed) - size + 1)}
+    return frozenset(WORD_BUCKETS + zlib.crc32(f"~{gram}".encode()) % LETTER_BUCKETS for gram in grams)
 
 
-def _reasons(rules: list[Rule], scores: dict[TaskType, float], embedded: bool) -> tuple[str, ...]:
+def written(rule: Rule) -> Array:
+    """A rule's written log odds per type."""
+    return np.asarray([rule.weights.get(kind, 0.0) for kind in TYPES])
+
+
+def _reasons(model: Model, rules: list[Rule], scores: dict[TaskType, float]) -> tuple[str, ...]:
     best, second = sorted(TYPES, key=lambda kind: -scores[kind])[:2]
-    named = sorted((-rule.weights[best], rule.name) for rule in rules if rule.weights.get(best, 0.0) > 0)[:_NAMED]
+    said = [(float(model.rules[rule.name][TYPES.index(best)]), rule.name) for rule in rules]
+    named = sorted((-weight, name) for weight, name in said if weight > 0)[:_NAMED]
     reasons = [f"{best}: {name}" for _, name in named] or [f"{best}: wording like the project's examples of it"]
     reasons.append(f"next likeliest: {second}")
-    if not embedded:
+    if model.dense is None:
         reasons.append("decided without an embedding, by rules and wording")
     return tuple(reasons)

@@ -94,7 +94,7 @@ def choose_all(own: list[Row], dev: list[Row], out: Path) -> None:
     lines = [
         "# Below which confidence of its best guess the classifier abstains, by type. Written by",
         "# tests/server/routing/escalation_report.py from the project's own requests, each scored by a classifier",
-        f"# that had not seen its group: the least from 0.5 at which accuracy's Wilson lower end is {GOAL} from there on.",
+        f"# that had not seen its group: the least of 0.5 or more from which on its Wilson lower end is {GOAL}.",
         "# n, accuracy and 95% interval there: `own`, the same rows; `left_out`, each group at the threshold that the",
         "# others choose; `dev`, requests of other people's making, which chose nothing.",
         "types:",

@@ -1,56 +1,69 @@
-"""Fits the learned part of the router on the project's own utterances and writes `weights.npz`.
+"""Fits the learned part of the router on the project's own requests and writes `weights.npz`.
 
-A developer's tool, not shipped: `python tests/server/routing/fit_weights.py MINILM_FOLDER --out FILE`. The seed, the
-utterances and the embedder's folder fix the result. Needs scikit-learn, which comes with sentence-transformers.
+A developer's tool, not shipped: `python -m tests.server.routing.fit_weights MINILM_FOLDER --out FILE`. The seed, the
+templates and the embedder's folder fix the result. `--check` instead prints what templates and registers that were
+held out score. Needs SciPy, which comes with sentence-transformers.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
-import re
 import sys
-from functools import partial
-from importlib.resources import files
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from scipy import sparse  # type: ignore[import-untyped,unused-ignore]
+from scipy.optimize import minimize  # type: ignore[import-untyped,unused-ignore]
 
-from rolecall.server.routing.classify import BUCKETS, TYPES, Array, ngrams
-from rolecall.server.routing.contract import TaskType
-from rolecall.server.routing.signals import Reading, read
+from rolecall.server.routing.classify import BUCKETS, RULED, TYPES, Array, ngrams, written
+from rolecall.server.routing.signals import Reading, load_rules, met, read
 
-SEED = 20260
-PER_TEMPLATE = 6
-STRENGTH = 4.0
-"""Inverse of the regularisation."""
-_OPENINGS = ("", "", "", "please ", "hey, ", "can you tell me ", "quick question: ", "I was wondering, ", "ok so ")
-_SLOT = re.compile(r"\{(\w+)\}")
-_CLOSINGS = ("", "", "", "", " thanks", " please", "?")
+from .requests import Example, examples
 
-
-def examples() -> list[tuple[str, TaskType]]:
-    """Requests and their types, expanded with the fixed seed."""
-    data = yaml.safe_load(files("rolecall.config").joinpath("routing/utterances.yaml").read_text("utf-8"))
-    slots: dict[str, list[str]] = data["slots"]
-    found = []
-    for kind, template in ((kind, template) for kind, held in data["types"].items() for template in held):
-        draw = random.Random(f"{SEED} {template}")  # so that a new template moves no other's examples
-        for _ in range(PER_TEMPLATE if _SLOT.search(template) else 2):
-            text = _SLOT.sub(partial(_filled, slots, draw), template)
-            if len(text) < 200 and "\n" not in text and text.isascii():
-                text = draw.choice(_OPENINGS) + text + draw.choice(_CLOSINGS)
-            found.append((draw.choice((text, text, text.lower())), TaskType(kind)))
-    return found
+STRENGTH = {"lexical": 2.0, "dense": 2.0, "rules": 0.1}
+"""Inverse of each block's regularisation: the best of a small grid on registers held out."""
+ITERATIONS = 50
+FOLDS = 3
 
 
-def _filled(slots: dict[str, list[str]], draw: random.Random, slot: re.Match[str]) -> str:
-    return draw.choice(slots[slot[1]]) if slot[1] in slots else slot[0]
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("minilm", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args(arguments)
+    rows = list(examples())
+    readings = [read(row.text) for row in rows]
+    labels = np.asarray([TYPES.index(row.kind) for row in rows])
+    names = [rule.name for rule in load_rules()]
+    fired = np.asarray([np.isin(names, [rule.name for rule in met(reading)]) for reading in readings], dtype=np.float64)
+    bags = _bags(readings)
+    vectors = _vectors(readings, given.minilm)
+    blocks = {"full": {"lexical": bags, "rules": fired, "dense": vectors}, "bare": {"lexical": bags, "rules": fired}}
+    offset = RULED * fired @ np.asarray([written(rule) for rule in load_rules()])
+    stored: dict[str, Any] = {"names": np.asarray(names)}
+    for name, parts in blocks.items():
+        if given.check:
+            _check(name, parts, labels, offset, rows)
+        else:
+            fitted = _fit(parts, labels, offset)
+            stored |= {f"{name}_{part}": _packed(weights, part) for part, weights in fitted.items()}
+    if not given.check:
+        np.savez_compressed(given.out, **stored)
+
+
+def _bags(readings: list[Reading]) -> Any:
+    found = [ngrams(reading) for reading in readings]
+    columns = [bucket for buckets in found for bucket in buckets]
+    values = [1 / np.sqrt(len(buckets)) for buckets in found for _ in buckets]
+    starts = np.cumsum([0, *(len(buckets) for buckets in found)])
+    return sparse.csr_matrix((values, columns, starts), shape=(len(readings), BUCKETS))
 
 
 def _vectors(readings: list[Reading], folder: Path) -> Array:
+    """One text per forward pass on one thread, as the router asks for them."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -60,39 +73,50 @@ def _vectors(readings: list[Reading], folder: Path) -> Array:
     return np.asarray(rows, dtype=np.float64)
 
 
-def _bags(readings: list[Reading]) -> Array:
-    bags = np.zeros((len(readings), BUCKETS))
-    for row, reading in enumerate(readings):
-        buckets = ngrams(reading)
-        bags[row, buckets] = 1 / np.sqrt(max(len(buckets), 1))
-    return bags
+def _fit(parts: dict[str, Any], labels: Array, offset: Array) -> dict[str, Array]:
+    """Softmax regression over all blocks at once, on top of the rules' own log odds.
+
+    Returns (features, 7) by block and `bias` (7,).
+    """
+    features = sparse.hstack([sparse.csr_matrix(part) for part in parts.values()]).tocsr()
+    penalty = np.concatenate([np.full(part.shape[1], 1 / STRENGTH[name]) for name, part in parts.items()])[:, None]
+    rows, width, kinds = *features.shape, len(TYPES)
+    truth = np.eye(kinds)[labels]
+    turned = features.T.tocsr()
+
+    def loss(flat: Array) -> tuple[float, Array]:
+        weights, bias = flat[: width * kinds].reshape(width, kinds), flat[width * kinds :]
+        logits = features @ weights + bias + offset
+        logits -= logits.max(axis=1, keepdims=True)
+        log = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        slope = (np.exp(log) - truth) / rows
+        value = (0.5 * (penalty * weights**2).sum() - (truth * log).sum()) / rows
+        return value, np.concatenate([(turned @ slope + penalty * weights / rows).ravel(), slope.sum(axis=0)])
+
+    start = np.zeros((width + 1) * kinds)
+    flat = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS}).x
+    cuts = np.cumsum([part.shape[1] for part in parts.values()])
+    pieces = np.split(flat[: width * kinds].reshape(width, kinds), cuts[:-1])
+    return {**dict(zip(parts, pieces, strict=True)), "bias": flat[width * kinds :]}
 
 
-def _fit(features: Array, labels: Array) -> tuple[Array, Array]:
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped,unused-ignore]
-
-    model: Any = LogisticRegression(C=STRENGTH, max_iter=2000)
-    model.fit(features, labels)
-    order = [list(model.classes_).index(position) for position in range(len(TYPES))]
-    return model.coef_[order].T, model.intercept_[order]
+def _packed(weights: Array, part: str) -> Array:
+    return weights.astype(np.float16 if part != "bias" else np.float64)
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("minilm", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args(arguments)
-    rows = examples()
-    readings = [read(text) for text, _ in rows]
-    labels = np.asarray([TYPES.index(kind) for _, kind in rows])
-    words, sentences = _fit(_bags(readings), labels), _fit(_vectors(readings, given.minilm), labels)
-    np.savez_compressed(
-        given.out,
-        lexical=words[0].astype(np.float16),
-        lexical_bias=words[1],
-        dense=sentences[0].astype(np.float16),
-        dense_bias=sentences[1],
-    )
+def _check(name: str, parts: dict[str, Any], labels: Array, offset: Array, rows: list[Example]) -> None:
+    for held, key in (("templates", "template"), ("registers", "register")):
+        folds = np.asarray([zlib.crc32(getattr(row, key).encode()) % FOLDS for row in rows])
+        logits = np.zeros((len(rows), len(TYPES)))
+        for fold in range(FOLDS):
+            kept, out = folds != fold, folds == fold
+            fitted = _fit({part: values[kept] for part, values in parts.items()}, labels[kept], offset[kept])
+            logits[out] = offset[out] + fitted.pop("bias")
+            for part, weights in fitted.items():
+                logits[out] += parts[part][out] @ weights
+        best = logits.argmax(axis=1)
+        recall = [float((best[labels == kind] == kind).mean()) for kind in range(len(TYPES))]
+        print(name, f"{held} held out: mean recall {np.mean(recall):.3f}", [round(value, 3) for value in recall])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The project's own requests, made from the templates beside this file with fixed seeds.
 
-Each `*.txt` holds one task type's templates, one a line, under headings `= type register`; `\\n` stands for a line break
-and `{slot}` for one of the fillers in `slots.txt`. Written for this purpose; nothing is taken from anywhere.
+Each `*.txt` holds one task type's templates, one a line, under headings `= type register`; `\\n` stands for a line
+break and `{slot}` for one of the fillers in `slots.txt`. Written for this purpose; nothing is taken from anywhere.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def _filled(template: str, draw: random.Random) -> str:
         if slot[1] == "text":
             return _document(draw)
         filler = draw.choice(_slots()[slot[1]]) if slot[1] in _slots() else slot[0]
-        return filler[:1].lower() + filler[1:] if slot[1] == "claim" and _MIDWAY.search(template[: slot.start()]) else filler
+        midway = slot[1] == "claim" and _MIDWAY.search(template[: slot.start()])
+        return filler[:1].lower() + filler[1:] if midway else filler
 
     return _ESCAPE.sub(lambda escape: {"n": "\n", "t": "\t"}.get(escape[1], "\\"), _SLOT.sub(fill, template))
 
