@@ -18,9 +18,6 @@ from .contract import RoleChoice, Snapshot, TaskType
 from .decide import canonical_sha256
 from .policy import compiled
 
-_TRAINING = "utterances"
-"""Files whose names begin so make the weights, and decide nothing themselves."""
-
 
 def snapshot_of(
     profile: str, roles: tuple[RoleChoice, ...], embedder: str | None, routing: RoutingSettings,
@@ -71,7 +68,7 @@ def packaged_parts() -> dict[str, str]:
     """Hashes of what comes with this version: code, rules, weights, grammars with their vocabularies, prompts."""
     here, config = files("rolecall.server.routing"), files("rolecall.config")
     code, words = _under(here, ".py"), _under(config.joinpath("routing"), ".yaml")
-    grammars = {name: entry for name, entry in words.items() if name != "rules.yaml" and not name.startswith(_TRAINING)}
+    grammars = {name: entry for name, entry in words.items() if name not in ("rules.yaml", "thresholds.yaml")}
     return {
         "code": _sha256(code.items(), VERSION),
         "rules": _sha256([("rules.yaml", words["rules.yaml"])]),

@@ -34,7 +34,7 @@ from rolecall.server.routing.escalate import load_thresholds, vote
 from rolecall.server.routing.router import Router
 from tests.bench.stage import percentile, quiet, starter_home
 
-GOAL = 0.95
+GOAL = 0.90
 LEAST = 20
 OUT = Path("config/routing/thresholds.yaml")
 BINS = 15
