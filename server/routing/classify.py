@@ -39,7 +39,7 @@ _SCALE = 1.1
 """Inverse temperature: what the likelihood of templates held out asks for."""
 _CAUTION = 1.2
 """Log odds that `tool` must bring besides. Most of what is `tool` a grammar claims; of the rest a wrong one costs more
-than a miss. On templates held out this lifts its precision from 0.87 to 0.94 for half a point of accuracy.
+than a miss. On `setaside.jsonl`, held out in folds, it lifts precision from 0.965 to 0.98 and costs 0.008 of accuracy.
 """
 _DIGITS = 4
 """Coarser than the last bits that an embedder's number of threads moves (about 1e-7)."""

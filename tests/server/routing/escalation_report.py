@@ -2,11 +2,13 @@
 
 A developer's tool, not shipped. Rows are JSON lines with `label`, `source` and `scores`:
 
-    python -m tests.server.routing.escalation_report rows DATA.jsonl --out DEV.jsonl    reads requests with the router
-    python -m tests.server.routing.escalation_report choose OWN.jsonl DEV.jsonl         writes thresholds.yaml
-    python -m tests.server.routing.escalation_report ask DEV.jsonl [--limit N]          has the starter vote
+    python -m tests.server.routing.escalation_report own MINILM_FOLDER --out OWN.jsonl
+    python -m tests.server.routing.escalation_report rows ../shared/data/routing_dev.jsonl --out DEV.jsonl
+    python -m tests.server.routing.escalation_report choose OWN.jsonl DEV.jsonl
+    python -m tests.server.routing.escalation_report ask DEV.jsonl [--limit N]
 
-`OWN.jsonl` are the project's own requests, each scored by a classifier that has not seen its group. The rule: of each
+`own` scores the project's own requests with classifiers that have not seen their register, `rows` others with the
+router; `choose` writes thresholds.yaml, and `ask` has the starter vote where the classifier abstains. The rule: of each
 type, as guessed, the least confidence of 0.5 or more from which on at least 20 rows are right with a Wilson lower end
 of `GOAL`.
 """
@@ -19,20 +21,28 @@ import math
 import random
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
+import numpy as np
 
 from rolecall.config.settings import load_settings
 from rolecall.roles.manager import ModelManager
 from rolecall.server.evaluation.intervals import difference, wilson
+from rolecall.server.routing.agents.claims import claim
+from rolecall.server.routing.classify import _CAUTION, _SCALE, RULED, TYPES, written
 from rolecall.server.routing.contract import TaskType
 from rolecall.server.routing.escalate import load_thresholds, vote
 from rolecall.server.routing.router import Router
+from rolecall.server.routing.signals import load_rules, met, read
 from tests.bench.stage import percentile, quiet, starter_home
+
+from . import fit_weights as fit
+from .requests import examples
 
 GOAL = 0.90
 LEAST = 20
@@ -45,21 +55,61 @@ Row = dict[str, Any]
 Scores = dict[TaskType, float]
 
 
+class Guess(NamedTuple):
+    """A best guess: whose row it is, how confident it is, and whether it is right."""
+
+    source: str
+    confidence: float
+    right: bool
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("rows", "choose", "ask"))
+    parser.add_argument("step", choices=("own", "rows", "choose", "ask"))
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--limit", type=int)
     given = parser.parse_args(arguments)
     quiet()
+    if given.step == "own":
+        write(own_rows(given.files[0]), given.out)
+        return
     held = [[json.loads(line) for line in file.read_text("utf-8").splitlines()] for file in given.files]
     if given.step == "choose":
         choose_all(*held, given.out)
     elif given.step == "rows":
-        given.out.write_text("".join(json.dumps(row) + "\n" for row in anyio.run(read_all, held[0])))
+        write(anyio.run(read_all, held[0]), given.out)
     else:
         anyio.run(ask_all, held[0], given.limit)
+
+
+def write(rows: list[Row], out: Path) -> None:
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def own_rows(minilm: Path) -> list[Row]:
+    rows = list(examples())
+    readings = [read(row.text) for row in rows]
+    labels = np.asarray([TYPES.index(row.kind) for row in rows])
+    rules = load_rules()
+    fired = np.asarray([[rule in found for rule in rules] for found in map(met, readings)], dtype=np.float64)
+    parts = {"lexical": fit._bags(readings), "rules": fired, "dense": fit._vectors(readings, minilm)}
+    logits = RULED * fired @ np.asarray([written(rule) for rule in rules])
+    offset, folds = logits.copy(), np.asarray([zlib.crc32(row.register.encode()) % fit.FOLDS for row in rows])
+    for fold in range(fit.FOLDS):
+        kept, out = folds != fold, folds == fold
+        fitted = fit._fit({part: values[kept] for part, values in parts.items()}, labels[kept], offset[kept])
+        logits[out] += fitted.pop("bias")
+        for part, weights in fitted.items():
+            logits[out] += parts[part][out] @ weights
+    logits[:, TYPES.index(TaskType.TOOL)] -= _CAUTION
+    odds = np.exp(_SCALE * (logits - logits.max(axis=1, keepdims=True)))
+    shares = (odds / odds.sum(axis=1, keepdims=True)).round(4).tolist()
+    return [
+        {"label": row.kind, "source": row.register, "scores": dict(zip(TYPES, share, strict=True))}
+        for row, share in zip(rows, shares, strict=True)
+        if claim(row.text) is None
+    ]
 
 
 async def read_all(rows: list[Row]) -> list[Row]:
@@ -75,13 +125,21 @@ def best(scores: dict[TaskType, float]) -> TaskType:
     return max(TaskType, key=lambda kind: scores[kind])
 
 
-def figures(rows: Sequence[Row], below: float) -> tuple[int, int]:
-    """How many rows are right at or above a confidence, and of how many."""
-    kept = [row["label"] == best(row["scores"]) for row in rows if max(row["scores"].values()) >= below]
+def guessed(rows: Sequence[Row], kind: TaskType) -> list[Guess]:
+    return [
+        Guess(row["source"], max(row["scores"].values()), row["label"] == kind)
+        for row in rows
+        if best(row["scores"]) == kind
+    ]
+
+
+def figures(rows: Sequence[Guess], below: float) -> tuple[int, int]:
+    """How many are right at or above a confidence, and of how many."""
+    kept = [row.right for row in rows if row.confidence >= below]
     return sum(kept), len(kept)
 
 
-def least(rows: Sequence[Row]) -> float:
+def least(rows: Sequence[Guess]) -> float:
     """The rule; 1.0, which only certainty reaches, where it is never met."""
     return next((step / 100 for step in range(50, 100) if _good(*figures(rows, step / 100))), 1.0)
 
@@ -92,27 +150,27 @@ def _good(right: int, n: int) -> bool:
 
 def choose_all(own: list[Row], dev: list[Row], out: Path) -> None:
     lines = [
-        "# Below which confidence of its best guess the classifier abstains, by type. Written by",
-        "# tests/server/routing/escalation_report.py from the project's own requests, each scored by a classifier",
-        f"# that had not seen its group: the least of 0.5 or more from which on its Wilson lower end is {GOAL}.",
-        "# n, accuracy and 95% interval there: `own`, the same rows; `left_out`, each group at the threshold that the",
-        "# others choose; `dev`, requests of other people's making, which chose nothing.",
+        "# Below which confidence of its best guess the classifier abstains, by type: the least of 0.5 or more from",
+        f"# which on accuracy's Wilson lower end is at least {GOAL}. By tests/server/routing/escalation_report.py, from the",
+        "# project's own requests, each scored by a classifier that had not seen its register. n, accuracy and 95%",
+        "# interval there: `own`, the same rows; `left_out`, each register at the threshold that the others set;",
+        "# `dev`, requests of other people's making, which chose nothing.",
         "types:",
     ]
     for kind in TaskType:
-        mine, theirs = ([row for row in rows if best(row["scores"]) is kind] for rows in (own, dev))
+        mine, theirs = guessed(own, kind), guessed(dev, kind)
         below = least(mine)
         right = n = 0
-        for source in sorted({row["source"] for row in mine}):
-            chosen = least([row for row in mine if row["source"] != source])
-            more = figures([row for row in mine if row["source"] == source], chosen)
+        for source in sorted({row.source for row in mine}):
+            chosen = least([row for row in mine if row.source != source])
+            more = figures([row for row in mine if row.source == source], chosen)
             right, n = right + more[0], n + more[1]
         told = {"own": figures(mine, below), "left_out": (right, n), "dev": figures(theirs, below)}
         stated = ", ".join(f"{name}: {_stated(*each)}" for name, each in told.items())
         lines.append(f"  {kind}: {{below: {below}, {stated}}}")
         print(lines[-1], f"dev abstained: {len(theirs) - told['dev'][1]}")
-    kept = out.read_text("utf-8") if out.exists() else "escalates: {}\n"
-    out.write_text("\n".join(lines) + "\n" + kept[kept.index("escalates:") :], "utf-8")
+    kept = out.read_text("utf-8")
+    out.write_text("\n".join(lines) + "\n" + kept[kept.index("# Profiles") :], "utf-8")
 
 
 def _stated(right: int, n: int) -> str:

@@ -53,6 +53,11 @@ CALCULATIONS = [
     ("simple interest on 1000 at 5% for 3 years", "150.00"),
     ("compound interest on $1000 at 5% for 3 years compounded monthly", "161.47"),
     ("batting average for 30 hits in 100 at bats", "0.300"),
+    ("batting average: 47 hits, 163 at bats", "0.288"),
+    ("A stone weighs 340 g and has a volume of 125 cm3. Give its density.", "2.72 g/cm³"),
+    ("hi, im 1.68 m and weigh 71.5 kg, whats my bmi", "25.3"),
+    ("4500 euros at 3.2% a year compounded monthly, 6 years. final balance?", "5451.12"),
+    ("45 * 12, just the figure", "540"),
     ("hypotenuse of a right triangle with legs 3 and 4", "5"),
     ("100 + 10% + 10%", "121"),
     ("-2^2", "-4"),
@@ -75,6 +80,7 @@ CONVERSIONS = [
     ("10 in in cm", "25.4 cm"),
     ("two and a half hours in minutes", "150 min"),
     ("1 acre in square feet", "43560 ft²"),
+    ("Wie viel sind 100 Quadratfuß in Quadratmetern?", "9.290304 m²"),
     ("1 light year in km", "9460730472581 km"),
 ]
 DATES = [

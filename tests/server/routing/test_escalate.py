@@ -26,7 +26,7 @@ from rolecall.server.routing.router import Router
 from tests.server.scripted import ScriptedModels
 
 AMBIGUOUS = (
-    "our numbers, is that right, in short?", "check the code in my notes and sum it up", "and the plan from the thread?",
+    "our numbers, is that right, in short?", "check the code in my notes and sum it up", "and the plan, from mails?",
     "why does this say 12", "the table again but true", "compare what we said with the truth", "so is it, in code",
 )  # fmt: skip
 """Whatever the weights: the classifier is unsure of the least clear of these."""
