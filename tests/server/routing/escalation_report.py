@@ -151,8 +151,8 @@ def _good(right: int, n: int) -> bool:
 def choose_all(own: list[Row], dev: list[Row], out: Path) -> None:
     lines = [
         "# Below which confidence of its best guess the classifier abstains, by type: the least of 0.5 or more from",
-        f"# which on accuracy's Wilson lower end is at least {GOAL}. By tests/server/routing/escalation_report.py, from the",
-        "# project's own requests, each scored by a classifier that had not seen its register. n, accuracy and 95%",
+        f"# which on accuracy's Wilson lower end is at least {GOAL}. By tests/server/routing/escalation_report.py from",
+        "# the project's own requests, each scored by a classifier that had not seen its register. n, accuracy, 95%",
         "# interval there: `own`, the same rows; `left_out`, each register at the threshold that the others set;",
         "# `dev`, requests of other people's making, which chose nothing.",
         "types:",
