@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/python -m tests.demo
 
 test: setup lint
-	$(BIN)/python -m pytest -m 'not soak and not conformance' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not soak and not conformance' -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: setup
 	$(BIN)/python -m pytest -m soak

@@ -175,8 +175,9 @@ class Router:
 
 
 def batch_line(request_id: str | int, decision: Decision) -> dict[str, Any]:
-    """One line of `rolecall route --batch`, keys in their documented order."""
-    shown = decision.model_dump(mode="json", exclude={"model", "snapshot_sha256", "sha256"})
+    """One line of `rolecall route --batch`, keys in their documented order; `tags` and `denied` only where set."""
+    unset = {name for name in ("tags", "denied") if not getattr(decision, name)}
+    shown = decision.model_dump(mode="json", exclude={"model", "snapshot_sha256", "sha256", *unset})
     return {"id": request_id, **shown, "decision_sha256": decision.sha256}
 
 

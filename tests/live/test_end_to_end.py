@@ -227,41 +227,6 @@ async def test_five_clients_share_one_copy_of_each_model_and_stop_leaves_no_proc
     assert [each.pid for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def test_a_routing_batch_is_the_same_twice_and_line_by_line(staffed: Home, tmp_path: Path) -> None:
-    texts = [
-        "what is 15% of 240?",
-        "Summarize this article: The city council met on Monday and decided to build a new bridge.",
-        "Write a SQL query that counts orders per day.",
-        "What do our meeting notes say about the budget?",
-        "Tell me a joke.",
-        "",
-        "convert 5 miles to km",
-    ]
-    rows = [json.dumps({"id": str(number), "text": text}) for number, text in enumerate(texts)]
-    batch = tmp_path / "batch.jsonl"
-    batch.write_text("\n".join(rows) + "\n")
-
-    first = command("route", "--batch", str(batch), "--json")
-    second = command("route", "--batch", str(batch), "--json")
-    singly = "".join(command("route", "--batch", "-", "--json", input_=row) for row in rows)
-
-    assert first == second == singly
-    lines = [json.loads(line) for line in first.splitlines()]
-    assert [line["id"] for line in lines] == [str(number) for number in range(len(texts))]
-    assert set(lines[0]) == {
-        "id",
-        "task_type",
-        "agent",
-        "role",
-        "confidence",
-        "escalated",
-        "reasons",
-        "decision_sha256",
-    }
-    assert lines[0]["agent"] == "calculator" and lines[6]["agent"] == "units"
-    assert not any(line["escalated"] for line in lines)
-
-
 def test_search_and_validate_print_the_shapes_that_others_score(staffed: Home, notes: Path, tmp_path: Path) -> None:
     command("index", "add", str(notes), "--json")
     found = json.loads(command("search", "reference code of the north depot", "-k", "2", "--json"))

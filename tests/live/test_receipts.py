@@ -110,3 +110,5 @@ def test_decisions_are_the_same_bytes_in_two_hosts_alone_or_in_a_batch_on_one_th
     assert "".join(reversed(lines[::16])) == some
     assert others == [whole, some]
     assert not any("without an embedding" in line for line in lines)
+    shape = ("id", "task_type", "agent", "role", "confidence", "escalated", "reasons", "decision_sha256")
+    assert {tuple(json.loads(line)) for line in lines} == {shape}
