@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -29,6 +30,8 @@ BYTES_PER_TOKEN = 3.5
 RESOURCE_NOT_FOUND = -32002
 """Source: the specification of 2025-11-25, "Resources"; that of 2026-07-28 retires it for -32602."""
 
+_FENCED = re.compile(r"^(```+|~~~+).*?^\1[ \t]*$", re.DOTALL | re.MULTILINE)
+
 log = structlog.get_logger()
 
 
@@ -50,13 +53,23 @@ async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) 
     text, warnings = result["answer"], result["warnings"]
     if result["status"] != "ok" or warnings:
         text += f"\n\n[status: {result['status']}]" + "".join(f"\n- {warning}" for warning in warnings)
-    if result.get("passages") and not outcome.meta.model_calls:  # the answer would be the passages once more
-        result = {**result, "answer": f"{len(result['passages'])} passages, under `passages`, the best first."}
     return types.CallToolResult(
         content=[types.TextContent(type="text", text=text), *links],
-        structured_content=result,
+        structured_content=_once(result, by_model=outcome.meta.model_calls > 0),
         _meta={"rolecall/cost": asdict(outcome.meta)},
     )
+
+
+def _once(result: dict[str, Any], by_model: bool) -> dict[str, Any]:
+    """The result without what its answer would say once more: passages, code blocks, summaries of single files."""
+    answer = result["answer"]
+    if result.get("passages") and not by_model:
+        answer = f"{len(result['passages'])} passages, under `passages`, the best first."
+    elif result.get("items"):
+        answer = f"{len(result['items'])} summaries, under `items`."
+    elif result.get("blocks"):
+        answer = _FENCED.sub("[under `blocks`]", answer)
+    return {**result, "answer": answer}
 
 
 async def job_reply(jobs: Jobs, id: str, job: Job) -> types.CallToolResult:
