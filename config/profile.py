@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Encoder = Literal["embedder", "reranker"]
 Engines = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]  # YAML has lists only
 
 
@@ -43,9 +44,11 @@ class RoleSpec(Strict):
     idle_ttl_s: float = 0.0
 
 
-class EmbedderSpec(Strict):
+class EncoderSpec(Strict):
+    """A model of sentence-transformers, and how much it reads of one text (of a query and a text, in a reranker)."""
+
     model: str
-    max_tokens: int = 256
+    max_tokens: int = Field(default=256, gt=0)
 
 
 class Profile(Strict):
@@ -56,4 +59,11 @@ class Profile(Strict):
     budget_gb: float = Field(gt=0)
     cache_limit_gb: float = Field(gt=0)
     roles: dict[str, RoleSpec]
-    embedder: EmbedderSpec
+    embedder: EncoderSpec
+    reranker: EncoderSpec | None = None
+
+    @property
+    def encoders(self) -> dict[Encoder, EncoderSpec]:
+        """Those that it has, by what they do."""
+        specs: dict[Encoder, EncoderSpec | None] = {"embedder": self.embedder, "reranker": self.reranker}
+        return {name: spec for name, spec in specs.items() if spec}

@@ -34,6 +34,7 @@ _Layers = dict[Path, dict[Any, Any]]
 """What each file says, the strongest last."""
 
 AUTO_PROFILES = ("mac-16", "mac-32", "mac-64", "mac-128")
+OBJECT_STORES = ("s3", "gs", "az")
 
 
 class MemorySettings(Strict):
@@ -64,10 +65,24 @@ class TelemetrySettings(Strict):
 
 
 class RetrievalSettings(Strict):
-    """`chunk_tokens` in tokens of the embedder; larger files than `max_file_mb` are skipped."""
+    """`chunk_tokens` in tokens of the embedder; larger files than `max_file_mb` are skipped. `uri` puts the index into
+    an object store instead of the home; its keys are in ROLECALL_HOME/env or the environment. `watch`: the host keeps
+    all collections in step with their folders while it runs."""
 
     chunk_tokens: int = Field(gt=0)
     max_file_mb: float = Field(gt=0)
+    uri: str | None = None
+    watch: bool = False
+
+    @field_validator("uri")
+    @classmethod
+    def _bucket(cls, uri: str | None) -> str | None:
+        if uri is None:
+            return None
+        parts = urlsplit(uri)
+        if parts.scheme not in OBJECT_STORES or not parts.netloc or set("@?#") & set(uri):
+            raise ValueError("s3://BUCKET/PREFIX, gs://... or az://..., without credentials, query or fragment")
+        return uri.rstrip("/")
 
 
 class EndpointSettings(Strict):
@@ -190,7 +205,7 @@ def load_settings(home: Home, config_path: Path | None = None, profile: str | No
         file = _File.model_validate(merged)
     except ValidationError as error:
         raise _invalid(error, layers) from None
-    _check_engines(file, layers)
+    _check_sections(file, layers)
     for role, spec in file.roles.items():
         if spec.model != chosen.roles[role].model and (repository := known_repository(spec.model)):
             file.roles[role] = spec.model_copy(update={"model": repository})
@@ -209,7 +224,8 @@ def load_routing(path: Path, profile: Profile) -> RoutingSettings:
     return routing_of(data.get("routing", data), profile.roles, str(path))
 
 
-def _check_engines(file: _File, layers: _Layers) -> None:
+def _check_sections(file: _File, layers: _Layers) -> None:
+    """What one section asks of another."""
     for key, endpoint in file.endpoints.items():
         if file.offline_strict and not endpoint.loopback:
             raise ConfigError(
@@ -218,6 +234,13 @@ def _check_engines(file: _File, layers: _Layers) -> None:
                 allowed="localhost, 127.0.0.1 or [::1]",
                 advice="Set `offline_strict: false` if requests and their documents may go there, or remove it.",
             )
+    if file.offline_strict and file.retrieval.uri:
+        raise ConfigError(
+            "The index would be on another machine, and offline_strict keeps all documents on this one.",
+            found=f"retrieval.uri: {file.retrieval.uri} in {_source(layers, ('retrieval', 'uri'))}",
+            allowed="no retrieval.uri, which keeps the index in the home",
+            advice="Set `offline_strict: false` if the index, which holds the documents' text, may go there.",
+        )
     engines = ["mlx", *file.endpoints]
     for role, spec in file.roles.items():
         for engine in spec.engines:
@@ -250,7 +273,7 @@ def _merge(base: dict[Any, Any], layer: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _invalid(error: ValidationError, layers: _Layers) -> ConfigError:
-    """The first thing that is wrong, unknown keys before all. What stands at an endpoint is not shown: a key may."""
+    """The first thing that is wrong, unknown keys before all. What stands at an address is not shown: a key may."""
     first = min(error.errors(), key=lambda wrong: wrong["type"] != "extra_forbidden")
     loc = first["loc"]
     if first["type"] == "extra_forbidden":
@@ -260,7 +283,7 @@ def _invalid(error: ValidationError, layers: _Layers) -> ConfigError:
         return _unknown("key", section.model_fields, loc, layers)
     return ConfigError(
         f"Invalid value for {'.'.join(map(str, loc))} in {_source(layers, loc)}.",
-        found="not shown here" if loc[0] == "endpoints" else repr(first.get("input"))[:100],
+        found="not shown here" if loc[0] == "endpoints" or loc[-1] == "uri" else repr(first.get("input"))[:100],
         allowed=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
         advice="Correct the value.",
     )

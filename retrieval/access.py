@@ -12,10 +12,13 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
+
+from pydantic import Field
 
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
@@ -47,10 +50,14 @@ _PRIVATE_KEY = re.compile(rb"\s*-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----")
 class _Stored(Strict):
     version: Literal[1] = 1
     folders: list[Path]
+    private: list[Path] = Field(default=[])
 
 
 class AllowedFolders:
     """The user's list of readable folders, kept in `Home.allowed_file`. Safe to use from several threads.
+
+    What is in a private one is read by local models only: no client is sent its text. That is kept here, so that it
+    outlives the index.
 
     Raises:
         RetrievalError: its subclass says why a path is refused, MacosPrivacy among them.
@@ -62,14 +69,21 @@ class AllowedFolders:
         self._user_home = _real(user_home or Path.home())
         self._own = _folded(_real(home.root))
         self._lock = threading.Lock()
-        self._cached: tuple[tuple[int, int, int], tuple[Path, ...]] = ((0, 0, 0), ())
+        self._cached: tuple[tuple[int, int, int], _Stored] = ((0, 0, 0), _Stored(folders=[]))
 
     def add(self, folder: Path) -> Path:
         """Allow a folder and all below it; returns its real path. Idempotent."""
         real = self.allowable(folder)
         with self._lock:
-            self._write({*self.list(), real})
+            self._write({*self.list(), real}, set(self._stored().private))
         return real
+
+    def set_private(self, folders: Iterable[Path], private: bool) -> None:
+        """Make allowed folders private, or no longer so."""
+        with self._lock:
+            known, given = set(self._stored().private), set(folders)
+            if (kept := known | given if private else known - given) != known:
+                self._write({*self.list()}, kept)
 
     def allowable(self, folder: Path) -> Path:
         """The real path of a folder that `add` would allow; raises as `add` does where it would not."""
@@ -89,20 +103,27 @@ class AllowedFolders:
     def remove(self, folder: Path) -> bool:
         """Take a folder off the list; False where it was not on it."""
         with self._lock:
-            folders = {*self.list()}
-            self._write(folders - {folder, _real(folder)})
+            folders, gone = {*self.list()}, {folder, _real(folder)}
+            self._write(folders - gone, set(self._stored().private))  # private it stays, should it be allowed again
             return len(self.list()) < len(folders)
 
     def list(self) -> tuple[Path, ...]:
         """The allowed folders, sorted."""
+        return tuple(self._stored().folders)
+
+    def is_private(self, path: Path) -> bool:
+        """Whether no client may have the text of the file at this path."""
+        private = self._stored().private
+        return bool(private) and any(_folded(_real(path)).is_relative_to(_folded(folder)) for folder in private)
+
+    def _stored(self) -> _Stored:
         try:
             found = self._file.stat()
             stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
             if self._cached[0] != stamp:
-                stored = _Stored.model_validate_json(self._file.read_bytes())
-                self._cached = (stamp, tuple(sorted(stored.folders)))
+                self._cached = (stamp, _Stored.model_validate_json(self._file.read_bytes()))
         except FileNotFoundError:
-            return ()
+            return _Stored(folders=[])
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"The list of allowed folders {self._file} cannot be read.",
@@ -276,11 +297,12 @@ class AllowedFolders:
     def _is_own(self, real: Path) -> bool:
         return _folded(real).is_relative_to(self._own)
 
-    def _write(self, folders: set[Path]) -> None:
+    def _write(self, folders: set[Path], private: set[Path]) -> None:
         new = self._file.with_suffix(f".{os.getpid()}.new")
         try:
             new.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            new.write_text(_Stored(folders=sorted(folders)).model_dump_json(indent=1), "utf-8")
+            stored = _Stored(folders=sorted(folders), private=sorted(private))
+            new.write_text(stored.model_dump_json(indent=1), "utf-8")
             new.replace(self._file)
         except OSError as error:
             new.unlink(missing_ok=True)
@@ -358,5 +380,5 @@ def _real(path: Path) -> Path:
 
 
 def _folded(path: Path) -> Path:
-    """For comparison on disks that do not tell upper case from lower."""
-    return Path(str(path).casefold())
+    """For comparison on disks that do not tell upper case from lower, nor accents from letters with accents."""
+    return Path(unicodedata.normalize("NFD", str(path)).casefold())

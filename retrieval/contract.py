@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from rolecall.config.profile import Strict
 
@@ -15,8 +15,16 @@ if TYPE_CHECKING:  # the host answers its first requests without numpy
 Embed: TypeAlias = "Callable[[Sequence[str]], Awaitable[npt.NDArray[np.float32]]]"
 """Texts to unit-length vectors of shape (n, dimensions). `server` hands it in: retrieval knows no models."""
 
-OnIndexed = Callable[[int, int, str], None]
-"""Progress: (files done, files in all, path just finished)."""
+Rerank: TypeAlias = Callable[[str, Sequence[str]], Awaitable[Sequence[float]]]
+"""A query and passages to their relevance, higher is better, in order."""
+
+OnIndexed = Callable[[int, int, str, int], None]
+"""Progress: (files done, files in all, path just finished, chunks stored by this run so far)."""
+
+Kind = Literal["markdown", "text", "code", "notebook", "table", "json", "html", "document"]
+"""Kinds of sources. `document` is what the extra `documents` converts: PDF, DOCX, PPTX, XLSX."""
+
+Leg = Literal["fused", "text", "dense"]
 
 
 class SourceText(Strict):
@@ -29,8 +37,8 @@ class SourceText(Strict):
 
 
 class Filters(Strict):
-    """Narrow a search. `glob` is matched against the absolute path, `kind` is markdown|text|code, `language` a
-    language name such as `python`, `since` an ISO date or time: only files modified at or after it."""
+    """Narrow a search. `glob` is matched against the absolute path, `kind` is one of `Kind`, `language` a language
+    name such as `python`, `since` an ISO date or time: only files modified at or after it."""
 
     glob: str | None = None
     kind: str | None = None
@@ -39,16 +47,27 @@ class Filters(Strict):
 
 
 class Passage(Strict):
-    """A passage with a citation that can be re-checked: the file's bytes [start_byte, end_byte) decode to `text`.
-    Lines are 1-based and inclusive. `score` is the fused relevance in [0, 1], comparable within one answer only."""
+    """A passage with a citation that can be re-checked: the bytes [start_byte, end_byte) decode to `text`.
+
+    They are the file's bytes, or, where `extracted_sha256` is set, those of the text extracted from it, which has that
+    hash. `sha256` is the file's, verified when the passage was found. Lines are 1-based and inclusive, in the same
+    text. `place` is a page, sheet, slide or cell; `heading` the headings or the symbol above. `score` is the fused
+    relevance in [0, 1], comparable within one answer only. In a `private` collection `text` never leaves the host.
+    """
 
     path: str
+    collection: str
     start_line: int
     end_line: int
     start_byte: int
     end_byte: int
     score: float
     text: str
+    place: str = ""
+    heading: str = ""
+    sha256: str = ""
+    extracted_sha256: str = ""
+    private: bool = False
 
 
 class FailedFile(Strict):
@@ -59,18 +78,21 @@ class FailedFile(Strict):
 
 class IndexState(Strict):
     """How complete and how old the searched index is. `age_s` is since the last finished sync; None if never.
-    `pending` counts files known to be changed, new or gone on disk since they were indexed."""
+    `pending` counts files known to be changed, new or gone on disk since they were indexed. `reasons` counts the
+    skipped and the failed by reason (`ignored`, `unknown_kind`, `too_large`, `empty`, `link`, `secret`, an error's
+    code)."""
 
     indexed: int
     pending: int
     skipped: int
     failed: int
     age_s: float | None
+    reasons: Mapping[str, int] = {}
 
 
 class AddReport(Strict):
-    """One `index add`: the line of `rolecall index add --json`. `indexed` counts files whose chunks are now stored,
-    unchanged ones included; `skipped` those left out by ignore rules, size or kind."""
+    """One folder brought up to date: the line of `rolecall index add --json`. `indexed` counts files whose chunks are
+    now stored, unchanged ones included; `skipped` those left out by ignore rules, size or kind."""
 
     collection: str
     indexed: int
@@ -79,9 +101,31 @@ class AddReport(Strict):
     seconds: float
 
 
+class Preview(Strict):
+    """What `index add` would do: files and bytes to read, by kind and in all; `skipped` by reason; the largest files
+    and the folders with the most; `seconds` estimated from this machine's rate, None where none is known yet."""
+
+    folder: str
+    files: int
+    size_bytes: int
+    kinds: Mapping[str, int]
+    skipped: Mapping[str, int]
+    folders: Mapping[str, int]
+    failed: tuple[FailedFile, ...]
+    seconds: float | None
+
+
+ANSWERABLE = 0.5
+"""From here on passages are taken to hold an answer. Source: `rolecall eval run abstention` on XQuAD; docs/retrieval.md
+has both error rates."""
+
+
 class Found(Strict):
+    """`answerable` is how likely the passages hold an answer, in [0, 1]; None where there are no vectors."""
+
     passages: tuple[Passage, ...]
     index: IndexState
+    answerable: float | None = None
 
 
 class CollectionInfo(Strict):
@@ -90,21 +134,55 @@ class CollectionInfo(Strict):
     files: int
     chunks: int
     index: IndexState
+    private: bool = False
+
+
+class CollectionStatus(CollectionInfo):
+    """A collection file by file: what is pending and why others failed, the first 1,000 of each; the embedder of the
+    index, and the one that it is being rebuilt for."""
+
+    pending_files: tuple[str, ...]
+    failed_files: tuple[FailedFile, ...]
+    embedder: str
+    rebuilding_for: str | None = None
+
+
+class Checked(Strict):
+    """A citation looked up again: `same`, `changed` (other bytes there now), `gone`, or `refused` (no longer
+    allowed)."""
+
+    path: str
+    start_byte: int
+    end_byte: int
+    found: Literal["same", "changed", "gone", "refused"]
 
 
 class Retriever(Protocol):
     """The retrieval agent; see `LanceRetriever`. One writer: only the host holds one."""
 
+    async def preview(self, folder: Path) -> Preview: ...
+
     async def add(
         self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None,
-        max_files: int | None = None,
+        max_files: int | None = None, private: bool | None = None,
     ) -> AddReport: ...  # fmt: skip
 
+    async def sync(
+        self, collection: str | None = None, on_progress: OnIndexed | None = None
+    ) -> tuple[AddReport, ...]: ...
+
+    async def watch(self, collection: str | None, on_synced: Callable[[AddReport], None]) -> None: ...
+
     async def search(
-        self, query: str, collection: str | None = None, max_results: int = 8, filters: Filters | None = None
-    ) -> Found: ...
+        self, query: str, collection: str | None = None, max_results: int = 8, filters: Filters | None = None,
+        leg: Leg = "fused",
+    ) -> Found: ...  # fmt: skip
+
+    async def check(self, passages: Sequence[Passage]) -> tuple[Checked, ...]: ...
 
     async def collections(self) -> tuple[CollectionInfo, ...]: ...
+
+    async def status(self, collection: str | None = None) -> tuple[CollectionStatus, ...]: ...
 
     async def indexed(self, collection: str, path: str) -> Path | None: ...
 

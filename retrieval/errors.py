@@ -5,6 +5,14 @@ RetrievalError
 ├── PathNotAllowed     path_not_allowed   outside every allowed folder, or a secret (keys, .env, .ssh)
 ├── PathAmbiguous      path_ambiguous     a relative path where the client runs in `/` or the home folder
 ├── FileUnreadable     file_unreadable    not text, too large, or no permission
+│   ├── BinaryFile     binary             NUL bytes in what its name says is text
+│   ├── GeneratedFile  generated          minified, or says that a program wrote it
+│   └── NoText         no_text            a document without text: pages that are pictures
+├── ParseFailed        parse_failed       the file is not what its name says, or damaged
+│   ├── ParseTimeout   parse_timeout      it took longer than a file may
+│   ├── ParseMemory    parse_memory       it took, or would unpack to, more memory than a file may
+│   ├── Encrypted      encrypted          it needs a password
+│   └── NeedsDocuments needs_documents_extra  the extra `documents` is not installed
 ├── MacosPrivacy       macos_privacy      macOS denies this program the folder
 ├── IndexLarge         index_large        so many files are indexed only where the user said so
 ├── IndexCorrupt       index_corrupt      the store cannot be read, or was made by a newer version
@@ -45,6 +53,38 @@ class PathAmbiguous(RetrievalError):
 
 class FileUnreadable(RetrievalError):
     code = "file_unreadable"
+
+
+class BinaryFile(FileUnreadable):
+    code = "binary"
+
+
+class GeneratedFile(FileUnreadable):
+    code = "generated"
+
+
+class NoText(FileUnreadable):
+    code = "no_text"
+
+
+class ParseFailed(RetrievalError):
+    code = "parse_failed"
+
+
+class ParseTimeout(ParseFailed):
+    code = "parse_timeout"
+
+
+class ParseMemory(ParseFailed):
+    code = "parse_memory"
+
+
+class Encrypted(ParseFailed):
+    code = "encrypted"
+
+
+class NeedsDocuments(ParseFailed):
+    code = "needs_documents_extra"
 
 
 class MacosPrivacy(RetrievalError):

@@ -232,10 +232,19 @@ class RoleModels(Protocol):
         """
         ...
 
-    async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
-        """Unit-length vectors, shape (len(texts), dimensions), float32.
+    async def embed(self, texts: Sequence[str], *, alone: bool = False, query: bool = False) -> Vectors:
+        """Unit-length vectors, shape (len(texts), dimensions), float32. What exceeds the profile's `max_tokens` of a
+        text is not read.
 
-        `alone` runs one text per forward pass, so that a text's bits do not depend on its neighbours.
+        `alone` runs one text per forward pass, so that a text's bits do not depend on its neighbours. `query` embeds
+        texts as what one searches by, with the model's own prompt for it; else they are what is found.
+        """
+        ...
+
+    async def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
+        """The relevance of each text to the query, in order, higher is better; comparable for one query only.
+
+        Raises ModelMissing where the profile has no reranker, or it is not on disk, and else as `generate`.
         """
         ...
 

@@ -43,9 +43,9 @@ class Spare:
         """The one that is held, where it is fit for it and alive, else a new one."""
         return (self._take() if spec.kind == "text" else None) or await self.start_worker(spec)
 
-    def tend(self, wanted: bool) -> None:
-        """Start one where it is wanted and there is none."""
-        if wanted and not self._starting and (self.held is None or self.held.exited.is_set()):
+    def tend(self, wanted: Callable[[], bool]) -> None:
+        """Start one where there is none and it is wanted, which looks at the disk."""
+        if not self._starting and (self.held is None or self.held.exited.is_set()) and wanted():
             self._starting = True
             self.tasks.start_soon(self._start)
 

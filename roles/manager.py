@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +13,7 @@ import anyio.abc
 import anyio.to_thread
 
 from rolecall.config.home import Home
-from rolecall.config.profile import RoleSpec
+from rolecall.config.profile import Encoder, RoleSpec
 from rolecall.config.settings import GB, Settings
 
 from .contract import (
@@ -31,14 +31,14 @@ from .contract import (
 from .errors import DoesNotFit, EndpointUnavailable, ModelCorrupt, ModelMissing, PromptTooLong, RoleError, SchemaRefused
 from .footprint import footprints, quick_footprint, remember
 from .life import StartWorker
-from .manifest import corrupt, read_manifest, verify, write_manifest
+from .manifest import corrupt, read_manifest, verify, weights_bytes, write_manifest
 from .memory import Machine, ThisMachine
-from .plan import EMBEDDER_OVERHEAD_BYTES, Reservation, adapter_bytes, reserve, working_set_bytes
+from .plan import ENCODER_OVERHEAD_BYTES, Reservation, adapter_bytes, reserve, working_set_bytes
 from .pool import WorkerPool
 from .pooled import Phase, PooledModel
 from .schema import keep_to
 from .sources import resolve
-from .staff import EMBEDDER_ROLE, Staff, key_of
+from .staff import Staff, key_of
 from .worker.wire import Loaded, WorkerSpec
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-EMBEDDER_SLOTS = 8  # the embedder takes turns between its requests
+ENCODER_SLOTS = 8  # an encoder takes turns between its requests
 TEMPLATE_TOKENS, MESSAGE_TOKENS = 512, 16  # more than chat templates add to a request, and around each message
 SHORT_BYTES = 1024  # a text has at most as many tokens as bytes: so few are not worth counting
 
@@ -153,10 +153,13 @@ class ModelManager:
 
         return (await self._by_engines(role, by))[0]
 
-    async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
-        model = await self._model(self._staff.profile.embedder.model)
-        async with self._pool.place(model, EMBEDDER_ROLE, None) as (_, worker):
-            return await worker.embed(texts, alone)
+    async def embed(self, texts: Sequence[str], *, alone: bool = False, query: bool = False) -> Vectors:
+        async with self._encoder("embedder") as worker:
+            return await worker.embed(texts, alone, query)
+
+    async def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
+        async with self._encoder("reranker") as worker:
+            return list(await worker.rerank(query, texts))
 
     def embedder(self) -> EmbedderInfo | None:
         return self._staff.embedder()
@@ -258,6 +261,14 @@ class ModelManager:
             degraded=degraded,
         )
 
+    @contextlib.asynccontextmanager
+    async def _encoder(self, name: Encoder) -> AsyncIterator[Worker]:
+        profile = self._staff.profile
+        if name not in profile.encoders:
+            raise ModelMissing(f"The profile {profile.name!r} has no {name}.", advice="Choose another profile.")
+        async with self._pool.place(await self._model(profile.encoders[name].model), name, None) as (_, worker):
+            yield worker
+
     async def _preload(self, name: str) -> None:
         with contextlib.suppress(RoleError):  # the call that needs it will say what is wrong
             self._pool.preload(await self._model(name))
@@ -297,17 +308,18 @@ class ModelManager:
             )
         if key in self._pool.models:
             return self._pool.models[key]
+        folder, adapter_folder = self._home.models / name, self._staff.adapter(adapter)
+        if (kind := self._staff.kind(name)) != "text":
+            reservation = Reservation(weights_bytes(folder), 0, 0, ENCODER_OVERHEAD_BYTES, 0, 0, ENCODER_SLOTS)
+            tokens = self._staff.profile.encoders[kind].max_tokens
+            model = PooledModel(key, folder, (), reservation, kind=kind, input_tokens=tokens)
+            return self._pool.models.setdefault(key, model)
         size = quick_footprint(self._home, name)
         if size is None:
             size = (await anyio.to_thread.run_sync(footprints, self._home, [name]))[name]
-        folder, adapter_folder = self._home.models / name, self._staff.adapter(adapter)
-        if (folder / "modules.json").is_file():
-            specs: tuple[RoleSpec, ...] = ()
-            reservation = Reservation(size.weights_bytes, 0, 0, EMBEDDER_OVERHEAD_BYTES, 0, 0, EMBEDDER_SLOTS)
-        else:
-            specs = self._staff.specs(key)
-            more_bytes = adapter_bytes(str(adapter_folder) if adapter_folder else None)
-            reservation = reserve(size, specs, self._cache_bytes, adapter_bytes=more_bytes)
+        specs = self._staff.specs(key)
+        more_bytes = adapter_bytes(str(adapter_folder) if adapter_folder else None)
+        reservation = reserve(size, specs, self._cache_bytes, adapter_bytes=more_bytes)
         model = PooledModel(key, folder, specs, reservation, adapter_folder)
         return self._pool.models.setdefault(key, model)
 

@@ -24,7 +24,7 @@ from .staff import Staff
 
 KEPT_TOKENS = 8192  # of KV cache that a worker keeps for roles without a pin: one request of most, 0.8 to 1.6 GB
 PROCESS_OVERHEAD_BYTES = 300_000_000  # Source: 254 MB RSS of a process that has imported mlx-lm, rounded up
-EMBEDDER_OVERHEAD_BYTES = 700_000_000  # Source: RSS of a process that has imported torch and sentence-transformers
+ENCODER_OVERHEAD_BYTES = 700_000_000  # Source: RSS of a process that has imported torch and sentence-transformers
 _MAC = sys.platform == "darwin"
 
 

@@ -243,8 +243,9 @@ class WorkerPool:
         decided that may free the way for others."""
         self._held = dict.fromkeys(self._unloading, 0)
         # a worker that measured more than was planned, or a smaller budget, may ask for an end without a load
-        for too_much in shed(self._in_memory(), self.budget_bytes, self.policy):
-            self._obey(too_much, 0)
+        if self.reserved_bytes > self.budget_bytes:
+            for too_much in shed(self._in_memory(), self.budget_bytes, self.policy):
+                self._obey(too_much, 0)
         decided = False
         for number, model, tokens in self._wishes():
             need_bytes = model.reservation.bytes_at(tokens)
@@ -276,7 +277,7 @@ class WorkerPool:
                 found.append((0 if model.pinned else model.oldest, model, tokens))
             elif self._held.get(model.model) != 0 and (ticket := model.short_of_memory()):
                 found.append((ticket.number, model, model.tokens_at_work(ticket)))
-        return sorted(found, key=lambda wish: (wish[0] > 0, wish[1].kind != "embedder", wish[0]))
+        return sorted(found, key=lambda wish: (wish[0] > 0, wish[1].kind == "text", wish[0]))
 
     def _give_back(self) -> None:
         """Take KV cache that no request needs while there is more reserved than the budget, where it was used least
@@ -342,7 +343,7 @@ class WorkerPool:
         phases = {model.phase for model in self.models.values()}
         settled = Phase.READY in phases and not phases & {Phase.LOADING, Phase.ENDING}
         if self.budget_bytes - self.reserved_bytes >= PROCESS_OVERHEAD_BYTES:
-            self._spare.tend(settled and not self._closing and self.wants_spare())
+            self._spare.tend(lambda: settled and not self._closing and self.wants_spare())
         elif self._spare.held:
             self.tasks.start_soon(self._spare.stop)
 
@@ -381,7 +382,7 @@ class WorkerPool:
             kind=model.kind,
             folder=model.folder,
             model=model.model,
-            context_length=max((each.context_length for each in model.specs), default=0),
+            context_length=max((each.context_length for each in model.specs), default=model.input_tokens),
             concurrency=planned.slots,
             cache_limit_bytes=self.cache_limit_bytes,
             kv_bytes=planned.kv_bytes_at(model.kv_tokens),

@@ -19,6 +19,7 @@ from .errors import QueueFull
 from .plan import Reservation
 from .queueing import Turns, order
 from .residency import ResidentModel
+from .worker.wire import Kind
 
 if TYPE_CHECKING:
     from .worker.process import Worker
@@ -69,7 +70,7 @@ class Ticket:
 
 @dataclass(eq=False, slots=True)
 class PooledModel:
-    """One model and what goes on with it; the embedder has no `specs`.
+    """One model and what goes on with it; an encoder has no `specs`, and reads `input_tokens` of one input.
 
     `model` is the key: the model's id, and the adapter's where it has one. `kept` pins it beyond what its roles say.
     `reservation` is what a load taught to be right; `kv_tokens` of its KV cache are reserved now.
@@ -80,6 +81,8 @@ class PooledModel:
     specs: tuple[RoleSpec, ...]
     reservation: Reservation
     adapter: Path | None = None
+    kind: Kind = "text"
+    input_tokens: int = 0
     kept: bool = False
     phase: Phase = Phase.ABSENT
     kv_tokens: int = 0
@@ -97,10 +100,6 @@ class PooledModel:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     gone: anyio.Event = field(default_factory=anyio.Event)
     ended_as: End = "died"
-
-    @property
-    def kind(self) -> Literal["text", "embedder"]:
-        return "text" if self.specs else "embedder"
 
     @property
     def pinned(self) -> bool:

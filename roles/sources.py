@@ -25,7 +25,7 @@ from rolecall.config.settings import GB, Settings
 from .errors import DownloadFailed, ModelUnknown, RoleError, from_dict
 from .footprint import footprints, unknown_model
 from .manifest import Manifest, read_config, read_manifest, weights_bytes
-from .staff import EMBEDDER_ROLE, Staff
+from .staff import Staff
 from .starter import STARTER_MODELS, OnProgress
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -45,12 +45,13 @@ class ModelListing:
 def resolve(name: str, profile: Profile | None = None) -> str:
     """The repository id (also the model id) a name stands for.
 
-    A role of the profile or `embedder`, a repository id, an id in LM Studio's form, or a short name from the table.
-    Raises ModelUnknown, which names the nearest, for anything else.
+    A role of the profile, `embedder` or `reranker`, a repository id, an id in LM Studio's form, or a short name from
+    the table. Raises ModelUnknown, which names the nearest, for anything else.
     """
     name = name.strip()
     if profile is not None:
-        held = {role: spec.model for role, spec in profile.roles.items()} | {EMBEDDER_ROLE: profile.embedder.model}
+        held = {role: spec.model for role, spec in profile.roles.items()}
+        held |= {name: spec.model for name, spec in profile.encoders.items()}
         if name in held:
             return held[name]
     if known := known_repository(name):
@@ -63,7 +64,8 @@ def resolve(name: str, profile: Profile | None = None) -> str:
 def list_models(home: Home, settings: Settings) -> tuple[ModelListing, ...]:
     """The profile's models first, then whatever else is on disk."""
     staff = Staff(home, settings.profile)
-    models = [settings.profile.embedder.model, *(spec.model for spec in settings.profile.roles.values())]
+    models = [spec.model for spec in settings.profile.encoders.values()]
+    models += [spec.model for spec in settings.profile.roles.values()]
     folders = sorted(config.parent.relative_to(home.models) for config in home.models.glob("[!.]*/[!.]*/config.json"))
     models += [folder.as_posix() for folder in folders]
     listings = []
@@ -95,7 +97,7 @@ async def pull(name: str, home: Home, settings: Settings, on_progress: OnProgres
         model = STARTER_MODELS[0] if name == "starter" else resolve(name, settings.profile)
         job |= {"kind": "starter" if model in STARTER_MODELS else "hub", "model": model}
     manifest: Manifest = await _fetch(job, on_progress)
-    if not (home.models / manifest.model / "modules.json").is_file():
+    if Staff(home, settings.profile).kind(manifest.model) == "text":
         await anyio.to_thread.run_sync(footprints, home, [manifest.model])
     return manifest
 

@@ -15,8 +15,7 @@ from rolecall.config.settings import load_profile
 from .contract import EmbedderInfo, Role
 from .errors import ModelCorrupt, ModelMissing
 from .manifest import read_manifest
-
-EMBEDDER_ROLE = "embedder"
+from .worker.wire import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,11 @@ class Staff:
         adapter = self.adapter(name)
         there = (self.home.models / model / "config.json").is_file()
         return there and (adapter is None or (adapter / "adapter_config.json").is_file())
+
+    def kind(self, model: str) -> Kind:
+        """What a worker of the model does: as the profile says, else a folder of sentence-transformers embeds."""
+        named = next((name for name, spec in self.profile.encoders.items() if spec.model == model), None)
+        return named or ("embedder" if (self.home.models / model / "modules.json").is_file() else "text")
 
     def adapter(self, name: str) -> Path | None:
         """The folder of an adapter: a path, or relative to the home's models; None without a name."""
@@ -81,9 +85,9 @@ class Staff:
         return (spec.model_copy(update={"adapter": adapter or None}),)
 
     def roles_of(self, key: str) -> tuple[str, ...]:
-        """The roles, or `embedder`, that the profile gives a model."""
-        roles = tuple(name for name, spec in self.profile.roles.items() if key_of(spec) == key)
-        return (*roles, EMBEDDER_ROLE) if key == self.profile.embedder.model else roles
+        """The roles, or `embedder` or `reranker`, that the profile gives a model."""
+        roles = [name for name, spec in self.profile.roles.items() if key_of(spec) == key]
+        return (*roles, *(name for name, spec in self.profile.encoders.items() if spec.model == key))
 
     def embedder(self) -> EmbedderInfo | None:
         """The embedder on disk, or None."""

@@ -22,7 +22,7 @@ from . import wire
 from .wire import WorkerSpec
 
 if TYPE_CHECKING:
-    from .embedder import EmbedderEngine
+    from .encoder import EncoderEngine
     from .mlx_text import TextEngine
 
 MEMORY_EVERY_S = 1.0
@@ -33,7 +33,7 @@ Inbox = queue.SimpleQueue["wire.ToWorker | None"]
 
 
 def main() -> None:
-    """Serve the parent until it says stop or goes away. The one argument is the kind: `text` or `embedder`."""
+    """Serve the parent until it says stop or goes away. The one argument is the `wire.Kind`."""
     requests, replies = _claim_pipes()
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, inbox), daemon=True).start()
@@ -70,11 +70,11 @@ def _listen(requests: BinaryIO, inbox: Inbox) -> None:
         os._exit(0)
 
 
-def _engine(kind: str, send: Send) -> TextEngine | EmbedderEngine:
-    if kind == "embedder":
-        from .embedder import EmbedderEngine
+def _engine(kind: str, send: Send) -> TextEngine | EncoderEngine:
+    if kind != "text":
+        from .encoder import EncoderEngine
 
-        return EmbedderEngine(send)
+        return EncoderEngine(send)
     from .blas import load_fast_blas
 
     load_fast_blas()  # before anything imports mlx
@@ -85,7 +85,7 @@ def _engine(kind: str, send: Send) -> TextEngine | EmbedderEngine:
     return TextEngine(send)
 
 
-def _serve(engine: TextEngine | EmbedderEngine, inbox: Inbox, send: Send) -> None:
+def _serve(engine: TextEngine | EncoderEngine, inbox: Inbox, send: Send) -> None:
     reported_at, reported_progress = 0.0, -1
     while True:
         patience_s = engine.patience_s
@@ -117,7 +117,7 @@ def _serve(engine: TextEngine | EmbedderEngine, inbox: Inbox, send: Send) -> Non
             send(message.id, wire.failure(error))
 
 
-def _load(engine: TextEngine | EmbedderEngine, id: int, spec: WorkerSpec, send: Send) -> None:
+def _load(engine: TextEngine | EncoderEngine, id: int, spec: WorkerSpec, send: Send) -> None:
     def on_loading(done_bytes: int, total_bytes: int) -> None:
         send(id, Loading(spec.model, done_bytes, total_bytes))
 

@@ -97,12 +97,12 @@ class TextEngine:
             decode_tokens_per_s=decode_rate,
         )
 
-    def submit(self, id: int, message: wire.Generate | wire.Score | wire.Embed) -> None:
+    def submit(self, id: int, message: wire.Generate | wire.Score | wire.Embed | wire.Rerank) -> None:
         """Queue one request.
 
         Raises: PromptTooLong, SchemaRefused.
         """
-        assert self._generator is not None and not isinstance(message, wire.Embed)
+        assert self._generator is not None and not isinstance(message, wire.Embed | wire.Rerank)
         labels: tuple[str, ...] = ()
         if isinstance(message, wire.Score):
             labels, messages = message.labels, message.messages

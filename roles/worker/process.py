@@ -34,7 +34,7 @@ CANCEL_GRACE_S = 2.0
 HUNG_AFTER_S = 60.0  # one step is measured to take under a second, so this is a worker that will not come back
 LINE_LIMIT_BYTES = 1 << 30
 
-T = TypeVar("T", Loaded, WorkerResult, wire.Scored, wire.Embedded)
+T = TypeVar("T", Loaded, WorkerResult, wire.Scored, wire.Embedded, wire.Reranked)
 OnBody = Callable[[Any], None]
 _log = structlog.get_logger(__name__)
 Outcome = wire.Result | RolecallError
@@ -131,10 +131,14 @@ class Worker:
         """
         return (await self._call(wire.Scored, wire.Score(tuple(messages), tuple(labels)))).logprobs
 
-    async def embed(self, texts: Sequence[str], alone: bool = False) -> Vectors:
+    async def embed(self, texts: Sequence[str], alone: bool = False, query: bool = False) -> Vectors:
         """Unit-length vectors, shape (len(texts), dimensions), float32, in order; see `RoleModels.embed`."""
-        done = await self._call(wire.Embedded, wire.Embed(tuple(texts), alone))
+        done = await self._call(wire.Embedded, wire.Embed(tuple(texts), alone, query))
         return np.frombuffer(base64.b64decode(done.base64), np.float32).reshape(done.rows, done.dimensions)
+
+    async def rerank(self, query: str, texts: Sequence[str]) -> tuple[float, ...]:
+        """The relevance of each text to the query, in order; see `RoleModels.rerank`."""
+        return (await self._call(wire.Reranked, wire.Rerank(query, tuple(texts)))).scores
 
     def grant_prefill(self) -> None:
         """Let it prefill one chunk. Returns at once; a worker that died meanwhile is not told."""

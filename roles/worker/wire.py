@@ -17,19 +17,21 @@ from rolecall.roles.contract import Generated, GenerationRequest, Loading, Messa
 from rolecall.roles.errors import RoleError
 
 Finish = Literal["stop", "length", "timeout"]
+Kind = Literal["text", "embedder", "reranker"]
 Channel = Literal["thinking", "answer"]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What one worker holds. `context_length` in tokens, prompt and answer together; `concurrency` requests at once.
+    """What one worker holds. `context_length` in tokens, prompt and answer together, of an encoder what it reads of one
+    input; `concurrency` requests at once.
 
     `prefill_target_s` is how long one prefill chunk may take: nothing can be cancelled within a chunk. Running KV
     caches and the prefix cache take at most `kv_bytes` together (0: none is kept). `leased`: each chunk waits for a
     grant.
     """
 
-    kind: Literal["text", "embedder"]
+    kind: Kind
     folder: Path
     model: str
     context_length: int
@@ -43,7 +45,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a model measured once it was in memory. Figures that do not apply (embedder) are 0.
+    """What a model measured once it was in memory. Figures that do not apply (encoders) are 0.
 
     KV(tokens) = `kv_bytes_per_token` x tokens rounded up to 256, plus `fixed_state_bytes`, for each request.
     """
@@ -87,6 +89,13 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
+class Reranked:
+    """The relevance of each text, in order."""
+
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Generate:
     request: GenerationRequest
     thinks: bool
@@ -103,6 +112,13 @@ class Score:
 class Embed:
     texts: tuple[str, ...]
     alone: bool
+    query: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    query: str
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +135,8 @@ class Failure:
     error: dict[str, str]
 
 
-Request = WorkerSpec | Generate | Score | Embed
-Result = Loaded | WorkerResult | Scored | Embedded
+Request = WorkerSpec | Generate | Score | Embed | Rerank
+Result = Loaded | WorkerResult | Scored | Embedded | Reranked
 Body = Loading | Prefilling | Generated | Result | Failure | int | Literal["want", "done"]
 """What a worker says: how far it is, the result or failure that ends a request, or (to request 0) its bytes of memory:
 once a second while it gets on, and first of all when its imports are done; that it wants to prefill a chunk, and that

@@ -16,12 +16,13 @@ from ..protocol import VERSION
 from .batch import batch
 from .diagnosis import doctor
 from .evaluate import eval_app
+from .index import index_app, search
 from .install import install
 from .machine import logs, serve, setup, stop
 from .models import models_app
 from .output import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from .receipts import receipt_app
-from .requests import allow, ask, index_app, route, search, validate
+from .requests import allow, ask, route, validate
 from .status import status
 from .uninstall import uninstall
 

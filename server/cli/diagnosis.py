@@ -16,9 +16,11 @@ import typer
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 from rolecall.config.settings import GB, Settings, load_settings
+from rolecall.retrieval.errors import NeedsDocuments
 
 from ..connect import lock_holder
 from ..protocol import VERSION
+from .index import duration
 from .memory import bar, day_in_words, pressure
 from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, ask_host, console, emit, from_store, gb, table_of
 from .repairs import Found, check_files, repair
@@ -88,6 +90,11 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
     _check_models(settings, home, models, verify, found)
     _check_machine(home, found)
     check_files(home, found)
+    index = ask("index_list") if host else None
+    for item in index or ():
+        if count := item["index"]["reasons"].get(NeedsDocuments.code):
+            what = f"{count} documents of collection {item['collection']} are not indexed"
+            found(NeedsDocuments.code, what, "pip install 'rolecall[documents]', then: rolecall index sync")
     for model, reason in (status["downloads"] or {"failed": {}})["failed"].items():
         found("download_failed", f"{model}: {reason}", f"rolecall models pull {model}")
     for item in endpoints:
@@ -109,7 +116,7 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
         "memory": memory,
         "blas": _blas(found),
         "models": models,
-        "index": ask("index_list") if host else None,
+        "index": index,
         "host": {key: host[key] for key in ("pid", "version", "sessions")} if host else None,
         "clients": host["clients"] if host else [],
         "downloads": status["downloads"],
@@ -137,15 +144,15 @@ def staff_models(settings: Settings, home: Home) -> list[dict[str, Any]]:
     from rolecall.roles.sources import list_models
 
     needed = {spec.model for spec in settings.profile.roles.values() if "mlx" in spec.engines}
-    needed.add(settings.profile.embedder.model)
+    needed |= {spec.model for spec in settings.profile.encoders.values()}
     models = [asdict(item) for item in list_models(home, settings) if item.model in needed]
-    return sorted(models, key=lambda item: "embedder" in item["roles"])
+    return sorted(models, key=lambda item: not set(item["roles"]) & settings.profile.roles.keys())
 
 
 def _check_models(settings: Settings, home: Home, models: list[dict[str, Any]], verify: bool, found: Found) -> None:
     from rolecall.roles.footprint import quick_footprint
     from rolecall.roles.manifest import verify as check
-    from rolecall.roles.plan import EMBEDDER_OVERHEAD_BYTES, reserve
+    from rolecall.roles.plan import ENCODER_OVERHEAD_BYTES, reserve
 
     budget_bytes, cache_bytes = settings.budget_bytes(), int(settings.profile.cache_limit_gb * GB)
     needs = list[tuple[str, int, bool]]()
@@ -166,7 +173,7 @@ def _check_models(settings: Settings, home: Home, models: list[dict[str, Any]], 
             pinned = any(spec.pinned for spec in uses)
             needs.append((model, reserve(size, uses, cache_bytes).total_bytes, pinned))
         elif size:
-            needs.append((model, size.weights_bytes + EMBEDDER_OVERHEAD_BYTES, False))
+            needs.append((model, size.weights_bytes + ENCODER_OVERHEAD_BYTES, False))
     pinned_bytes = sum(own_bytes for _, own_bytes, pinned in needs if pinned)
     for model, own_bytes, pinned in needs:
         if (whole_bytes := pinned_bytes + (0 if pinned else own_bytes)) > budget_bytes:
@@ -218,7 +225,9 @@ def _show_report(report: dict[str, Any]) -> None:
         state = f"{has}{context}" if can else "not reachable"
         out.print(f"endpoint {item['name']} ({item['host']}, {item['model']}): {state}")
     for item in report["index"] or ():
-        out.print(f"index {item['collection']}: {item['files']} files, {item['chunks']} chunks")
+        out.print(f"index {item['collection']}: {item['files']} files, {item['chunks']} chunks", end="")
+        state = item["index"]
+        out.print(f"; {state['pending']} pending, {state['failed']} failed; age {duration(state['age_s'])}")
     if report["index"] == []:
         out.print("index: nothing yet (`rolecall index add FOLDER`)")
     if (downloads := report["downloads"]) and (current := downloads["current"]):

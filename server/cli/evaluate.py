@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
 import typer
 from rich.console import RenderableType
 
@@ -29,6 +30,8 @@ eval_app = typer.Typer(no_args_is_help=True, help="Measure what is shipped.")
 class Suite(StrEnum):
     ROUTING = "routing"
     LLMROUTER = "llmrouter"
+    RETRIEVAL = "retrieval"
+    ABSTENTION = "abstention"
 
 
 @eval_app.callback()
@@ -58,6 +61,8 @@ def eval_run(
                 score, items = _routing(data, limit, escalate, config, bar)
             case Suite.LLMROUTER:
                 score, items = _llmrouter(data, limit, plot, config, bar)
+            case Suite.RETRIEVAL | Suite.ABSTENTION:
+                score, items = _searches(suite, data, limit, config, bar)
     if out:
         out.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), "utf-8")
     show(score.model_dump(mode="json"), as_json, *_readable(score))
@@ -89,6 +94,16 @@ def _llmrouter(
     if plot:
         llmrouter.plot(score.detail["curve"], plot)
     return score, items
+
+
+def _searches(
+    suite: Suite, data: Path, limit: int, config: Path | None, bar: Bar
+) -> tuple[Score, list[dict[str, Any]]]:
+    from ..evaluation.suites import abstention, retrieval
+
+    home = Home.find()
+    evaluate = retrieval.evaluate if suite is Suite.RETRIEVAL else abstention.evaluate
+    return anyio.run(evaluate, retrieval.load(data, limit), home, load_settings(home, config), bar.tell)
 
 
 def _embedded(texts: list[str], config: Path | None, bar: Bar) -> Array:

@@ -58,7 +58,8 @@ def receipt_verify(
     config: Path | None = CONFIG_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Recompute past decisions with the policy, code and embedder of now; exit code 1 where any differs."""
+    """Recompute past decisions with the policy, code and embedder of now, and look their citations up again; exit code
+    1 where any differs."""
     with Bar("verifying") as bar:
         found = anyio.run(partial(_verify, receipt_ids or (), last, config, bar))
     for each in found if as_json else ():
@@ -75,9 +76,10 @@ def receipt_verify(
 
 
 async def _verify(ids: Sequence[str], last: int, config: Path | None, bar: Bar) -> list[Replay]:
-    """Replay receipts in this process, which has cached nothing and reads policy and code afresh; only vectors come
-    from the host, which alone may load models."""
+    """Replay receipts in this process, which has cached nothing and reads policy and code afresh; from the host come
+    vectors, as it alone may load models, and what stands at citations, as it alone has the index."""
     from rolecall.config.settings import load_settings
+    from rolecall.retrieval.contract import Checked, Passage
 
     from ..host.control import ControlClient
     from ..routing.replay import replay
@@ -85,13 +87,18 @@ async def _verify(ids: Sequence[str], last: int, config: Path | None, bar: Bar) 
 
     home = Home.find()
     settings = load_settings(home, config)
+
+    async def check(passages: Sequence[Passage]) -> list[Checked]:
+        found = await client.call("check", {"passages": [each.model_dump(mode="json") for each in passages]})
+        return [Checked.model_validate(each) for each in found]
+
     async with aclosing(ReceiptStore(home.create().receipts_db)) as store, ControlClient.open(home, config) as client:
         kept = await store.kept(ids) if ids else await store.latest(last)
         if missing := set(ids) - {each.id for each in kept}:
             advice = "`rolecall receipt list` shows the latest."
             raise BadRequest("There is no such receipt.", found=", ".join(sorted(missing))[:200], advice=advice)
         snapshots, router = await store.snapshots(), _router(home, settings, client)
-        return [await replay(each, snapshots, router) for each in bar.over(kept)]
+        return [await replay(each, snapshots, router, check) for each in bar.over(kept)]
 
 
 def _router(home: Home, settings: Settings, client: ControlClient) -> Router:
@@ -106,7 +113,7 @@ def _router(home: Home, settings: Settings, client: ControlClient) -> Router:
     class Elsewhere(ModelManager):
         """Models as they lie on the disk; none is loaded here."""
 
-        async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
+        async def embed(self, texts: Sequence[str], *, alone: bool = False, query: bool = False) -> Vectors:
             embedder = self.embedder()
             asked = {"texts": list(texts), "identity": embedder.identity if embedder else ""}
             return np.array(await client.call("embed", asked), dtype=np.float32)

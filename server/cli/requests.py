@@ -1,4 +1,4 @@
-"""What the host is asked beside models: `ask`, `route`, `validate`, `allow`, `index`, `search`."""
+"""What the host is asked beside models and the index: `ask`, `route`, `validate`, `allow`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from rich.console import RenderableType
 from rich.markdown import Markdown
 from rich.text import Text
 
-from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 from rolecall.config.settings import load_routing, load_settings
-from rolecall.retrieval.errors import IndexLarge
 
 from ..errors import BadRequest
-from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_each, ask_host, note, show, show_rows, table_of
-
-index_app = typer.Typer(no_args_is_help=True, help="Index folders for retrieval.")
+from .output import CONFIG_OPTION, JSON_OPTION, Bar, ask_each, ask_host, note, show, show_rows, table_of
 
 
 def ask(
@@ -117,93 +113,6 @@ def allow(
     params = {"folder": str(Path(folder).expanduser().absolute()), "remove": remove} if folder else {}
     folders = ask_host("allow", params, config)["folders"]
     show({"folders": folders}, as_json, *(folders or ["No folder is allowed. Add one: rolecall allow FOLDER"]))
-
-
-@index_app.command("add")
-def index_add(
-    folder: Path = typer.Argument(help="Folder with Markdown, text or source code."),
-    collection: str = typer.Option("", "--collection", "-c", help="Name; by default the folder's."),
-    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask before a first index of over 50,000 files."),
-    config: Path | None = CONFIG_OPTION,
-    as_json: bool = JSON_OPTION,
-) -> None:
-    """Index a folder (again: only what changed is read)."""
-    params = {"folder": str(folder.expanduser().absolute()), "collection": collection or None, "confirmed": yes}
-    try:
-        with Bar("indexing") as bar:
-            report = ask_host("index_add", params, config, bar.tell)
-    except RolecallError as error:
-        question = f"{folder} has {error.found} to index. Index them all?"
-        if error.code != IndexLarge.code or not sys.stdin.isatty() or not typer.confirm(question, err=True):
-            raise
-        index_add(folder, collection, True, config, as_json)
-        return
-    counts = f"{report['indexed']} files indexed, {report['skipped']} skipped, {len(report['failed'])} failed"
-    failures = (f"  ({failed['code']}) {failed['path']}: {failed['reason']}" for failed in report["failed"])
-    show(report, as_json, f"{report['collection']}: {counts} in {report['seconds']:.1f} s", *failures)
-    if report["failed"]:
-        raise typer.Exit(EXIT_ATTENTION)
-
-
-@index_app.command("list")
-def index_list(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None:
-    """Collections, their size and freshness."""
-
-    def row(item: dict[str, Any]) -> tuple[str, ...]:
-        state = item["index"]
-        counts = map(str, (item["files"], item["chunks"], state["pending"], state["failed"]))
-        return item["collection"], *counts, _age(state["age_s"]), "\n".join(item["folders"])
-
-    columns = ("collection", "files", "chunks", "pending", "failed", "age", "folders")
-    empty = "Nothing is indexed. Start with: rolecall index add FOLDER"
-    show_rows(ask_host("index_list", {}, config), as_json, columns, row, empty)
-
-
-@index_app.command("remove")
-def index_remove(
-    collection: str = typer.Argument(help="Collection to drop."),
-    config: Path | None = CONFIG_OPTION,
-    as_json: bool = JSON_OPTION,
-) -> None:
-    """Drop a collection (the files stay)."""
-    removed = ask_host("index_remove", {"collection": collection}, config)
-    show(removed, as_json, f"Dropped {collection}: {removed['files']} files.")
-
-
-def search(
-    query: str = typer.Argument(help="What to look for."),
-    max_results: int = typer.Option(8, "-k", min=1, max=100, help="Most passages."),
-    collection: str = typer.Option("", "--collection", "-c", help="Collection; all by default."),
-    glob: str = typer.Option("", "--glob", help="Only files whose path matches."),
-    kind: str = typer.Option("", "--kind", help="markdown, text or code."),
-    language: str = typer.Option("", "--language", help="Language name, such as python."),
-    since: str = typer.Option("", "--since", help="ISO date: only files modified since."),
-    config: Path | None = CONFIG_OPTION,
-    as_json: bool = JSON_OPTION,
-) -> None:
-    """Search the index: passages with exact citations."""
-    filters = {"glob": glob, "kind": kind, "language": language, "since": since}
-    filters = {key: value for key, value in filters.items() if value}
-    where = {"collection": collection or None, "filters": filters or None}
-    found = ask_host("search", {"query": query, "max_results": max_results, **where}, config)
-    state = found["index"]
-    counts = ", ".join(f"{state[key]} {key}" for key in ("indexed", "pending", "skipped", "failed"))
-    note(f"index: files {counts}; age {_age(state['age_s'])}")
-    show(found["passages"], as_json, *map(_passage, found["passages"]))
-
-
-def _passage(found: dict[str, Any]) -> Text:
-    where = f":{found['start_line']}-{found['end_line']}  {found['score']:.3f}\n"
-    return Text.assemble((found["path"], "bold"), where, found["text"].strip() + "\n")
-
-
-def _age(age_s: float | None) -> str:
-    if age_s is None:
-        return "never synced"
-    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
-        if age_s >= seconds:
-            return f"{age_s / seconds:.0f} {unit}"
-    return f"{age_s:.0f} s"
 
 
 def _explained(found: dict[str, Any], within: str = "") -> Iterator[RenderableType]:

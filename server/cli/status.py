@@ -8,6 +8,7 @@ from typing import Any
 from rolecall.config.home import Home
 
 from ..errors import HostUnavailable
+from .index import duration
 from .output import CONFIG_OPTION, JSON_OPTION, ask_host, from_store, show, table_of
 
 
@@ -24,8 +25,9 @@ def status(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> 
     for item in report["resident"]:
         said.append(f"in memory: {item['model']} ({', '.join(item['roles'])})")
     for item in report["index"]:
-        counts = f"{item['index']['pending']} pending, {item['index']['failed']} failed"
-        said.append(f"index {item['collection']}: {item['files']} files, {counts}")
+        state = item["index"]
+        counts = f"{item['files']} files, {state['pending']} pending, {state['failed']} failed"
+        said.append(f"index {item['collection']}: {counts}; age {duration(state['age_s'])}")
     said.append(f"host: pid {host['pid']}, {host['sessions']} sessions" if host else "host: not running")
     show(report, as_json, _table(report["usage"]) if report["usage"] else "No call was made yet.", *said)
 

@@ -24,6 +24,7 @@ from ..telemetry.history import ModelHistory
 from ..telemetry.store import ReceiptStore
 from .downloads import Downloads
 from .host import Services
+from .live import LiveIndex
 from .operations import Desk, Operations
 
 
@@ -37,6 +38,19 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
     def noted(event: ModelEvent) -> None:
         history.note(event)
         updates.changed(MODELS, STATUS)
+
+    def indexed() -> None:
+        updates.changed(STATUS)
+        live.begin()
+
+    def listed() -> None:
+        models.preload(Role.ROUTER)
+        live.begin()
+
+    async def drained() -> None:
+        for watch in operations.watches:
+            watch.cancel()
+        await jobs.drained()
 
     async with (
         _open_history(home) as (store, history),
@@ -57,15 +71,21 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
 
             retriever = LanceRetriever(
                 home, settings.retrieval, models.embed, embedder_identity, access,
-                home.models / settings.profile.embedder.model / "tokenizer.json", partial(updates.changed, STATUS),
+                home.models / settings.profile.embedder.model / "tokenizer.json", indexed,
+                embed_query=partial(models.embed, query=True),
+                rerank=models.rerank if settings.profile.reranker else None,
             )  # fmt: skip
+            live.begin()
             router = Router(models, settings.profile.name, settings.routing)
             return Desk(retriever, router, Orchestrator(models, retriever, router, access, store, settings))
 
+        live = LiveIndex(lambda: desk().retriever)
         downloads = Downloads(lambda name, seen: pull(name, home, settings, seen))
         background.start_soon(downloads.run)
         background.start_soon(history.watch, models)
         background.start_soon(updates.run)
+        if settings.retrieval.watch:
+            background.start_soon(live.run)
         jobs = Jobs(
             lambda call, tell: desk().orchestrator.run(call, tell), store, background, settings.telemetry.keep_content
         )
@@ -73,12 +93,12 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
         operations = Operations(settings, access, models, store, history, downloads, desk)
         try:
             yield Services(
-                mcp=build_server(jobs, lambda: models.preload(Role.ROUTER), settings.host.call_deadline_s, resources),
+                mcp=build_server(jobs, listed, settings.host.call_deadline_s, resources),
                 operations=operations.table(),
                 busy=lambda: downloads.busy or jobs.busy,
                 settings_fingerprint=settings.fingerprint,
                 idle_exit_s=settings.host.idle_exit_s,
-                drained=jobs.drained,
+                drained=drained,
             )
         finally:
             background.cancel_scope.cancel()

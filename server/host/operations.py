@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from rolecall.config.policy import RoutingSettings
 from rolecall.config.settings import EndpointSettings, Settings
 from rolecall.retrieval.access import AllowedFolders
-from rolecall.retrieval.contract import Filters, Retriever
+from rolecall.retrieval.contract import Filters, Leg, OnIndexed, Passage, Retriever
 from rolecall.roles.contract import RoleModels
 from rolecall.roles.errors import EndpointUnavailable, RoleError
 
@@ -52,7 +52,9 @@ class Desk:
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """The host's objects, as the command line may use them; `desk` builds its own at the first call."""
+    """The host's objects, as the command line may use them; `desk` builds its own at the first call.
+
+    `watches` are what the operations that go on until their caller leaves run in, for the host to end as it leaves."""
 
     settings: Settings
     access: AllowedFolders
@@ -61,14 +63,16 @@ class Operations:
     history: ModelHistory
     downloads: Downloads
     desk: Callable[[], Desk]
+    watches: set[anyio.CancelScope] = field(default_factory=set)
 
     def table(self) -> Mapping[str, Operation]:
         """Every operation by the name it has on the wire; parameters have the names and types of its method's."""
         offered: tuple[Callable[..., Awaitable[Any]], ...] = (
             self.status, self.usage, self.tool, self.files, self.route, self.explain, self.embed, self.validate,
-            self.allow, self.index_add, self.index_list, self.index_remove, self.search, self.models_ps,
-            self.models_load, self.models_unload, self.models_pin, self.models_download, self.memory, self.endpoints,
-            self.receipt, self.receipts,
+            self.allow, self.index_preview, self.index_add, self.index_sync, self.index_watch, self.index_status,
+            self.index_list, self.index_remove, self.search, self.check, self.models_ps, self.models_load,
+            self.models_unload, self.models_pin, self.models_download, self.memory, self.endpoints, self.receipt,
+            self.receipts,
         )  # fmt: skip
         lazily = validate_call(config=ConfigDict(defer_build=True))
         return {each.__name__: partial(_checked, lazily(each)) for each in offered}
@@ -116,13 +120,16 @@ class Operations:
         router = self.desk().router
         return router if policy is None else router.with_policy(policy)
 
-    async def embed(self, _: Tell, texts: list[str], identity: str = "") -> Any:
-        """Unit-length vectors, each made alone; refused where the caller means another embedder than the host's."""
+    async def embed(
+        self, _: Tell, texts: list[str], identity: str = "", alone: bool = True, query: bool = False
+    ) -> Any:
+        """Unit-length vectors as of `RoleModels.embed`; refused where the caller means another embedder than the
+        host's."""
         mine = self.models.embedder()
         if identity and (mine is None or mine.identity != identity):
             failed, advice = "The host embeds with another model.", "Run `rolecall stop`, and try again."
             raise BadRequest(failed, found=mine.identity if mine else "none", allowed=identity, advice=advice)
-        return (await self.models.embed(texts, alone=True)).tolist()
+        return (await self.models.embed(texts, alone=alone, query=query)).tolist()
 
     async def validate(self, _: Tell, line: Any) -> Any:
         from ..validation.verdict import batch_line, subject_from_line, validate
@@ -139,11 +146,31 @@ class Operations:
             raise BadRequest("That folder is not allowed anyway.", found=folder, allowed=listed, advice=advice)
         return {"folders": [str(folder) for folder in self.access.list()]}
 
-    async def index_add(self, tell: Tell, folder: Path, collection: str | None = None, confirmed: bool = False) -> Any:
-        def say(done: int, total: int, path: str) -> None:
-            tell({"done": done, "total": total, "words": path})
+    async def index_preview(self, _: Tell, folder: Path) -> Any:
+        return await self.desk().retriever.preview(folder)
 
-        return await self.desk().retriever.add(folder, collection, say, None if confirmed else UNASKED_FILES)
+    async def index_add(
+        self, tell: Tell, folder: Path, collection: str | None = None, confirmed: bool = False,
+        private: bool | None = None,
+    ) -> Any:  # fmt: skip
+        most = None if confirmed else UNASKED_FILES
+        return await self.desk().retriever.add(folder, collection, _saying(tell), most, private)
+
+    async def index_sync(self, tell: Tell, collection: str | None = None) -> Any:
+        return await self.desk().retriever.sync(collection, _saying(tell))
+
+    async def index_watch(self, tell: Tell, collection: str | None = None) -> None:
+        """Keep collections in step with their folders until the caller leaves or the host does; each sync is told as
+        `{"synced": report}`."""
+        with anyio.CancelScope() as watch:
+            self.watches.add(watch)
+            try:
+                await self.desk().retriever.watch(collection, lambda report: tell({"synced": report}))
+            finally:
+                self.watches.discard(watch)
+
+    async def index_status(self, _: Tell, collection: str | None = None) -> Any:
+        return await self.desk().retriever.status(collection)
 
     async def index_list(self, _: Tell) -> Any:
         return await self.desk().retriever.collections()
@@ -152,9 +179,14 @@ class Operations:
         return {"collection": collection, "files": await self.desk().retriever.remove(collection)}
 
     async def search(
-        self, _: Tell, query: str, max_results: int, collection: str | None = None, filters: Filters | None = None
-    ) -> Any:
-        return await self.desk().retriever.search(query, collection, max_results, filters)
+        self, _: Tell, query: str, max_results: int, collection: str | None = None, filters: Filters | None = None,
+        leg: Leg = "fused",
+    ) -> Any:  # fmt: skip
+        return await self.desk().retriever.search(query, collection, max_results, filters, leg)
+
+    async def check(self, _: Tell, passages: list[Passage]) -> Any:
+        """Citations looked up again."""
+        return await self.desk().retriever.check(passages)
 
     async def models_ps(self, _: Tell) -> Any:
         return self.models.resident()
@@ -193,6 +225,13 @@ class Operations:
             return {"id": item.id, "tool": item.tool, "who": item.who, **ended}
 
         return [row(item) for item in await self.store.recent(count)]
+
+
+def _saying(tell: Tell) -> OnIndexed:
+    def say(done: int, total: int, path: str, chunks: int) -> None:
+        tell({"done": done, "total": total, "words": path, "chunks": chunks})
+
+    return say
 
 
 async def _checked(operation: Callable[..., Awaitable[Any]], tell: Tell, params: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ from ..validation.verdict import validate as check_subject
 from .ask import Ask, ask, checker, settle
 from .contract import CodeCall, Outcome, ReasonCall, RetrieveCall, RouteCall, ValidateCall
 from .record import Run
-from .retrieve import in_words, search
+from .retrieve import answered, search
 from .staff import Staff, agent_answer, allow, as_data, choose, claimed, estimated_tokens
 from .states import Event
 from .summarize import Summarizer
@@ -54,7 +54,7 @@ async def route(run: Run, staff: Staff, call: RouteCall) -> Outcome:
         why = "; ".join(decision.reasons)
         return run.outcome(f"{decision.task_type}: {who}, confidence {decision.confidence:.2f}. {why}.")
     allow(decision)
-    if decision.agent is Agent.RETRIEVAL and (found := await _passages(run, staff, call)):
+    if decision.agent is Agent.RETRIEVAL and (found := await _from_index(run, staff, call)):
         return found
     if decision.agent and features.claim and (value := await agent_answer(run, staff, features.claim)):
         return run.outcome(value)
@@ -166,8 +166,8 @@ async def _answer(
     return run.outcome(said.text, data=None if call.schema is None else json.loads(said.text))
 
 
-async def _passages(run: Run, staff: Staff, call: RouteCall) -> Outcome | None:
-    """What the index holds, quoted; None (and MODEL_SELECTION) where it holds nothing."""
+async def _from_index(run: Run, staff: Staff, call: RouteCall) -> Outcome | None:
+    """A short answer from what the index holds; None (and MODEL_SELECTION) where it holds nothing."""
     run.advance(Event.RETRIEVAL_CHOSEN)
     try:
         found = await search(run, staff, RetrieveCall(query=call.request, cwd=call.cwd, session=call.session))
@@ -178,8 +178,7 @@ async def _passages(run: Run, staff: Staff, call: RouteCall) -> Outcome | None:
         advice = "`rolecall index add FOLDER` indexes a folder."
         run.mark("unverified", f"The index holds nothing on this, so a model answers from its own memory. {advice}")
         return None
-    run.advance(Event.PASSAGES_FOUND)
-    return run.outcome(in_words(found.passages), passages=found.passages, index=found.index)
+    return await answered(run, staff, call.request, found, routed=True)
 
 
 async def _write(

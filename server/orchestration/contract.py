@@ -147,7 +147,8 @@ class Meta:
 class Outcome:
     """A finished call. `answer` is always the readable result; the rest is set where the tool has it.
 
-    `status`: `ok`; `degraded`, another role's model answered (a warning has the command that gets the right one);
+    `status`: `ok`; `degraded`, another role's model answered (a warning has the command that gets the right one), or
+    none did and passages are quoted;
     `partial`, some input was not used or time ran out; `unverified`, a decisive check failed and a warning names it.
     With `job_id` the call goes on as that job, and this is not its answer yet.
     """

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.prompts import Prompt
 from rolecall.config.settings import TelemetrySettings
+from rolecall.retrieval.contract import Passage
 from rolecall.roles.contract import GenerationResult, Role
 
 from ..routing.contract import Decision, Features, Snapshot, State
 from ..telemetry.store import SPARED, Content, Receipt, receipt_id
 from ..validation.contract import Check
 from .contract import Call, Meta, OnProgress, OnText, Outcome, RouteCall, Status
+from .privacy import WARNING, Private
 from .states import Event, Machine
 
 _WORST: tuple[Status, ...] = ("ok", "degraded", "partial", "unverified")
@@ -33,7 +35,10 @@ _TOKEN_BYTES = 4
 
 @dataclass
 class Run:
-    """A request from acceptance to receipt. One task uses it; nothing else keeps it."""
+    """A request from acceptance to receipt. One task uses it; nothing else keeps it.
+
+    What it tells and hands back is without the `private` texts that it has seen.
+    """
 
     call: Call
     tell: OnProgress
@@ -51,12 +56,17 @@ class Run:
     checks: list[Check] = field(default_factory=list)
     rounds: int = 0
     trail: list[dict[str, Any]] = field(default_factory=list)
+    private: Private = field(default_factory=Private)
+    citations: list[Passage] = field(default_factory=list)
     read_bytes: int = 0
     written_bytes: int = 0
     spared: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPARED, 0))
 
     def __post_init__(self) -> None:
         self._sample = ""
+        tell, on_text = self.tell, self.on_text
+        self.tell = lambda words, fraction: tell(self.private.cleared(words), fraction)
+        self.on_text = lambda piece: None if self.private else on_text(piece)
         self.id = receipt_id()
         self.tool = self.call.tool
         self.budget_s = self.call.budget_s if isinstance(self.call, RouteCall) else None
@@ -95,6 +105,13 @@ class Run:
         self.written_bytes += written_bytes
         self._sample = self._sample or text[:_SAMPLE_CHARS]
 
+    def found(self, passages: Sequence[Passage]) -> None:
+        """Note passages that the index gave, without their texts, for the receipt."""
+        self.citations += [each.model_copy(update={"text": "", "heading": ""}) for each in passages]
+        for each in passages:
+            if each.private:
+                self.private.saw(f"{each.heading}\n{each.text}")
+
     def unverified(self, failing: Check) -> None:
         """A decisive check still fails: name it, and advise the client to do the work itself."""
         found = failing.detail.rstrip(". ")
@@ -102,12 +119,16 @@ class Run:
 
     def outcome(self, answer: str, **parts: Any) -> Outcome:
         """Finish: the machine goes to COMPLETED."""
+        given = Outcome(
+            answer=answer, status=self.status, receipt_id=self.id, warnings=tuple(self.warnings),
+            checks=tuple(self.checks), decision=self.decision, **parts,
+        )  # fmt: skip
+        if (cleared := self.private.outcome(given)) != given:
+            self.mark("partial", WARNING)
+            cleared = replace(cleared, status=self.status, warnings=(*cleared.warnings, WARNING))
         self.spared = self._estimate()
         self.advance(Event.SYNTHESISED)
-        return Outcome(
-            answer=answer, status=self.status, receipt_id=self.id, warnings=tuple(self.warnings),
-            checks=tuple(self.checks), decision=self.decision, meta=self.meta(), **parts,
-        )  # fmt: skip
+        return replace(cleared, meta=self.meta())
 
     def meta(self) -> Meta:
         results = [result for _, result in self.calls]
@@ -131,16 +152,15 @@ class Run:
 
     def receipt(self, answer: str, error: RolecallError | None, snapshot: Snapshot | None) -> Receipt:
         """The receipt as things stand; the machine must be in a final state. `snapshot` is the decision's, if known."""
-        meta, kept = asdict(self.meta()), self.telemetry.keep_content
+        meta = asdict(self.meta())
         texts = {
             "request": request_text(self.call),
             "answer": answer,
             "thinking": "\n\n".join(result.thinking for _, result in self.calls if result.thinking),
         }
-        hidden = {} if kept else {"detail": ""}
         size_gb = {choice.model: choice.size_gb for choice in snapshot.roles} if snapshot else {}
         ready_s = self.router_state.ready_s if self.router_state else {}
-        return Receipt(
+        receipt = Receipt(
             id=self.id, tool=self.tool, started_at=self.started_at, session=self.call.session,
             state=self.machine.state, status=None if error else self.status, transitions=self.machine.transitions,
             decision=_json(self.decision), features=_json(self.features), router_state=_json(self.router_state),
@@ -156,11 +176,12 @@ class Run:
                 "seconds": round(meta["total_s"], 4), "resident_gb": size_gb.get(meta["model"], 0.0),
                 "reload_s": ready_s.get(meta["model"], 0.0),
             },
-            checks=tuple(check.model_dump(mode="json") | hidden for check in self.checks), rounds=self.rounds,
-            trail=tuple(self.trail), warnings=tuple(self.warnings) if kept else (),
-            error=error.to_dict() | ({} if kept else {"found": ""}) if error else None,
-            content=Content.bounded(self.telemetry.max_content_bytes, **texts) if kept else None,
+            checks=tuple(check.model_dump(mode="json") for check in self.checks), rounds=self.rounds,
+            trail=tuple(self.trail), warnings=tuple(self.warnings), error=error.to_dict() if error else None,
+            content=Content.bounded(self.telemetry.max_content_bytes, **texts), private=bool(self.private),
+            citations=tuple(self.citations),
         )  # fmt: skip
+        return receipt if self.telemetry.keep_content else receipt.without_content()
 
 
 def request_text(call: Call) -> str:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 
 from rolecall.config.prompts import document
-from rolecall.retrieval.contract import Found, Passage
+from rolecall.retrieval.contract import ANSWERABLE, Found, Passage
+from rolecall.roles.contract import Role
+from rolecall.roles.errors import RoleError
 
 from ..routing.contract import TaskType
-from ..validation.contract import Check, Verdict
-from .ask import Ask, ask, checker, settle
+from ..validation.answer import failed
+from ..validation.citations import Cited, citations_check, cited_sentences
+from ..validation.contract import Check, Verdict, fault
+from .ask import Ask, Said, ask, checker, settle
 from .contract import Outcome, RetrieveCall
+from .privacy import for_client
 from .record import Run
 from .staff import Staff, choose, fix
-from .states import Event
+from .states import Event, RunState
 from .turn import info_of
 
-_CITED = re.compile(r"\[(\d{1,3})\]")
-_SENTENCE = re.compile(r".+?(?:[.!?]+(?=\s)|[\u3002\uff01\uff1f]+|\Z)\s*", re.DOTALL)
-_NOTHING = "the sources do not say"
+NOTHING = "The sources do not say."
+"""What the prompt `cited` has a model write, and what stands where no model needs to be asked."""
 
-ATTRIBUTION = 0.6
-"""Share of a sentence's longer words that a passage must hold to be cited for it where the model cited nothing."""
+CLOSEST = 3
+"""Passages that are shown with `NOTHING`: enough to see what the search took for near."""
 
 
 async def retrieve(run: Run, staff: Staff, call: RetrieveCall) -> Outcome:
@@ -36,21 +40,73 @@ async def retrieve(run: Run, staff: Staff, call: RetrieveCall) -> Outcome:
     run.advance(Event.RETRIEVAL_CHOSEN)
     found = await search(run, staff, call)
     if call.mode == "passages" or not found.passages:
-        run.advance(Event.PASSAGES_FOUND)
-        return run.outcome(in_words(found.passages), passages=found.passages, index=found.index)
-    run.advance(Event.ANSWER_WANTED)
-    answer = await _cited(run, staff, call.query, found.passages)
-    return run.outcome(answer, passages=found.passages, index=found.index)
+        return quoted(run, found)
+    return await answered(run, staff, call.query, found)
 
 
 async def search(run: Run, staff: Staff, call: RetrieveCall) -> Found:
+    """What the index holds, private passages with their texts: for local models, never for a client."""
     run.tell("searching the index", None)
     found = await staff.retriever.search(call.query, call.collection, call.max_results, call.filters)
+    marked = (
+        each.model_copy(update={"private": each.private or staff.access.is_private(Path(each.path))})
+        for each in found.passages
+    )
+    found = found.model_copy(update={"passages": tuple(marked)})
+    run.found(found.passages)
     index = found.index
     if index.pending or index.failed:
         lacks = f"The index is not complete: {index.pending} files pending, {index.failed} failed."
-        run.mark("partial", f"{lacks} `rolecall index add FOLDER` reads the former and names the latter.")
+        run.mark("partial", f"{lacks} `rolecall index sync` reads the former, `index status` names the latter.")
     return found
+
+
+def quoted(run: Run, found: Found) -> Outcome:
+    """The passages themselves, as the client may have them. From RETRIEVAL_ONLY, or SYNTHESIS without an answer."""
+    if run.machine.state is RunState.RETRIEVAL_ONLY:
+        run.advance(Event.PASSAGES_FOUND)
+    passages = tuple(map(for_client, found.passages))
+    return run.outcome(in_words(passages), passages=passages, index=found.index)
+
+
+async def answered(run: Run, staff: Staff, query: str, found: Found, *, routed: bool = False) -> Outcome:
+    """A short answer with its sources below it; without a model where the passages hardly hold one. From
+    RETRIEVAL_ONLY. `routed`: the decision that led here stays, and the sources are quoted in the answer, since `route`
+    gives back no passages.
+
+    Where the model fails, or no sentence of its is borne out, the passages are quoted instead.
+    """
+    if found.answerable is not None and found.answerable < ANSWERABLE:
+        run.advance(Event.PASSAGES_FOUND)
+        return _nothing(run, found, routed)
+    run.advance(Event.ANSWER_WANTED)
+    before = run.features, run.router_state, run.decision
+    role = choose(run, staff, query, TaskType.RETRIEVAL)
+    if routed:
+        run.features, run.router_state, run.decision = before
+    run.advance(Event.ROLE_SELECTED)
+    try:
+        shown = _shown(run, staff, role, found.passages)
+        sentences = await _answer(run, staff, role, query, shown)
+    except RoleError as error:
+        run.advance(Event.FELL_BACK)
+        run.advance(Event.GAVE_UP)
+        run.mark("degraded", f"No model answered, so the passages are quoted: {error.message}")
+        return quoted(run, found)
+    if sentences is None:
+        return _nothing(run, found, routed)
+    kept = [each for each in sentences if each.verdict is not Verdict.UNSUPPORTED]
+    if not kept:
+        return quoted(run, found)
+    if len(kept) < len(sentences):
+        left_out = f"{len(sentences) - len(kept)} of {len(sentences)} sentences of the answer"
+        run.mark("ok", f"{left_out} were left out: the passages that they cite do not bear them out.")
+    order = list(dict.fromkeys(number for each in kept for number in each.numbers))
+    sources = tuple(for_client(shown[number - 1]) for number in order)
+    answer = " ".join(each.shown(order) for each in kept)
+    listed = "\n".join(f"[{number}] {_where(each)}" for number, each in enumerate(sources, 1))
+    answer += f"\n\n{in_words(sources) if routed else listed}"
+    return run.outcome(answer, passages=sources, index=found.index)
 
 
 def in_words(passages: Sequence[Passage]) -> str:
@@ -58,59 +114,57 @@ def in_words(passages: Sequence[Passage]) -> str:
     if not passages:
         return "Nothing was found in the index."
     return "\n\n".join(
-        f"[{number}] {each.path}:{each.start_line}-{each.end_line}\n{each.text.strip()}"
-        for number, each in enumerate(passages, 1)
+        f"[{number}] {_where(each)}\n{each.text.strip()}".strip() for number, each in enumerate(passages, 1)
     )
 
 
-async def _cited(run: Run, staff: Staff, query: str, passages: Sequence[Passage]) -> str:
-    role = choose(run, staff, query, TaskType.RETRIEVAL)
+def _nothing(run: Run, found: Found, routed: bool) -> Outcome:
+    closest = tuple(map(for_client, found.passages[:CLOSEST]))
+    answer = f"{NOTHING} The closest passages:\n\n{in_words(closest)}" if routed else NOTHING
+    return run.outcome(answer, passages=closest, index=found.index)
+
+
+def _where(passage: Passage) -> str:
+    place = f" ({passage.place})" if passage.place else ""
+    private = "" if passage.text else ", private: its text stays on this machine"
+    return f"{passage.path}:{passage.start_line}-{passage.end_line}{place}{private}"
+
+
+def _shown(run: Run, staff: Staff, role: Role, passages: Sequence[Passage]) -> Sequence[Passage]:
+    """The passages that fit half of the role's context. The first one does in any case: if it is too long, `ask` says
+    so."""
     room = info_of(staff.models, role).context_length // 2
     used = accumulate(staff.models.count_tokens(role, passage.text) for passage in passages)
-    # The first one is shown in any case: if it is too long, `ask` says so.
     shown = [passage for passage, tokens in zip(passages, used, strict=True) if tokens <= room] or passages[:1]
     if len(shown) < len(passages):
         run.mark("ok", f"The answer rests on the best {len(shown)} of {len(passages)} passages; more do not fit.")
-    texts = tuple(passage.text for passage in shown)
+    return shown
+
+
+async def _answer(
+    run: Run, staff: Staff, role: Role, query: str, passages: Sequence[Passage]
+) -> tuple[Cited, ...] | None:
+    """The checked sentences of a model's answer; None where it says that the passages do not hold one."""
+    texts = tuple(f"{each.heading}\n{each.text}".strip() for each in passages)
     base = checker(TaskType.RETRIEVAL, query, evidence=texts)
 
     def check(text: str, finish: str) -> tuple[Check, ...]:
-        return (*base(_CITED.sub("", text), finish), _citations(attributed(text, texts), len(texts)))
+        if _says_nothing(text):
+            return base(text, finish)
+        sentences = cited_sentences(text, texts, query)
+        kept = " ".join(each.text for each in sentences if each.verdict is not Verdict.UNSUPPORTED)
+        copied = "it repeats a private document word for word; say it briefly in other words"
+        private = (fault("private", copied),) if run.private.copies(kept) else ()
+        return (citations_check(sentences, len(texts)), *(base(kept, finish) if kept else ()), *private)
 
     documents = "\n\n".join(document(text, f"[{number}]") for number, text in enumerate(texts, 1))
     values = {"documents": documents, "question": query}
-    said = await ask(run, staff, Ask(role=role, name="cited", values=values, check=check, thinking_budget=0))
-    settle(run, said)
-    return attributed(said.text, texts)
+    wanted = Ask(role=role, name="cited", values=values, check=check, thinking_budget=0, mends=("private",))
+    said = await ask(run, staff, wanted)
+    checks = tuple(each for each in said.checks if each.name != "private")  # what is copied is withheld in any case
+    settle(run, Said(said.text, checks, failed(checks)))
+    return None if _says_nothing(said.text) else cited_sentences(said.text, texts, query)
 
 
-def attributed(answer: str, texts: Sequence[str]) -> str:
-    """The answer with its citations; where the model gave none, each sentence gets that of the passage it rests on."""
-    if _CITED.search(answer) or _NOTHING in answer.lower():
-        return answer
-    sources = [_long_words(text) for text in texts]
-    out = ""
-    for sentence in _SENTENCE.findall(answer):
-        words, bare = _long_words(sentence), sentence.rstrip()
-        shared = [len(words & source) for source in sources]
-        rests = words and max(shared) >= ATTRIBUTION * len(words)
-        out += bare + (f" [{shared.index(max(shared)) + 1}]" if rests else "") + sentence[len(bare) :]
-    return out
-
-
-def _long_words(text: str) -> set[str]:
-    return set(re.findall(r"\w{4,}|\d+", text.lower()))
-
-
-def _citations(answer: str, count: int) -> Check:
-    """Decisive: an answer from sources names at least one of those that it was given, and no other."""
-    if _NOTHING in answer.lower():
-        detail = "the sources were judged not to hold the answer"
-        return Check(name="citations", verdict=Verdict.ABSTAIN, decisive=False, detail=detail)
-    named = sorted({int(number) for number in _CITED.findall(answer)})
-    cites = "".join(f"[{number}]" for number in named) or "nothing"
-    right = bool(named) and named[0] >= 1 and named[-1] <= count
-    return Check(
-        name="citations", verdict=Verdict.SUPPORTED if right else Verdict.UNSUPPORTED, decisive=True,
-        detail=f"the answer cites {cites}; the sources are [1] to [{count}]",
-    )  # fmt: skip
+def _says_nothing(answer: str) -> bool:
+    return NOTHING.lower().rstrip(".") in answer.lower()

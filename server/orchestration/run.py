@@ -58,6 +58,7 @@ class Orchestrator:
         try:
             outcome = await self._within_budget(run, call)
         except RolecallError as error:
+            run.private.error(error)
             await self._fail(run, Event.FAIL, error)
             raise
         except anyio.get_cancelled_exc_class():

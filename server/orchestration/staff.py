@@ -96,6 +96,8 @@ class Staff:
                 run.mark("partial", f"{file} was left out: {error.message}")
             else:
                 sources.append(source)
+                if self.access.is_private(source.path):
+                    run.private.saw(source.text)
                 run.handled(source.text, read_bytes=source.size_bytes)
         return sources, refused
 
@@ -111,6 +113,7 @@ class Staff:
         return None if save_to is None else await anyio.to_thread.run_sync(self.access.writable, save_to, cwd)
 
     async def save(self, run: Run, target: Path, text: str, cwd: Path) -> str:
+        text = run.private.cleared(text)  # a new file may be where clients can read it
         saved = await anyio.to_thread.run_sync(self.access.write_new, target, text, cwd)
         run.handled(text, written_bytes=len(text.encode("utf-8", "replace")))
         return str(saved)

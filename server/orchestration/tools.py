@@ -1,7 +1,8 @@
 """TOOL_EXECUTION: before it answers, a role's model may have something computed or looked up, three times at most.
 
-It asks in the one form that the engine enforces, in a turn that is opened for nothing else. So neither a document nor
-an answer's own text can ask, whatever stands in it, and what comes back is data like any document.
+It asks in the one form that the engine enforces, in a turn that is opened for nothing else and shows the question and
+what was computed, no document. So neither a document nor an answer's own text can ask, whatever stands in it, and what
+comes back is data like any document.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import anyio.to_thread
 
 from rolecall.config.prompts import document
 from rolecall.retrieval.errors import RetrievalError
+from rolecall.roles.contract import Role
 from rolecall.roles.errors import RoleError
 
 from ..routing.agents.claims import claim, compute
@@ -31,6 +33,9 @@ from .turn import Turn, aside_s, ended, fits, generate, info_of, is_small, note,
 
 MAX_TOOLS = 3
 MAX_PASSAGES = 3
+
+QUOTED = "It was found, and is quoted where the question is answered."
+"""What the next turn hears of a search, whose passages are documents."""
 
 TOOLS = (Agent.CALCULATOR, Agent.UNITS, Agent.DATETIME, Agent.RETRIEVAL)
 """What a model may ask: read-only, and without a look at the machine or its files but those that are indexed."""
@@ -51,30 +56,31 @@ async def consult(run: Run, staff: Staff, wanted: Ask, question: str) -> tuple[A
     """
     if is_small(info_of(staff.models, wanted.role)) or not _may_need(question):
         return wanted, ()
-    texts = dict[str, str]()
+    texts, heard = dict[str, str](), list[str]()
     run.advance(Event.ROLE_SELECTED)
     try:
         with anyio.fail_after(aside_s(run)):
             while len(texts) < MAX_TOOLS:
-                tool, request = await _asked(run, staff, wanted, question)
+                tool, request = await _asked(run, staff, wanted.role, question, "\n\n".join(heard))
                 title = f"{tool}: {request}"
                 if tool == "none" or title in texts:
                     break
                 note(run, 1, wanted.role, f"tool: {tool}", request)
-                text = await _served(run, staff, Agent(tool), request)
+                text, quotes = await _served(run, staff, Agent(tool), request)
                 more = replace(wanted, name="found", values=with_documents(wanted.values, document(text, title)))
                 if not fits(staff.models, more):
                     break
                 wanted, texts[title] = more, text
+                heard.append(document(QUOTED if quotes else text, title))
     except (RoleError, TimeoutError) as error:
         note(run, 1, wanted.role, f"no more tools: {ended(run, error)}")
     return wanted, tuple(texts.values())
 
 
-async def _asked(run: Run, staff: Staff, wanted: Ask, question: str) -> tuple[str, str]:
+async def _asked(run: Run, staff: Staff, role: Role, question: str, heard: str) -> tuple[str, str]:
     """The tool that the model wants next, with its request, or "none"."""
-    values = {"documents": wanted.values["documents"], "question": question}
-    turn = Turn(role=wanted.role, name="tool", values=values, max_tokens=128, thinking_budget=0, schema=SCHEMA)
+    values = {"documents": heard, "question": question}
+    turn = Turn(role=role, name="tool", values=values, max_tokens=128, thinking_budget=0, schema=SCHEMA)
     asked = json.loads((await generate(run, staff.models, turn, aside=True)).text)
     return asked["tool"], asked["request"]
 
@@ -85,17 +91,18 @@ def _may_need(question: str) -> bool:
     return "numbers" in reading.flags or any(rule.weights.get(TaskType.RETRIEVAL, 0.0) > 0 for rule in met(reading))
 
 
-async def _served(run: Run, staff: Staff, tool: Agent, request: str) -> str:
-    """What the agent finds, or that it finds nothing, as text."""
+async def _served(run: Run, staff: Staff, tool: Agent, request: str) -> tuple[str, bool]:
+    """What the agent finds, or that it finds nothing, as text, and whether it quotes documents."""
     run.advance(Event.TOOL_ASKED)
     run.tell(f"{tool}: {request}", None)
     try:
         if tool is Agent.RETRIEVAL:
             call = RetrieveCall(query=request, max_results=MAX_PASSAGES, cwd=run.call.cwd, session=run.call.session)
-            return in_words((await search(run, staff, call)).passages)
-        return await anyio.to_thread.run_sync(_computed, request)
+            passages = (await search(run, staff, call)).passages
+            return in_words(passages), bool(passages)
+        return await anyio.to_thread.run_sync(_computed, request), False
     except RetrievalError as error:
-        return error.message
+        return error.message, False
     finally:
         run.advance(Event.TOOL_ANSWERED)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from rolecall.config.profile import Frozen
+from rolecall.retrieval.contract import Checked, Passage
 
 from ..telemetry.store import Kept, Receipt
 from .contract import Decision, Features, Snapshot, State
@@ -25,8 +26,13 @@ _HASHES = ("snapshot_sha256", "sha256")
 """Of a decision: under another policy they differ in any case."""
 
 
+Check = Callable[[Sequence[Passage]], Awaitable[Sequence[Checked]]]
+"""Citations looked up again, in order."""
+
+
 class Difference(Frozen):
-    """`what` is `receipt` or `snapshot` (their bytes), a part of the snapshot, `features.X` or `decision.X`."""
+    """`what` is `receipt` or `snapshot` (their bytes), a part of the snapshot, `features.X`, `decision.X`, or
+    `citation PATH:LINES`, which is `changed`, `gone` or `refused` now."""
 
     what: str
     recorded: Any
@@ -43,11 +49,12 @@ class Replay(Frozen):
     note: str = ""
 
 
-async def replay(kept: Kept, snapshots: Mapping[str, bytes], router: Router) -> Replay:
-    """Recompute a receipt's decision with what `router` has now; `snapshots` are those kept, by hash.
+async def replay(kept: Kept, snapshots: Mapping[str, bytes], router: Router, check: Check | None = None) -> Replay:
+    """Recompute a receipt's decision with what `router` has now, and `check` its citations; `snapshots` are those
+    kept, by hash.
 
     Raises:
-        RolecallError: the text cannot be embedded now.
+        RolecallError: the text cannot be embedded now, or the citations cannot be looked up.
     """
     receipt, differences, note = kept.receipt(), list[Difference](), ""
     if kept.altered or receipt is None:
@@ -68,6 +75,15 @@ async def replay(kept: Kept, snapshots: Mapping[str, bytes], router: Router) -> 
             differences += _policy(then.snapshot_sha256, snapshots.get(then.snapshot_sha256), snapshot)
             left_out = () if then.snapshot_sha256 == snapshot.sha256 else _HASHES
             differences += _unlike("decision.", then, decision, left_out)
+    if receipt is not None and receipt.citations and check:
+        found = zip(receipt.citations, await check(receipt.citations), strict=True)
+        differences += [
+            Difference(
+                what=f"citation {cited.path}:{cited.start_line}-{cited.end_line}", recorded="same", now=now.found
+            )
+            for cited, now in found
+            if now.found != "same"
+        ]
     return Replay(id=kept.id, same=not differences, differences=tuple(differences), note=note)
 
 

@@ -19,7 +19,7 @@ from rolecall.roles.errors import RoleError
 
 from .agents.claims import claim
 from .choice import difficulty
-from .classify import classify
+from .classify import FITTED_WITH, classify
 from .contract import Claim, Decision, Features, PolicyRule, RoleChoice, Snapshot, State, TaskType
 from .decide import decide
 from .escalate import load_thresholds, vote
@@ -68,7 +68,8 @@ class Router:
         """
         state, identity = state or State(), self._identity()
         found = await self._features(text, identity, extra_tokens, has_paths)
-        found = await self._voted(text, found, escalate, state.budget_s)
+        if state.fixed_task_type is None:
+            found = await self._voted(text, found, escalate, state.budget_s)
         snapshot = self._snapshot(identity)
         return found, snapshot, decide(found, snapshot, state)
 
@@ -154,9 +155,9 @@ class Router:
         return found.model_copy(update={"unasked" if isinstance(said, str) else "vote": said})
 
     def _identity(self) -> str | None:
-        """The embedder's, which is read from the disk: once for each decision."""
+        """The embedder's, read from the disk: once for each decision. None for one that the weights do not know."""
         info = self.models.embedder()
-        return info.identity if info else None
+        return info.identity if info and info.identity.startswith(f"{FITTED_WITH}:") else None
 
     @cached_property
     def _rules(self) -> tuple[PolicyRule, ...]:

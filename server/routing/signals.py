@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 
 import yaml
@@ -116,7 +117,10 @@ def load_rules() -> tuple[Rule, ...]:
 
 def _holds(entry: dict[str, Any], seen: str, size: int, words: int) -> bool:
     fits = entry.get("min_words", 0) <= words <= entry.get("max_words", words) and size >= entry.get("min_chars", 0)
-    return fits and ("match" not in entry or len(re.findall(entry["match"], seen)) >= entry.get("at_least", 1))
+    if not fits or "match" not in entry:
+        return bool(fits)
+    enough: int = entry.get("at_least", 1)
+    return sum(1 for _ in islice(re.finditer(entry["match"], seen), enough)) == enough
 
 
 def _without_format(seen: str) -> str:

@@ -15,6 +15,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
 from rolecall.config.errors import RolecallError
+from rolecall.retrieval.contract import IndexState
 
 from ..errors import BadRequest, ResourceUnknown
 from ..orchestration.contract import Outcome
@@ -26,6 +27,11 @@ MAX_RESULT_BYTES = 68_000
 """Under 20,000 tokens at 3.5 bytes each, with what is around text and content. Claude Code cuts at 25,000."""
 
 BYTES_PER_TOKEN = 3.5
+
+MAX_REASONS = 4
+"""Of those for which files are not in the index, the commonest are named."""
+
+_UNITS_S = ((172_800, 86_400, "d"), (7_200, 3_600, "h"), (120, 60, "min"))
 
 RESOURCE_NOT_FOUND = -32002
 """Source: the specification of 2025-11-25, "Resources"; that of 2026-07-28 retires it for -32602."""
@@ -41,6 +47,9 @@ async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) 
     A result that is too long is cut, with a link to the whole of it, which is kept (under `id` already, or now).
     """
     result, links = result_of(tool, outcome).model_dump(mode="json"), list[types.ResourceLink]()
+    fresh = f"\n\n[{freshness(outcome.index)}]" if outcome.index else ""
+    if "index" not in result:  # `retrieve` has it as data too
+        result["answer"] += fresh
     if (size := _size(result)) > MAX_RESULT_BYTES:
         id = id or await jobs.keep(tool, outcome)
         uri = f"rolecall://results/{id}"
@@ -50,7 +59,7 @@ async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) 
         if id:
             name = f"The whole result of {tool}"
             links = [types.ResourceLink(type="resource_link", name=name, uri=uri, mime_type="application/json")]
-    text, warnings = result["answer"], result["warnings"]
+    text, warnings = result["answer"].removesuffix(fresh) + fresh, result["warnings"]
     if result["status"] != "ok" or warnings:
         text += f"\n\n[status: {result['status']}]" + "".join(f"\n- {warning}" for warning in warnings)
     return types.CallToolResult(
@@ -58,6 +67,18 @@ async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) 
         structured_content=_once(result, by_model=outcome.meta.model_calls > 0),
         _meta={"rolecall/cost": asdict(outcome.meta)},
     )
+
+
+def freshness(index: IndexState) -> str:
+    """How complete and how old the searched index is, in a line."""
+    reasons = sorted(index.reasons.items(), key=lambda reason: (-reason[1], reason[0]))
+    listed = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in reasons[:MAX_REASONS])
+    counts = f"index: {index.indexed:,} files, {index.pending:,} pending, {index.skipped:,} skipped"
+    counts += f", {index.failed:,} failed" + (f" ({listed})" if listed else "")
+    if index.age_s is None:
+        return f"{counts}; never synced whole"
+    unit_s, unit = next(((s, name) for least_s, s, name in _UNITS_S if index.age_s >= least_s), (1, "s"))
+    return f"{counts}; synced {index.age_s / unit_s:.0f} {unit} ago"
 
 
 def _once(result: dict[str, Any], by_model: bool) -> dict[str, Any]:

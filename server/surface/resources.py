@@ -93,7 +93,8 @@ class Resources:
                     found = {"version": VERSION, "resident": resident, "memory": memory, "collections": index}
                 case "rolecall", "receipts", receipt_id:
                     receipt = await self.store.get(receipt_id)
-                    found = receipt if receipt and receipt.session == current_session.get().id else None
+                    mine = receipt is not None and receipt.session == current_session.get().id
+                    found = receipt.for_client() if receipt and mine else None
                 case "rolecall", "results", job_id:
                     job = await self.jobs.result(job_id)
                     found = result_of(job.tool, job.outcome) if job.outcome else None
@@ -107,8 +108,9 @@ class Resources:
         return types.ReadResourceResult(contents=[contents])
 
     async def _document(self, collection: str, path: str) -> tuple[str | None, str]:
-        """An indexed file's text now, and its MIME type; None where it is not indexed, or a link leads elsewhere."""
-        if (file := await self.retriever().indexed(collection, path)) is None:
+        """An indexed file's text now, and its MIME type; None where it is private or not indexed, or a link leads
+        elsewhere."""
+        if (file := await self.retriever().indexed(collection, path)) is None or self.access.is_private(file):
             return None, ""
         source = await anyio.to_thread.run_sync(partial(self.access.read, file, MAX_DOCUMENT_BYTES))
         mime = mimetypes.guess_type(file.name)[0] or ""

@@ -99,7 +99,7 @@ def _slim(node: Any, definitions: dict[str, Any], optional_null: bool) -> Any:
     for key, value in node.items():
         if key == "properties":
             out[key] = {name: _slim(schema, definitions, optional_null) for name, schema in value.items()}
-        elif key not in _UNSHOWN and not (key == "default" and value in (None, [])):
+        elif key not in _UNSHOWN and not (key == "default" and value in (None, [], {})):
             out[key] = _slim(value, definitions, optional_null)
     if optional_null and "anyOf" in out:
         left = [choice for choice in out.pop("anyOf") if choice != {"type": "null"}]

@@ -17,6 +17,7 @@ import anyio.to_thread
 from pydantic import Field, ValidationError
 
 from rolecall.config.profile import Frozen
+from rolecall.retrieval.contract import Passage
 
 from ..errors import StoreNewer, StoreUnusable
 
@@ -85,7 +86,8 @@ class Receipt(Frozen):
     answered, and the `reload_s` that it was expected to take first. `trail` has each round's number, role and reason.
     `error` is the wire form of a `RolecallError`, with code `cancelled` where the client gave up. Where
     `telemetry.keep_content` is off, `content` is None, and what could quote it is empty: warnings, the checks' and the
-    rounds' details and what an error found.
+    rounds' details and what an error found. `citations` are the passages that the index gave, without their texts;
+    `private` tells that the request read text that no client may have.
     """
 
     id: str
@@ -113,6 +115,25 @@ class Receipt(Frozen):
     warnings: tuple[str, ...]
     error: dict[str, Any] | None
     content: Content | None
+    private: bool = False
+    citations: tuple[Passage, ...] = ()
+
+    def without_content(self) -> Receipt:
+        """The receipt without its texts and what could quote them."""
+        bare = {
+            "checks": tuple({**check, "detail": ""} for check in self.checks),
+            "trail": tuple({**step, "detail": ""} for step in self.trail),
+            "error": {**self.error, "found": ""} if self.error else None,
+        }
+        return self.model_copy(update={**bare, "warnings": (), "content": None})
+
+    def for_client(self) -> Receipt:
+        """The receipt as its session's client may read it: of private text neither words nor hashes."""
+        if not self.private:
+            return self
+        bare = {"sha256": "", "extracted_sha256": ""}
+        citations = tuple(each.model_copy(update=bare) if each.private else each for each in self.citations)
+        return self.without_content().model_copy(update={"citations": citations})
 
     @property
     def who(self) -> str:

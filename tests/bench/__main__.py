@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import call, clients, overhead, prefix, routing, savings, startup, switch, trace
+from . import call, clients, overhead, prefix, retrieval, routing, savings, startup, switch, trace
 from .stage import quiet, workers
 
-ROUNDS = {"startup": 7, "overhead": 5, "call": 6, "clients": 3, "switch": 5, "prefix": 3, "routing": 5, "savings": 20}
+ROUNDS = {"startup": 7, "overhead": 5, "call": 6, "clients": 3, "switch": 5, "prefix": 3, "routing": 5, "savings": 20,
+          "retrieval": 5}  # fmt: skip
 
 
 def main() -> int:
@@ -21,7 +22,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="of the trace")
     options = parser.parse_args()
     quiet()
-    modules = (startup, overhead, call, clients, switch, prefix, routing, savings)
+    modules = (startup, overhead, call, clients, switch, prefix, routing, savings, retrieval)
     items = {module.__name__.rpartition(".")[2]: module for module in modules}
     for name in options.items or names:
         print(f"\n== {name}", flush=True)

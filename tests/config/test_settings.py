@@ -224,3 +224,22 @@ def test_the_budget_leaves_the_reserve_and_a_small_machine_keeps_three_quarters(
 def test_the_home_is_the_environments_or_the_platforms(tmp_path: Path) -> None:
     assert Home.find({"ROLECALL_HOME": str(tmp_path)}).root == tmp_path
     assert Home.find({"XDG_DATA_HOME": "/data"}).root.name == "rolecall"
+
+
+def test_an_index_in_an_object_store_needs_a_bucket_and_leave_to_send_documents_away(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text("offline_strict: false\nretrieval: {uri: 's3://bucket/prefix/'}\n")
+    assert load_settings(home, profile="starter").retrieval.uri == "s3://bucket/prefix"
+
+    home.settings_file.write_text("retrieval: {uri: 's3://bucket/prefix'}\n")
+    with pytest.raises(ConfigError, match=r"retrieval\.uri.*offline_strict: false"):
+        load_settings(home, profile="starter")
+
+
+@pytest.mark.parametrize("uri", ["/work/index", "https://host/x", "s3:///prefix", "s3://id:sk-key@bucket/prefix", "7"])
+def test_what_is_no_bucket_is_named_by_its_key_and_not_shown(tmp_path: Path, uri: str) -> None:
+    home = Home(tmp_path)
+    home.settings_file.write_text(f"offline_strict: false\nretrieval: {{uri: {uri!r}}}\n")
+    with pytest.raises(ConfigError, match=r"retrieval\.uri.*Allowed: s3://BUCKET") as raised:
+        load_settings(home, profile="starter")
+    assert "sk-key" not in str(raised.value)

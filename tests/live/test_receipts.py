@@ -112,3 +112,27 @@ def test_decisions_are_the_same_bytes_in_two_hosts_alone_or_in_a_batch_on_one_th
     assert not any("without an embedding" in line for line in lines)
     shape = ("id", "task_type", "agent", "role", "confidence", "escalated", "reasons", "decision_sha256")
     assert {tuple(json.loads(line)) for line in lines} == {shape}
+
+
+def test_citations_are_looked_up_again_and_what_became_of_each_is_said(staffed: Home, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for name, subject in (("crane", "crane lifts 43 tonnes"), ("ferry", "ferry carries forty cars"), ("tug", "tug")):
+        (notes / f"{name}.md").write_text(f"# Harbour\n\nThe harbour's {subject}.\n")
+    command("index", "add", str(notes), "--private")
+    client = Stdio([ROLECALL, "serve"], tmp_path, dict(os.environ))
+    client.initialize()
+    assert "43 tonnes" not in client.tool("retrieve", query="harbour")
+    assert client.close()[0] == 0
+
+    (same,) = verified("--last", "1")
+    assert same["same"], same
+    (notes / "crane.md").write_text("# Harbour\n\nThe harbour's crane lifts 44 tonnes.\n")
+    (notes / "ferry.md").unlink()
+    (found,) = verified(same["id"], code=1)
+    changed = {each["what"].rpartition("/")[2]: each["now"] for each in found["differences"]}
+    assert changed == {"crane.md:1-3": "changed", "ferry.md:1-3": "gone"}
+
+    command("allow", "--remove", str(notes))
+    (found,) = verified(same["id"], code=1)
+    assert {each["now"] for each in found["differences"]} == {"refused"} and len(found["differences"]) == 3

@@ -1,4 +1,4 @@
-"""The sentence embedder in its own process."""
+"""The sentence encoders in their own processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import anyio
 import numpy as np
 import psutil
 import pytest
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rolecall.config.home import Home
+from rolecall.config.profile import EncoderSpec
+from rolecall.config.settings import load_settings
+from rolecall.roles.errors import ModelCorrupt
+from rolecall.roles.manager import ModelManager
 from rolecall.roles.starter import EMBEDDER
 from rolecall.roles.worker.process import Worker, WorkerSpec
 
@@ -67,3 +75,65 @@ async def test_a_decision_does_not_wait_for_a_folder_that_is_being_indexed(embed
 
 async def test_no_texts_give_no_rows(embedder: Worker) -> None:
     assert (await embedder.embed([])).shape == (0, 384)
+
+
+async def test_of_a_long_text_the_first_tokens_are_read(embedder: Worker) -> None:
+    long = await embedder.embed(["A cat sat on the mat. " * times for times in (60, 600)])
+    np.testing.assert_allclose(long[0], long[1], atol=1e-6)
+
+
+async def test_vectors_are_those_of_sentence_transformers(embedder: Worker, starter_models: Path) -> None:
+    texts = [f"{n} " + "passages about many things. " * (n % 40) for n in range(80)]
+    bare = SentenceTransformer(str(starter_models / EMBEDDER), device="cpu", local_files_only=True)
+    for query, expected in (False, bare.encode_document(texts)), (True, bare.encode_query(texts)):
+        np.testing.assert_allclose(await embedder.embed(texts, query=query), expected, atol=1e-6)
+
+
+async def test_queries_and_documents_get_the_models_own_prompts(starter_models: Path, tmp_path: Path) -> None:
+    model = SentenceTransformer(str(starter_models / EMBEDDER), device="cpu", local_files_only=True)
+    model.prompts = {"query": "", "web_search_query": "search for: ", "document": "passage: "}
+    model.save(str(tmp_path))
+    spec = WorkerSpec("embedder", tmp_path, "tester/prompted", context_length=256, concurrency=1, cache_limit_bytes=0)
+    worker = await Worker.start(spec)
+    try:
+        await worker.load(spec)
+        query, document = await worker.embed(["x"], query=True), await worker.embed(["x"])
+        plain = model.encode(["search for: x", "passage: x"], prompt="")
+        np.testing.assert_allclose(np.concatenate([query, document]), plain, atol=1e-6)
+    finally:
+        await worker.stop()
+
+
+def write_reranker(source: Path, folder: Path, labels: int = 1) -> Path:
+    """A cross-encoder with the embedder's weights and a head of its own."""
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_pretrained(source, num_labels=labels).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+async def test_scores_are_those_of_the_cross_encoder_that_the_profile_names(
+    starter_models: Path, starter_home: Home, tmp_path: Path
+) -> None:
+    query, name = "who sat on the mat?", "tester/reranker"
+    starter_home.models.unlink()
+    folder = write_reranker(starter_models / EMBEDDER, starter_home.models / name)
+    expected = CrossEncoder(str(folder), device="cpu", local_files_only=True).predict([(query, text) for text in TEXTS])
+    settings = load_settings(starter_home, profile="starter")
+    profile = settings.profile.model_copy(update={"reranker": EncoderSpec(model=name)})
+    async with ModelManager(starter_home, settings.model_copy(update={"profile": profile})) as models:
+        np.testing.assert_allclose(await models.rerank(query, TEXTS), expected, atol=1e-6)
+        assert await models.rerank(query, []) == []
+        (resident,) = models.resident()
+        assert resident.roles == ("reranker",) and 0 < resident.measured_bytes <= resident.reserved_bytes
+
+
+async def test_a_classifier_of_several_labels_is_no_reranker(starter_models: Path, tmp_path: Path) -> None:
+    folder = write_reranker(starter_models / EMBEDDER, tmp_path / "model", labels=3)
+    spec = WorkerSpec("reranker", folder, "tester/nli", context_length=256, concurrency=1, cache_limit_bytes=0)
+    worker = await Worker.start(spec)
+    try:
+        with pytest.raises(ModelCorrupt, match="3 scores for a pair"):
+            await worker.load(spec)
+    finally:
+        await worker.stop()

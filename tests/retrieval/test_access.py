@@ -260,6 +260,26 @@ def test_rolecalls_own_state_is_not_readable_from_an_allowed_folder(docs: Path, 
     assert not [path for path in nested.resolve(["**/*"], docs) if "home" in path.relative_to(docs).parts]
 
 
+def test_what_is_in_a_private_folder_stays_private_until_the_user_says_otherwise(
+    access: AllowedFolders, docs: Path, tmp_path: Path
+) -> None:
+    deep = docs / "deep"
+    assert not access.is_private(deep / "c.md")
+
+    access.set_private([deep], True)
+    (docs / "link.md").symlink_to(deep / "c.md")
+    for path in (deep / "c.md", deep / "er" / "d.md", docs / "link.md", docs / "DEEP" / "c.md", deep / "later.md"):
+        assert AllowedFolders(Home(tmp_path / "home"), user_home=tmp_path).is_private(path), path
+    assert not access.is_private(docs / "a.md") and not access.is_private(docs / "deeper" / "c.md")
+
+    access.add(deep)
+    assert access.remove(deep) and access.add(deep) and access.is_private(deep / "c.md")
+    access.set_private([docs], False)
+    assert access.is_private(deep / "c.md")
+    access.set_private([deep], False)
+    assert not access.is_private(deep / "c.md") and docs in access.list()
+
+
 @pytest.mark.parametrize("text", ["{", json.dumps({"folders": None}), "[]", json.dumps({"folders": "/etc"})])
 def test_a_damaged_list_is_a_typed_error_and_allows_nothing(access: AllowedFolders, tmp_path: Path, text: str) -> None:
     (tmp_path / "home" / "allowed.json").write_text(text)

@@ -1,13 +1,22 @@
-"""Two legs, one ranking."""
+"""Two legs, one ranking, and what is said of it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
 
 from rolecall.retrieval.chunks import Chunk
-from rolecall.retrieval.store import Hit, fuse
+from rolecall.retrieval.contract import ANSWERABLE
+from rolecall.retrieval.ranking import DENSE_WEIGHT, UNKNOWN_WEIGHT, Likeness, Vocabulary, answerable, fuse
+from rolecall.retrieval.rows import Hit
 
 QUERY = np.array([1.0, 0.0], dtype=np.float32)
 
@@ -39,3 +48,38 @@ def test_scores_lie_between_0_and_1_in_falling_order_each_hit_once(rows: list[tu
     scores = [score for _, score in ranked]
     assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
     assert sorted(found.id for found, _ in ranked) == sorted(one.id for one in hits)
+
+
+def test_the_dense_leg_counts_less_where_the_vocabulary_breaks_a_question_up(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    words = Tokenizer(
+        WordPiece({"[UNK]": 0, "pressure": 1, "valve": 2, **{f"##{c}": 9 + i for i, c in enumerate("abc")}})
+    )
+    words.pre_tokenizer = Whitespace()
+    words.save(str(file))
+    vocabulary = Vocabulary(file)
+    assert vocabulary.dense_weight("pressure valve") == DENSE_WEIGHT
+    assert vocabulary.dense_weight("valveabc") == pytest.approx(0.15 * 8 / 4)
+    assert vocabulary.dense_weight("Ventildruck") == pytest.approx(0.15)  # not known at all: a piece for each character
+    for missing in (tmp_path / "none.json", None):
+        assert Vocabulary(missing).dense_weight("valve") == UNKNOWN_WEIGHT
+
+
+def test_the_question_s_rarer_words_in_the_best_passage_make_an_answer_likely() -> None:
+    best = replace(hit("best", 1, 0.6), chunk=Chunk(0, 1, 1, 1, "The valve opens at 42 bar."))
+    other = replace(hit("other", 1, 0.3), chunk=Chunk(0, 1, 1, 1, "The pump opens in spring."))
+    ranked = [(best, 1.0), (other, 0.5)]
+    asked = [
+        answerable(query, QUERY, best, ranked) for query in ("valve bar", "the pump opens", "who paid the garden?")
+    ]
+    assert asked == sorted(asked, reverse=True)
+    assert asked[0] > ANSWERABLE > asked[2]
+
+
+def test_passages_are_alike_in_spite_of_markup_and_differ_in_a_number() -> None:
+    text = "The service window of the northern pump is open from March to October, on work days only. " * 2
+    assert Likeness.of(text).is_like(Likeness.of(f"**{text.upper()}**"))
+    assert Likeness.of(text).is_like(Likeness.of(f"{text} See"))
+    assert not Likeness.of(f"{text} 42").is_like(Likeness.of(f"{text} 43"))
+    assert not Likeness.of("valve").is_like(Likeness.of("pump"))
+    assert not Likeness.of("...").is_like(Likeness.of("!!!"))

@@ -2,57 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import numpy as np
-import numpy.typing as npt
 import pytest
 
-from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
-from rolecall.config.settings import RetrievalSettings
 from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import Filters, Found
-from rolecall.retrieval.errors import IndexCorrupt, IndexEmpty, IndexLarge, PathMissing, PathNotAllowed, RetrievalError
-from rolecall.retrieval.retriever import LanceRetriever
-from rolecall.retrieval.store import Store
+from rolecall.retrieval.errors import IndexEmpty, IndexLarge, PathMissing, PathNotAllowed, RetrievalError
+
+from .embedding import HashEmbedder, opened
 
 pytestmark = pytest.mark.anyio
-DIMENSIONS = 32
-
-
-class HashEmbedder:
-    """Bags of words, hashed: equal words give near vectors. Remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.identity: str | None = "hash-1"
-        self.dimensions = DIMENSIONS
-        self.stop_at = -1
-        self.stopped = anyio.Event()
-
-    async def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        if self.identity is None:
-            raise RolecallError("The embedder is not on disk.")
-        if 0 <= self.stop_at <= len(self.texts):
-            self.stopped.set()
-            await anyio.sleep_forever()
-        self.texts += texts
-        vectors = np.full((len(texts), self.dimensions), 1e-3, dtype=np.float32)
-        for row, text in enumerate(texts):
-            for word in text.lower().split():
-                vectors[row, int(hashlib.sha256(word.encode()).hexdigest(), 16) % self.dimensions] += 1
-        unit: npt.NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return unit
-
-    @property
-    def passages(self) -> int:
-        return sum(" > " in text or "\n" in text for text in self.texts)
 
 
 @pytest.fixture
@@ -68,20 +31,6 @@ def docs(tmp_path: Path) -> Path:
 @pytest.fixture
 def embedder() -> HashEmbedder:
     return HashEmbedder()
-
-
-@asynccontextmanager
-async def opened(
-    tmp_path: Path, embedder: HashEmbedder, on_change: Callable[[], None] = lambda: None
-) -> AsyncIterator[LanceRetriever]:
-    home = Home(tmp_path / "home")
-    settings = RetrievalSettings(chunk_tokens=200, max_file_mb=0.1)
-    access = AllowedFolders(home, user_home=tmp_path)
-    retriever = LanceRetriever(home, settings, embedder, lambda: embedder.identity, access, on_change=on_change)
-    try:
-        yield retriever
-    finally:
-        await retriever.aclose()
 
 
 def names(found: Found) -> list[str]:
@@ -123,12 +72,12 @@ async def test_an_unchanged_folder_is_not_embedded_again_even_after_a_restart(
     os.utime(docs / "tea.txt")
     (docs / "pump.md").write_text("# Pump\n\nIt is painted red.\n")
     (docs / "main.py").unlink()
-    progress: list[tuple[int, int, str]] = []
+    progress: list[tuple[int, int, str, int]] = []
     async with opened(tmp_path, embedder) as retriever:
         report = await retriever.add(docs, on_progress=lambda *seen: progress.append(seen))
         assert embedder.passages == embedded + 1
         assert report.indexed == 2
-        assert [(done, total) for done, total, _ in progress] == [(1, 2), (2, 2)]
+        assert [(done, total, chunks) for done, total, _, chunks in progress] == [(1, 2, 1), (2, 2, 1)]
         assert names(await retriever.search("red paint")) == ["pump.md", "tea.txt"]
         assert (await retriever.search("valve bar", filters=Filters(glob="*.md"))).passages[0].text.endswith("red.")
         assert (await retriever.add(docs)).indexed == 2
@@ -169,7 +118,7 @@ async def test_files_that_cannot_be_read_are_reported_and_the_rest_is_indexed(
         report = await retriever.add(docs)
         assert sorted((Path(f.path).name, f.code) for f in report.failed) == [
             ("latin.md", "file_unreadable"),
-            ("nul.txt", "file_unreadable"),
+            ("nul.txt", "binary"),
             ("pipe.md", "file_unreadable"),
         ]
         assert report.indexed == 5
@@ -186,11 +135,11 @@ async def test_cancelling_keeps_what_was_reported_and_the_next_add_goes_on(
     for i in range(300):
         (docs / f"{i:03}.txt").write_text(f"note {i} of the day\n")
     acknowledged: list[str] = []
-    embedder.stop_at = 200
+    embedder.stop_at = 150
     async with opened(tmp_path, embedder) as retriever:
         with anyio.fail_after(60):
             async with anyio.create_task_group() as group:
-                group.start_soon(retriever.add, docs, None, lambda done, total, path: acknowledged.append(path))
+                group.start_soon(retriever.add, docs, None, lambda done, total, path, chunks: acknowledged.append(path))
                 await embedder.stopped.wait()
                 group.cancel_scope.cancel()
         embedder.stop_at = -1
@@ -202,26 +151,38 @@ async def test_cancelling_keeps_what_was_reported_and_the_next_add_goes_on(
     assert embedder.passages == embedded + 303 - len(acknowledged)
 
 
-async def test_another_embedder_indexes_anew_what_is_added_and_until_then_full_text_answers(
+async def test_another_embedder_indexes_all_folders_anew_and_until_then_the_old_index_answers(
     tmp_path: Path, docs: Path, embedder: HashEmbedder
 ) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "left.md").write_text("left behind\n")
     async with opened(tmp_path, embedder) as retriever:
         await retriever.add(docs)
-        other = tmp_path / "other"
-        other.mkdir()
-        (other / "left.md").write_text("left behind\n")
-        await retriever.add(other)
+        await retriever.add(other, private=True)
         embedder.identity, embedder.dimensions = "hash-2", 16
         assert names(await retriever.search("valve")) == ["pump.md"]
-        embedded = embedder.passages
-        assert (await retriever.add(docs)).indexed == 3
-        assert embedder.passages == embedded + 3
-        assert names(await retriever.search("valve"))[0] == "pump.md"
-        assert (await retriever.search("valve")).index.pending == 1
-        assert names(await retriever.search("behind", "other")) == []
-        assert (await retriever.add(other)).indexed == 1
+        embedder.stop_at = len(embedder.texts) + 4  # the probe of its dimensions and the first folder's passages
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                group.start_soon(retriever.add, docs)
+                await embedder.stopped.wait()
+                group.cancel_scope.cancel()
+        embedder.stop_at = -1
+        assert names(await retriever.search("valve")) == ["pump.md"]
         assert names(await retriever.search("behind", "other")) == ["left.md"]
-        assert [info.collection for info in await retriever.collections()] == ["docs", "other"]
+        docs_status, _ = await retriever.status()
+        assert (docs_status.embedder, docs_status.rebuilding_for) == ("hash-1", "hash-2")
+    async with opened(tmp_path, embedder) as retriever:
+        assert names(await retriever.search("behind", "other")) == ["left.md"]
+        embedded = embedder.passages
+        assert [report.collection for report in await retriever.sync("docs")] == ["docs"]
+        assert embedder.passages == embedded + 1, "the folder that was left, and no other"
+        assert names(await retriever.search("valve"))[0] == "pump.md"
+        found = await retriever.search("behind", "other")
+        assert (names(found), found.passages[0].private) == (["left.md"], True)
+        statuses = await retriever.status()
+    assert {(each.embedder, each.rebuilding_for) for each in statuses} == {("hash-2", None)}
     assert len(list((tmp_path / "home" / "index").glob("*.lance"))) == 1
 
 
@@ -326,29 +287,3 @@ async def test_any_query_is_text_and_never_syntax(tmp_path: Path, docs: Path, em
         await retriever.add(docs)
         for query in ('"valve', "valve AND (", "'; DROP", "valve\0", "🙂", "valve \ud800", "the " * 5_000):
             assert (await retriever.search(query, max_results=1)).index.indexed == 3
-
-
-async def test_a_table_that_a_kill_left_without_its_text_index_is_completed(
-    tmp_path: Path, docs: Path, embedder: HashEmbedder
-) -> None:
-    table = (await Store.create(tmp_path / "home" / "index", "hash-1", DIMENSIONS))._table
-    await table.drop_index("search_text_idx")
-    async with opened(tmp_path, embedder) as retriever:
-        await retriever.add(docs)
-        embedder.identity = None
-        assert names(await retriever.search("valve")) == ["pump.md"]
-
-
-async def test_a_damaged_index_and_a_newer_one_are_typed(tmp_path: Path, docs: Path, embedder: HashEmbedder) -> None:
-    async with opened(tmp_path, embedder) as retriever:
-        await retriever.add(docs)
-    (table,) = (tmp_path / "home" / "index").glob("*.lance")
-    for manifest in (table / "_versions").iterdir():
-        manifest.write_bytes(b"damaged")
-    async with opened(tmp_path, embedder) as retriever:
-        with pytest.raises(IndexCorrupt, match="move the home's `index` folder away"):
-            await retriever.search("valve")
-    table.rename(table.with_name("chunks_v999_x.lance"))
-    async with opened(tmp_path, embedder) as retriever:
-        with pytest.raises(IndexCorrupt, match="newer version"):
-            await retriever.search("valve")

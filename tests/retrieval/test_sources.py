@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -22,12 +23,47 @@ def _names(root: Path, max_bytes: int = 1_000) -> list[str]:
     return [str(Path(source.path).relative_to(root)) for source in scan(root, max_bytes).sources]
 
 
-def test_documents_are_found_and_generated_and_foreign_files_are_not(tmp_path: Path) -> None:
-    _write(tmp_path, "a.md", "src/b.py", "Makefile", "data.bin", "poetry.lock", "x.min.js", ".env", "keys/id_rsa.txt")
-    _write(tmp_path, "node_modules/p/r.md", "venv/lib/s.py", ".git/c.md", "build/d.md")
-    assert _names(tmp_path) == ["Makefile", "a.md", "src/b.py"]
-    assert scan(tmp_path, 1_000).skipped == 5
-    assert kind_of("X.PY") == ("code", "python") and kind_of("x.png") is None
+def test_documents_are_found_and_what_is_left_out_has_a_reason(tmp_path: Path) -> None:
+    _write(
+        tmp_path, "a.md", "src/b.py", "Makefile", "data.bin", "poetry.lock", "x.min.js", ".env.md", "keys/id_rsa.txt"
+    )
+    _write(tmp_path, "node_modules/p/r.md", "venv/lib/s.py", ".git/c.md", "build/d.md", ".github/e.md", ".f.md")
+    _write(tmp_path, "package-lock.json", "package.json")
+    assert _names(tmp_path) == [".github/e.md", "Makefile", "a.md", "package.json", "src/b.py"]
+    assert scan(tmp_path, 1_000).skipped == {"unknown_kind": 2, "ignored": 3, "secret": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("X.PY", ("code", "python")),
+        ("a.HTM", ("html", "html")),
+        ("a.csv", ("table", "csv")),
+        ("a.ndjson", ("json", "jsonl")),
+        ("a.ipynb", ("notebook", "notebook")),
+        ("a.pdf", ("document", "pdf")),
+        ("x.png", None),
+        ("noext", None),
+    ],
+)
+def test_a_name_says_kind_and_language(name: str, kind: tuple[str, str] | None) -> None:
+    assert kind_of(name) == kind
+
+
+@pytest.mark.parametrize("mark", ["CACHEDIR.TAG", "pyvenv.cfg"])
+def test_a_cache_or_virtual_environment_of_any_name_is_left_out_unless_it_is_named(tmp_path: Path, mark: str) -> None:
+    _write(tmp_path, "a.md", f"env/{mark}", "env/b.md", "env/lib/c.md")
+    assert _names(tmp_path) == ["a.md"]
+    assert {"b.md", "lib/c.md"} <= {*_names(tmp_path / "env")}
+
+
+def test_documents_may_be_larger_than_text_for_their_pictures(tmp_path: Path) -> None:
+    for name in ("a.pdf", "a.ipynb", "a.md"):
+        (tmp_path / name).write_bytes(b"x" * 20_000)
+    (tmp_path / "b.pdf").write_bytes(b"x" * 20_001)
+    tree = scan(tmp_path, 1_000)
+    assert [Path(source.path).name for source in tree.sources] == ["a.ipynb", "a.pdf"]
+    assert tree.skipped == {"too_large": 2}
 
 
 def test_a_folder_that_is_named_is_taken_whatever_its_own_name(tmp_path: Path) -> None:
@@ -44,17 +80,41 @@ def test_ignore_files_count_from_their_folder_and_can_take_a_name_back(tmp_path:
     assert _names(tmp_path) == ["build/c.md", "sub/a.md", "sub/keep.md"]
 
 
-def test_links_empty_and_large_files_are_skipped_and_pipes_fail(tmp_path: Path) -> None:
+def test_links_empty_and_large_files_are_skipped_and_what_is_no_file_fails(tmp_path: Path) -> None:
     _write(tmp_path, "a.md")
     (tmp_path / "empty.md").touch()
-    (tmp_path / "large.md").write_text("x" * 1_001)
+    with (tmp_path / "large.md").open("wb") as large:
+        large.truncate(2_000_000_000)
     (tmp_path / "link.md").symlink_to(tmp_path / "a.md")
-    (tmp_path / "up").symlink_to(tmp_path.parent)
+    (tmp_path / "out").symlink_to(tmp_path.parent)
+    (tmp_path / "loop.md").symlink_to(tmp_path / "loop.md")
     os.mkfifo(tmp_path / "pipe.md")
-    tree = scan(tmp_path, 1_000)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.relpath(tmp_path / "socket.md"))  # a socket's name is at most 104 bytes long
+        tree = scan(tmp_path, 1_000)
     assert [Path(source.path).name for source in tree.sources] == ["a.md"]
-    assert [(Path(failure.path).name, failure.reason) for failure in tree.failed] == [("pipe.md", "not a regular file")]
-    assert tree.skipped == 4
+    assert {(Path(file.path).name, file.reason) for file in tree.failed} == {
+        ("pipe.md", "not a regular file"),
+        ("socket.md", "not a regular file"),
+    }
+    assert tree.skipped == {"link": 3, "empty": 1, "too_large": 1}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_without_permission_fails_and_the_rest_is_found(tmp_path: Path) -> None:
+    _write(tmp_path, "a.md", "shut/b.md")
+    (tmp_path / "shut").chmod(0)
+    tree = scan(tmp_path, 1_000)
+    (tmp_path / "shut").chmod(0o700)
+    assert len(tree.sources) == 1
+    assert [(Path(file.path).name, file.code, file.reason) for file in tree.failed] == [
+        ("shut", "file_unreadable", "Permission denied")
+    ]
+
+
+def test_an_empty_folder_has_no_documents(tmp_path: Path) -> None:
+    tree = scan(tmp_path, 1_000)
+    assert (tree.sources, tree.skipped, tree.failed) == ((), {}, ())
 
 
 @pytest.mark.parametrize("name", [b"bad\xff.md", b"new\nline 'quote'.md"])

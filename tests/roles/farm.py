@@ -98,8 +98,11 @@ class FakeWorker:
             group.start_soon(watch, gate, group.cancel_scope)
             group.start_soon(watch, self.exited, group.cancel_scope)
 
-    async def embed(self, texts: Sequence[str], alone: bool = False) -> np.ndarray[Any, Any]:
+    async def embed(self, texts: Sequence[str], alone: bool = False, query: bool = False) -> np.ndarray[Any, Any]:
         return np.ones((len(texts), 4), np.float32)
+
+    async def rerank(self, query: str, texts: Sequence[str]) -> tuple[float, ...]:
+        return tuple(float(len(text)) for text in texts)
 
     async def score(self, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         return tuple(-float(len(label)) for label in labels)

@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from rolecall.config.profile import EncoderSpec
 from rolecall.roles.contract import Event, Loading, Queued, Role
 from rolecall.roles.errors import (
     DoesNotFit,
@@ -269,6 +270,26 @@ async def test_the_embedder_is_a_worker_in_the_budget(tmp_path: Path) -> None:
         assert line.roles == ("embedder",) and line.reserved_bytes > 0
         info = manager.embedder()
         assert info is not None and info.identity.startswith(f"{EMBEDDER}:")
+
+
+async def test_the_reranker_is_the_model_that_the_profile_names_for_it(tmp_path: Path) -> None:
+    home, profile = home_with(tmp_path, EMBEDDER), staff()
+    home.models.joinpath(EMBEDDER, "modules.json").write_text("[]")
+    named = profile.model_copy(update={"reranker": EncoderSpec(model="tester/reranker", max_tokens=300)})
+    async with managing(home, profile) as (manager, _):
+        with pytest.raises(ModelMissing, match="profile 'mac-128' has no reranker"):
+            await manager.rerank("q", ["a"])
+    async with managing(home, named) as (manager, farm):
+        with pytest.raises(ModelMissing, match="rolecall models pull tester/reranker"):
+            await manager.rerank("q", ["a"])
+        write_model(home.models / "tester/reranker")
+        assert await manager.rerank("q", ["a", "bcd"]) == [1.0, 3.0]
+        await manager.embed(["a"])
+        assert {w.spec and (w.spec.kind, w.spec.context_length) for w in farm.workers} == {
+            ("reranker", 300),
+            ("embedder", 256),
+        }
+        assert {line.roles for line in manager.resident()} == {("reranker",), ("embedder",)}
 
 
 async def test_a_role_keeps_its_own_context_on_a_worker_made_for_a_larger_one(tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def test_a_name_may_be_a_role_an_id_an_lm_studio_id_or_a_short_name() -> None:
     profile = load_profile("mac-128")
     assert resolve("reasoning", profile) == "mlx-community/DeepSeek-R1-Distill-Qwen-14B-8bit"
     assert resolve("embedder", profile) == "starter/all-minilm-l6-v2"
+    assert resolve("reranker", load_profile("mac-128-2026")) == "Qwen/Qwen3-Reranker-0.6B"
     assert resolve("qwen/qwen3-4b-thinking-2507") == "mlx-community/Qwen3-4B-Thinking-2507-8bit"
     assert resolve("MLX-Community/qwen3-1.7b-8BIT") == "mlx-community/Qwen3-1.7B-8bit"
     assert resolve("somebody/some-model") == "somebody/some-model"

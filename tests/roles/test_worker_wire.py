@@ -40,6 +40,8 @@ def test_a_request_arrives_as_it_was_sent_in_one_line(
         wire.WorkerSpec("text", Path("/m"), "m", 1, 2, 3, kv_bytes=4, adapter=Path("/a"), leased=True),
         wire.Score((Message(role="user", content="q"),), ("a", "b")),
         wire.Embed(("a",), True),
+        wire.Embed(("a",), False, query=True),
+        wire.Rerank("true", ("a",)),
         wire.Limit(5),
         "grant",
         None,
@@ -63,6 +65,7 @@ def test_whatever_a_worker_is_told_is_told_apart(body: Any) -> None:
         "want",
         "done",
         wire.Embedded(0, 384, ""),
+        wire.Reranked((0.5, -1.0)),
         wire.failure(PromptTooLong("m", found="f")),
     ],
 )

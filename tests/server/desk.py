@@ -14,7 +14,19 @@ import pytest
 from rolecall.config.home import Home
 from rolecall.config.settings import Settings, load_settings
 from rolecall.retrieval.access import AllowedFolders
-from rolecall.retrieval.contract import AddReport, CollectionInfo, Filters, Found, IndexState, OnIndexed, Passage
+from rolecall.retrieval.contract import (
+    AddReport,
+    Checked,
+    CollectionInfo,
+    CollectionStatus,
+    Filters,
+    Found,
+    IndexState,
+    Leg,
+    OnIndexed,
+    Passage,
+    Preview,
+)
 from rolecall.retrieval.errors import IndexEmpty
 from rolecall.roles.contract import RoleInfo
 from rolecall.server.orchestration.contract import Call, Outcome
@@ -32,22 +44,46 @@ class ListRetriever:
 
     passages: tuple[Passage, ...] = ()
     pending: int = 0
+    answerable: float | None = None
 
     async def search(
-        self, query: str, collection: str | None = None, max_results: int = 8, filters: Filters | None = None
-    ) -> Found:
+        self, query: str, collection: str | None = None, max_results: int = 8, filters: Filters | None = None,
+        leg: Leg = "fused",
+    ) -> Found:  # fmt: skip
         if not self.passages:
             raise IndexEmpty("Nothing is indexed.", advice="Run `rolecall index add FOLDER`.")
         index = IndexState(indexed=1, pending=self.pending, skipped=0, failed=0, age_s=1.0)
-        return Found(passages=self.passages[:max_results], index=index)
+        return Found(passages=self.passages[:max_results], index=index, answerable=self.answerable)
 
     async def add(
         self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None,
-        max_files: int | None = None,
+        max_files: int | None = None, private: bool | None = None,
     ) -> AddReport:  # fmt: skip
         raise IndexEmpty("A list cannot be added to.")
 
+    async def preview(self, folder: Path) -> Preview:
+        raise IndexEmpty("A list has no folder.")
+
+    async def sync(self, collection: str | None = None, on_progress: OnIndexed | None = None) -> tuple[AddReport, ...]:
+        return ()
+
+    async def watch(self, collection: str | None, on_synced: Callable[[AddReport], None]) -> None:
+        await anyio.sleep_forever()
+
+    async def check(self, passages: Sequence[Passage]) -> tuple[Checked, ...]:
+        """What the list holds is the same, anything else is gone."""
+
+        def look(one: Passage) -> Checked:
+            held = any((one.path, one.text) == (other.path, other.text) for other in self.passages)
+            span = {"path": one.path, "start_byte": one.start_byte, "end_byte": one.end_byte}
+            return Checked(**span, found="same" if held else "gone")
+
+        return tuple(map(look, passages))
+
     async def collections(self) -> tuple[CollectionInfo, ...]:
+        return ()
+
+    async def status(self, collection: str | None = None) -> tuple[CollectionStatus, ...]:
         return ()
 
     async def indexed(self, collection: str, path: str) -> Path | None:
@@ -60,8 +96,9 @@ class ListRetriever:
         return None
 
 
-def passage(text: str, path: str = "/docs/a.md") -> Passage:
-    return Passage(path=path, start_line=1, end_line=1, start_byte=0, end_byte=len(text), score=1.0, text=text)
+def passage(text: str, path: str = "/docs/a.md", **more: Any) -> Passage:
+    span = {"start_line": 1, "end_line": 1, "start_byte": 0, "end_byte": len(text)}
+    return Passage(path=path, collection="docs", **span, score=1.0, text=text, **more)
 
 
 @dataclass

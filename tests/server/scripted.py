@@ -77,8 +77,11 @@ class ScriptedModels:
             on_event(Generated(answer.text, "answer", answer.completion_tokens))
         return answer
 
-    async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, alone: bool = False, query: bool = False) -> Vectors:
         raise ModelMissing("Scripted models embed nothing.")
+
+    async def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
+        raise ModelMissing("Scripted models rank nothing.")
 
     async def score_labels(self, role: Role, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         return tuple(-float(self.count_tokens(role, label)) for label in labels)

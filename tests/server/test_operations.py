@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 from rolecall.config.home import Home
 from rolecall.config.settings import EndpointSettings, load_settings
 from rolecall.retrieval.access import AllowedFolders
-from rolecall.retrieval.contract import AddReport, OnIndexed
+from rolecall.retrieval.contract import AddReport, Checked, Filters, Found, IndexState, OnIndexed, Passage
 from rolecall.roles.contract import ModelEvent
 from rolecall.roles.errors import ModelUnknown
 from rolecall.server.errors import BadRequest
@@ -119,24 +119,80 @@ async def test_what_happens_to_models_as_the_host_ends_is_kept(tmp_path: Path) -
 
 
 class Recorder(ListRetriever):
-    """Remembers how many files it may index unasked."""
+    """Remembers what it was asked."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[int | None] = []
+        self.asked: list[Any] = []
 
     async def add(
         self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None,
-        max_files: int | None = None,
+        max_files: int | None = None, private: bool | None = None,
     ) -> AddReport:  # fmt: skip
-        self.asked.append(max_files)
-        return AddReport(collection="a", indexed=0, skipped=0, failed=(), seconds=0.0)
+        self.asked.append((max_files, private))
+        assert on_progress
+        on_progress(1, 2, "/work/a.md", 3)
+        return REPORT
+
+    async def watch(self, collection: str | None, on_synced: Callable[[AddReport], None]) -> None:
+        on_synced(REPORT)
+        await anyio.sleep_forever()
+
+    async def search(
+        self, query: str, collection: str | None = None, max_results: int = 8, filters: Filters | None = None,
+        leg: str = "fused",
+    ) -> Found:  # fmt: skip
+        self.asked.append((filters, leg))
+        return Found(passages=(), index=IndexState(indexed=0, pending=0, skipped=0, failed=0, age_s=None))
+
+    async def check(self, passages: Sequence[Passage]) -> tuple[Checked, ...]:
+        return tuple(Checked(path=each.path, start_byte=0, end_byte=1, found="gone") for each in passages)
 
 
-async def test_a_first_index_of_many_files_needs_the_users_word(operations: Operations) -> None:
-    index = Recorder()
-    desk = Desk(index, None, None)  # type: ignore[arg-type]  # indexing asks nobody else
-    confirming = replace(operations, desk=lambda: desk)
-    await call(confirming, "index_add", folder="/work")
-    await call(confirming, "index_add", folder="/work", confirmed=True)
-    assert index.asked == [50_000, None]
+REPORT = AddReport(collection="a", indexed=0, skipped=0, failed=(), seconds=0.0)
+
+
+@pytest.fixture
+def index(operations: Operations) -> tuple[Operations, Recorder]:
+    recorder = Recorder()
+    desk = Desk(recorder, None, None)  # type: ignore[arg-type]  # the index's operations ask nobody else
+    return replace(operations, desk=lambda: desk), recorder
+
+
+async def test_a_first_index_of_many_files_needs_the_users_word(index: tuple[Operations, Recorder]) -> None:
+    operations, recorder = index
+    await call(operations, "index_add", folder="/work")
+    await call(operations, "index_add", folder="/work", confirmed=True, private=True)
+    assert recorder.asked == [(50_000, None), (None, True)]
+
+
+async def test_indexing_tells_files_and_chunks(index: tuple[Operations, Recorder]) -> None:
+    told: list[dict[str, Any]] = []
+    await index[0].table()["index_add"](told.append, {"folder": "/work"})
+    assert told == [{"done": 1, "total": 2, "words": "/work/a.md", "chunks": 3}]
+
+
+async def test_a_watch_tells_each_sync_and_ends_with_the_host(index: tuple[Operations, Recorder]) -> None:
+    operations, told = index[0], list[dict[str, Any]]()
+
+    async def watch() -> None:
+        assert await operations.table()["index_watch"](told.append, {}) is None
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        await anyio.wait_all_tasks_blocked()
+        assert told == [{"synced": REPORT}]
+        for each in operations.watches:
+            each.cancel()
+    assert operations.watches == set()
+
+
+async def test_a_search_takes_filters_and_a_leg_and_citations_are_checked(index: tuple[Operations, Recorder]) -> None:
+    operations, recorder = index
+    await call(operations, "search", query="crane", max_results=3, filters={"kind": "code"}, leg="text")
+    assert recorder.asked == [(Filters(kind="code"), "text")]
+    with pytest.raises(BadRequest, match="leg"):
+        await call(operations, "search", query="crane", max_results=3, leg="third")
+    passage = Passage(path="/a", collection="a", start_line=1, end_line=1, start_byte=0, end_byte=1, score=1, text="x")
+    (checked,) = await call(operations, "check", passages=[passage.model_dump(mode="json")])
+    assert checked == {"path": "/a", "start_byte": 0, "end_byte": 1, "found": "gone"}

@@ -28,7 +28,7 @@ from rolecall.server.surface.resources import Resources
 from rolecall.server.surface.server import build_server
 from rolecall.server.surface.updates import Updates
 from tests.conftest import TOY_HOST
-from tests.retrieval.test_retriever import HashEmbedder
+from tests.retrieval.embedding import HashEmbedder
 
 from .desk import Desk, MakeDesk, served
 

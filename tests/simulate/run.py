@@ -19,8 +19,8 @@ from rolecall.config.settings import GB
 from rolecall.roles.contract import ModelEvent
 from rolecall.roles.errors import RoleError
 from rolecall.roles.lease import PrefillLease
-from rolecall.roles.manager import EMBEDDER_SLOTS, TEMPLATE_TOKENS
-from rolecall.roles.plan import EMBEDDER_OVERHEAD_BYTES, Reservation, reserve
+from rolecall.roles.manager import ENCODER_SLOTS, TEMPLATE_TOKENS
+from rolecall.roles.plan import ENCODER_OVERHEAD_BYTES, Reservation, reserve
 from rolecall.roles.pool import WorkerPool
 from rolecall.roles.pooled import Phase, PooledModel
 from rolecall.roles.residency import Policy, ResidentModel
@@ -162,10 +162,10 @@ class Run:
             size = reserve(size_of(name), specs, int(self.profile.cache_limit_gb * GB), mac=True)
         else:
             weights_bytes = int(self.rates.models[name].weights_bytes)
-            size = Reservation(weights_bytes, 0, 0, EMBEDDER_OVERHEAD_BYTES, 0, 0, EMBEDDER_SLOTS)
+            size = Reservation(weights_bytes, 0, 0, ENCODER_OVERHEAD_BYTES, 0, 0, ENCODER_SLOTS)
         if not self.policy.preloads:
             size = replace(size, base_tokens=size.kv_tokens)
-        return PooledModel(name, Path(name), tuple(specs), size)
+        return PooledModel(name, Path(name), tuple(specs), size, kind="text" if specs else "embedder")
 
     def _preload(self, pool: WorkerPool, role: str) -> None:
         if role in self.profile.roles and (model := pool.models.get(self.model_of(role))):

@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from rolecall.roles.errors import WorkerDied, WorkerTimeout
 from rolecall.roles.footprint import stepped
 from rolecall.roles.lease import PrefillLease
-from rolecall.roles.plan import EMBEDDER_OVERHEAD_BYTES, PROCESS_OVERHEAD_BYTES
+from rolecall.roles.plan import ENCODER_OVERHEAD_BYTES, PROCESS_OVERHEAD_BYTES
 from rolecall.roles.worker.wire import Finish, Loaded, WorkerSpec
 
 from .device import Device, Flow, SimulatedMachine
@@ -199,7 +199,7 @@ class SimulatedWorker:
         if self.spec:
             per_token = self._rates.kv_bytes_per_token
             if self.spec.kind == "embedder":
-                held += EMBEDDER_OVERHEAD_BYTES - PROCESS_OVERHEAD_BYTES
+                held += ENCODER_OVERHEAD_BYTES - PROCESS_OVERHEAD_BYTES
             running = sum(self._running.values()) * per_token
             room = self.spec.kv_bytes - running
             kept = [stepped(tokens) * per_token for tokens in self._cached.values()]

@@ -1,22 +1,15 @@
-"""The router decides, the steps answer; retrieval quotes and cites."""
+"""The router decides, the steps answer."""
 
 from __future__ import annotations
 
 import pytest
 
-from rolecall.retrieval.errors import IndexEmpty
 from rolecall.roles.contract import Role
-from rolecall.server.orchestration.contract import ReasonCall, RetrieveCall, RouteCall
-from rolecall.server.orchestration.retrieve import attributed
+from rolecall.server.orchestration.contract import ReasonCall, RouteCall
 from rolecall.server.routing.contract import Features, State
 from rolecall.server.routing.decide import decide
 
-from ..desk import MakeDesk, passage
-
-PASSAGES = (
-    passage("The harbour crane lifts 43 tonnes in calm weather."),
-    passage("Bananas ripen slowly.", "/docs/b.md"),
-)
+from ..desk import MakeDesk
 
 
 @pytest.mark.parametrize("kind", [RouteCall, ReasonCall])
@@ -77,15 +70,6 @@ def test_a_session_about_the_machine_preloads_reasoning(desk: MakeDesk) -> None:
     assert at.models.preloaded == [Role.REASONING]
 
 
-def test_documents_are_quoted_by_route_without_a_model(desk: MakeDesk) -> None:
-    at = desk(["never asked"], passages=PASSAGES)
-
-    outcome = at.run(RouteCall, request="What do my documents say about the harbour crane?")
-
-    assert "[1] /docs/a.md:1-1" in outcome.answer and "43 tonnes" in outcome.answer
-    assert at.states() == ["ROUTING_DECISION", "RETRIEVAL_ONLY", "SYNTHESIS", "COMPLETED"]
-
-
 def test_without_an_index_route_asks_a_model_and_says_that_nothing_supports_it(desk: MakeDesk) -> None:
     at = desk(["I do not know."])
 
@@ -109,51 +93,6 @@ def test_a_decision_can_be_recomputed_from_its_receipt(desk: MakeDesk) -> None:
 
     assert again.model_dump(mode="json") == receipt.decision
     assert receipt.snapshot_sha256 == again.snapshot_sha256
-
-
-def test_passages_come_back_with_the_state_of_the_index(desk: MakeDesk) -> None:
-    at = desk(["never asked"], passages=PASSAGES, pending=2)
-
-    outcome = at.run(RetrieveCall, query="crane", max_results=1)
-
-    assert outcome.passages == PASSAGES[:1]
-    assert outcome.index is not None and outcome.index.pending == 2
-    assert outcome.status == "partial" and "2 files pending" in outcome.warnings[0]
-    assert at.receipt().who == "retrieval"
-
-
-def test_nothing_indexed_is_a_typed_error(desk: MakeDesk) -> None:
-    with pytest.raises(IndexEmpty, match="rolecall index add"):
-        desk().run(RetrieveCall, query="crane")
-
-
-def test_a_cited_answer_is_checked_against_the_passages(desk: MakeDesk) -> None:
-    at = desk(["The crane lifts 43 tonnes in calm weather [1]."], passages=PASSAGES)
-
-    outcome = at.run(RetrieveCall, query="How much can the crane lift?", mode="answer")
-
-    assert (outcome.answer, outcome.status) == ("The crane lifts 43 tonnes in calm weather [1].", "ok")
-    assert '<document "[2]">\nBananas' in at.prompts()[0]
-    assert at.states()[1:3] == ["RETRIEVAL_ONLY", "MODEL_SELECTION"]
-
-
-@pytest.mark.parametrize(
-    "answer", ["The crane lifts 43 tonnes [7].", "Elephants wander through deserts looking for water."]
-)
-def test_an_answer_that_no_passage_supports_is_unverified(desk: MakeDesk, answer: str) -> None:
-    at = desk([answer], passages=PASSAGES)
-
-    assert at.run(RetrieveCall, query="How much can the crane lift?", mode="answer").status == "unverified"
-
-
-def test_an_answer_without_citations_gets_those_of_the_passages_it_rests_on() -> None:
-    texts = [each.text for each in PASSAGES]
-
-    assert (
-        attributed("The crane lifts 43 tonnes. Elephants wander.", texts)
-        == "The crane lifts 43 tonnes. [1] Elephants wander."
-    )
-    assert attributed("It lifts 43.5 tonnes of bananas [2].", texts) == "It lifts 43.5 tonnes of bananas [2]."
 
 
 def test_the_state_of_the_machine_is_told_without_a_model(desk: MakeDesk) -> None:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rolecall.retrieval.contract import Checked, Passage
 from rolecall.roles.contract import Role
-from rolecall.server.orchestration.contract import CodeCall, ReasonCall, RouteCall, SummarizeCall, ValidateCall
+from rolecall.server.orchestration.contract import (
+    CodeCall,
+    ReasonCall,
+    RetrieveCall,
+    RouteCall,
+    SummarizeCall,
+    ValidateCall,
+)  # fmt: skip
 from rolecall.server.orchestration.record import request_text
 from rolecall.server.routing.replay import Replay, replay, routed_text
 from rolecall.server.routing.router import Router, text_sha256
 from rolecall.server.telemetry.store import Content, Kept
-from tests.server.desk import Desk, MakeDesk
+from tests.server.desk import Desk, MakeDesk, passage
 from tests.server.scripted import ScriptedModels, infos
 
 TEXTS = (
@@ -160,3 +168,24 @@ def test_the_routed_text_is_found_again_whatever_stands_beside_it(text: str, con
     content = Content.bounded(1 << 20, request=request_text(call))
 
     assert routed_text(content.request, text_sha256(text)) == text
+
+
+def test_citations_that_are_not_the_same_any_more_are_named(desk: MakeDesk) -> None:
+    passages = tuple(passage(f"Crane {number}.", f"/docs/{number}.md", sha256="a" * 64) for number in range(4))
+    office = desk(passages=passages)
+    office.run(RetrieveCall, query="crane")
+    found: tuple[Literal["same", "changed", "gone", "refused"], ...] = ("same", "changed", "gone", "refused")
+
+    async def check(cited: Sequence[Passage]) -> list[Checked]:
+        assert list(cited) == [each.model_copy(update={"text": ""}) for each in passages]
+        spans = (each.model_dump(include={"path", "start_byte", "end_byte"}) for each in cited)
+        return [Checked(**span, found=now) for span, now in zip(spans, found, strict=True)]
+
+    async def replayed() -> Replay:
+        (kept,) = await office.store.latest(1)
+        return await replay(kept, await office.store.snapshots(), Router(ScriptedModels(["unasked"]), "starter"), check)
+
+    differences = anyio.run(replayed).differences
+    assert [(each.what, each.now) for each in differences] == [
+        (f"citation /docs/{number}.md:1-1", found[number]) for number in (1, 2, 3)
+    ]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rolecall.roles.contract import EmbedderInfo, Role, RoleInfo, RoleModels, Vectors
 from rolecall.roles.errors import WorkerDied
+from rolecall.server.routing.classify import FITTED_WITH
 from rolecall.server.routing.contract import (
     Agent,
     Claim,
@@ -55,7 +56,7 @@ class Staff:
         )  # fmt: skip
 
     def embedder(self) -> EmbedderInfo | None:
-        return EmbedderInfo(identity="e@1") if self.embeds else None
+        return EmbedderInfo(identity=f"{FITTED_WITH}:1") if self.embeds else None
 
     async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
         assert alone
@@ -230,6 +231,16 @@ def test_a_broken_embedder_is_said_and_asked_again() -> None:
     assert first == second
     assert any("without an embedding" in reason for reason in first.reasons)
     assert len(staff.asked) == 2
+
+
+def test_an_embedder_that_the_weights_were_not_fitted_with_is_not_asked() -> None:
+    class Foreign(Staff):
+        def embedder(self) -> EmbedderInfo | None:
+            return EmbedderInfo(identity="another/embedder:1")
+
+    staff = Foreign()
+    assert any("without an embedding" in reason for reason in decided("tell me about the moon", staff=staff).reasons)
+    assert staff.asked == []
 
 
 def test_the_snapshot_changes_with_the_embedder() -> None:

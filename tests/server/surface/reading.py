@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from rolecall.config.settings import RetrievalSettings
 from rolecall.retrieval.contract import Retriever
 from rolecall.retrieval.retriever import LanceRetriever
 from rolecall.server.orchestration.jobs import Jobs
+from rolecall.server.orchestration.run import Orchestrator
+from rolecall.server.routing.router import Router
 from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.surface.resources import Resources
 from rolecall.server.surface.server import build_server
 from rolecall.server.surface.updates import STATUS, Updates
-from tests.retrieval.test_retriever import HashEmbedder
+from tests.retrieval.embedding import HashEmbedder
 from tests.server.desk import Desk, served
 
 ERAS = pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
@@ -32,13 +34,15 @@ ERAS = pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
 
 @dataclass
 class Reading:
-    """`index` is of the desk's folder, whose `add` and `remove` the subscribers of the status hear of."""
+    """`index` is of the desk's folder, whose `add` and `remove` the subscribers of the status hear of; `embedder` makes
+    its vectors, and without an identity leaves the search to words."""
 
     desk: Desk
     server: Server[Any]
     jobs: Jobs
     updates: Updates
     index: Retriever
+    embedder: HashEmbedder
 
     @asynccontextmanager
     async def client(self, era: str, session: str = "s1", **callbacks: Any) -> AsyncIterator[Client]:
@@ -57,12 +61,20 @@ async def reading(desk: Desk, retriever: Retriever | None = None) -> AsyncIterat
         Home(desk.folder.parent / "home"), RetrievalSettings(chunk_tokens=200, max_file_mb=0.1), embedder,
         lambda: embedder.identity, desk.access, on_change=lambda: updates.changed(STATUS),
     )  # fmt: skip
+    desk = over(desk, index)
     async with anyio.create_task_group() as tasks, served(desk.orchestrator.run, desk.store) as jobs:
         tasks.start_soon(updates.run)
         resources = Resources(desk.models, desk.access, desk.store, jobs, lambda: index, updates)
-        yield Reading(desk, build_server(jobs, resources=resources), jobs, updates, index)
+        yield Reading(desk, build_server(jobs, resources=resources), jobs, updates, index, embedder)
         tasks.cancel_scope.cancel()
     await index.aclose()
+
+
+def over(desk: Desk, index: Retriever) -> Desk:
+    """The desk with an orchestrator that searches this index."""
+    settings = desk.orchestrator._staff.settings
+    router = Router(desk.models, "starter")
+    return replace(desk, orchestrator=Orchestrator(desk.models, index, router, desk.access, desk.store, settings))
 
 
 def text_of(result: types.ReadResourceResult) -> str:

@@ -15,8 +15,10 @@ import mcp_types as types
 import pytest
 from mcp import Client
 
+from rolecall.retrieval.contract import IndexState
 from rolecall.server.orchestration.contract import Call, OnProgress, Outcome
 from rolecall.server.session import SessionInfo, current_session
+from rolecall.server.surface.reply import freshness
 from rolecall.server.surface.server import build_server
 from rolecall.server.surface.tools import tool_list
 from rolecall.server.telemetry.store import ReceiptStore
@@ -144,6 +146,36 @@ async def test_a_request_that_is_routed_to_the_index_is_answered_with_the_passag
     content = result.structured_content or {}
     assert not result.is_error and content["decision"]["agent"] == "retrieval"
     assert "3 crates" in content["answer"] and "3 crates" in text_of(result)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"indexed": 1200, "age_s": 30.0}, "index: 1,200 files, 0 pending, 0 skipped, 0 failed; synced 30 s ago"),
+        (
+            {"indexed": 3, "pending": 2, "skipped": 5, "failed": 1, "age_s": 7_300.0,
+             "reasons": {"binary": 1, "too_large": 2, "ignored": 3}},
+            "index: 3 files, 2 pending, 5 skipped, 1 failed (3 ignored, 2 too large, 1 binary); synced 2 h ago",
+        ),
+        ({"age_s": None}, "index: 0 files, 0 pending, 0 skipped, 0 failed; never synced whole"),
+    ],
+)  # fmt: skip
+def test_an_index_tells_in_a_line_how_complete_and_how_old_it_is(state: dict[str, Any], words: str) -> None:
+    assert freshness(IndexState(**{"indexed": 0, "pending": 0, "skipped": 0, "failed": 0} | state)) == words
+
+
+@pytest.mark.parametrize("tool", ["retrieve", "route"])
+@pytest.mark.parametrize("long", [1, 3_000])
+async def test_every_answer_from_the_index_says_how_fresh_it_is(desk: MakeDesk, tool: str, long: int) -> None:
+    here = desk(passages=(passage("The north depot has 3 crates. " * long),), pending=2)
+    query = {"query" if tool == "retrieve" else "request": "What do our notes say about the north depot?"}
+    async with connected(here.orchestrator.run, here.folder) as client:
+        result = await client.call_tool(tool, query)
+
+    line = "[index: 1 files, 2 pending, 0 skipped, 0 failed; synced 1 s ago]"
+    assert text_of(result).count(line) == 1
+    content = result.structured_content or {}
+    assert content["index"]["pending"] == 2 if tool == "retrieve" else content["answer"].count(line) == (long == 1)
 
 
 async def test_an_unexpected_failure_is_typed_and_tells_nothing_of_its_inside() -> None:

@@ -23,10 +23,12 @@ def store(tmp_path: Path) -> Iterator[ReceiptStore]:
 
 def receipt(**changes: object) -> Receipt:
     plain = dict.fromkeys(Receipt.model_fields)
-    tuples = dict.fromkeys(("transitions", "calls", "checks", "warnings", "trail"), ())
+    tuples = dict.fromkeys(("transitions", "calls", "checks", "warnings", "trail", "citations"), ())
     filled = {"id": receipt_id(), "tool": "reason", "started_at": "2026-01-01T00:00:00.000+00:00", "session": "s1"}
     maps: dict[str, object] = {"prompts": {}, "tokens": {}, "timings": {}, "spared": {}, "cost": {}}
-    return Receipt.model_validate(plain | tuples | maps | filled | {"state": "COMPLETED", "rounds": 1} | changes)
+    return Receipt.model_validate(
+        plain | tuples | maps | filled | {"state": "COMPLETED", "rounds": 1, "private": False} | changes
+    )
 
 
 def test_a_receipt_is_read_back_as_it_was_written(store: ReceiptStore) -> None:

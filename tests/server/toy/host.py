@@ -109,6 +109,14 @@ async def index_add(_tell: Tell, params: dict[str, Any]) -> dict[str, Any]:
     return {"collection": "toy", "indexed": 60_000, "skipped": 0, "failed": [], "seconds": 1.0}
 
 
+async def index_watch(tell: Tell, params: dict[str, Any]) -> None:
+    """Two syncs of a collection named after a file, which is there until the caller leaves."""
+    report = {"collection": params["collection"], "indexed": 3, "skipped": 0, "failed": [], "seconds": 0.1}
+    tell({"synced": report})
+    tell({"synced": {**report, "indexed": 4}})
+    await wait(params["collection"])
+
+
 async def hang(_tell: Tell, params: dict[str, Any]) -> None:
     await wait(params["mark"])
 
@@ -122,7 +130,7 @@ async def open_services(home: Home, config: Path | None) -> AsyncIterator[Servic
     idle = home.root / "idle_exit_s"
     yield Services(
         mcp=server._lowlevel_server,
-        operations={each.__name__: each for each in (count, echo, fail, break_down, hang, index_add)},
+        operations={each.__name__: each for each in (count, echo, fail, break_down, hang, index_add, index_watch)},
         busy=lambda: False,
         settings_fingerprint="toy",
         idle_exit_s=float(idle.read_text()) if idle.exists() else 600.0,

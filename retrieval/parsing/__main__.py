@@ -1,0 +1,3 @@
+from rolecall.retrieval.parsing.child import main
+
+main()

@@ -1,0 +1,159 @@
+"""One question to an index: what both legs find, ranked together, checked against the disk as it is now, and cited."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import anyio.to_thread
+import structlog
+
+from rolecall.config.errors import RolecallError
+
+from .access import AllowedFolders, glob_matches
+from .contract import Filters, Leg, Passage, Rerank
+from .errors import RetrievalError
+from .ranking import Likeness, Ranked, Vocabulary, answerable, fuse
+from .rows import SPAN_COLUMNS, FileState, Hit, Vectors
+from .sources import most_bytes
+from .store import Store
+
+OVERFETCH = 100  # hits per leg before fusion, at least
+RERANKED = 30  # candidates that a reranker reads
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """`passages` checked just now. `stale` are paths whose file has changed, `damaged` those of unchanged files whose
+    stored text is not theirs. `answerable` as in `contract.Found`."""
+
+    passages: list[Passage] = field(default_factory=list)
+    stale: set[str] = field(default_factory=set)
+    damaged: set[str] = field(default_factory=set)
+    answerable: float | None = None
+
+
+class Searcher:
+    """Searches an index. `tokenizer` is where the embedder's `tokenizer.json` is or will be."""
+
+    def __init__(
+        self, access: AllowedFolders, max_bytes: int, tokenizer: Path | None = None, rerank: Rerank | None = None
+    ) -> None:
+        self._access, self._max_bytes = access, max_bytes
+        self._vocabulary, self._rerank = Vocabulary(tokenizer), rerank
+
+    async def search(
+        self, store: Store, query: str, vector: Vectors | None, where: str, wanted: int, leg: Leg = "fused"
+    ) -> Outcome:
+        """The `wanted` best passages; `vector` is the query's, None where the index cannot be searched by one."""
+        depth = max(OVERFETCH, wanted)
+        text = await store.matching(query, where, depth) if leg != "dense" else []
+        dense = await store.nearest(vector, where, depth) if vector is not None and leg != "text" else []
+        weight = await anyio.to_thread.run_sync(self._vocabulary.dense_weight, query)
+        fused = fuse(text, dense, vector if leg != "text" else None, 1.0 if leg == "dense" else weight)
+        ranked: Ranked = [pair for pair in fused if pair[0].doc in store.files]
+        if self._rerank is not None and leg == "fused":
+            ranked = await self._reranked(self._rerank, query, ranked)
+        outcome = Outcome()
+        kept = await self._kept(store, ranked, wanted, outcome)
+        outcome.passages = [_passage(store, hit, score) for hit, score in kept]
+        if vector is not None and leg == "fused":
+            outcome.answerable = answerable(query, vector, kept[0][0], ranked) if kept else 0.0
+        return outcome
+
+    async def _reranked(self, rerank: Rerank, query: str, ranked: Ranked) -> Ranked:
+        """The first candidates in the reranker's order; they keep the scores that the order had."""
+        head = ranked[:RERANKED]
+        try:
+            relevance = await rerank(query, [hit.chunk.text for hit, _ in head])
+        except RolecallError as error:
+            log.warning("search_without_reranker", code=error.code)
+            return ranked
+        order = sorted(range(len(head)), key=lambda i: -relevance[i])
+        return [*((head[i][0], score) for i, (_, score) in zip(order, head, strict=True)), *ranked[RERANKED:]]
+
+    async def _kept(self, store: Store, ranked: Ranked, wanted: int, outcome: Outcome) -> Ranked:
+        """The first `wanted` hits whose file is unchanged, near-duplicates once."""
+        by_doc: dict[str, list[Hit]] = {}
+        for hit, _ in ranked:
+            by_doc.setdefault(hit.doc, []).append(hit)
+        kept, likeness = list[tuple[Hit, float]](), list[Likeness]()
+        intact: dict[str, set[str]] = {}
+        for start in range(0, len(ranked), wanted):
+            group = ranked[start : start + wanted]
+            new = {hit.doc: by_doc[hit.doc] for hit, _ in group if hit.doc not in intact}
+            extracted = await store.extracted([doc for doc in new if store.files[doc].extracted_sha256])
+            check = partial(self._intact, store.files, new, extracted, outcome)
+            intact |= await anyio.to_thread.run_sync(check)
+            for hit, score in group:
+                mine = Likeness.of(hit.chunk.text)
+                if hit.id in intact[hit.doc] and not any(mine.is_like(other) for other in likeness):
+                    likeness.append(mine)
+                    kept.append((hit, score))
+                if len(kept) == wanted:
+                    return kept
+        return kept
+
+    def _intact(
+        self, files: Mapping[str, FileState], hits: Mapping[str, Sequence[Hit]], extracted: Mapping[str, bytes],
+        outcome: Outcome,
+    ) -> dict[str, set[str]]:  # fmt: skip
+        """By document its hits whose text still stands where they say."""
+        found = dict[str, set[str]]()
+        for doc, own in hits.items():
+            file, found[doc] = files[doc], set()
+            try:
+                data, _ = self._access.read_bytes(Path(file.path), most_bytes(file.kind, self._max_bytes))
+            except RetrievalError:
+                data = b""
+            if hashlib.sha256(data).hexdigest() != file.sha256:
+                outcome.stale.add(file.path)
+                continue
+            if file.extracted_sha256:
+                data = extracted.get(doc, b"")
+                if hashlib.sha256(data).hexdigest() != file.extracted_sha256:
+                    data = b""
+            found[doc] = {h.id for h in own if data[h.chunk.start_byte : h.chunk.end_byte] == h.chunk.text.encode()}
+            if len(found[doc]) < len(own):
+                outcome.damaged.add(file.path)
+        return found
+
+
+def _passage(store: Store, hit: Hit, score: float) -> Passage:
+    file = store.files[hit.doc]
+    return Passage(
+        path=file.path, collection=file.collection, score=score, sha256=file.sha256,
+        extracted_sha256=file.extracted_sha256, private=store.roots[file.collection, file.root].private,
+        **{key: getattr(hit.chunk, key) for key in SPAN_COLUMNS},
+    )  # fmt: skip
+
+
+def chosen(files: Mapping[str, FileState], filters: Filters) -> list[str]:
+    """The documents that filters leave. Raises RetrievalError for a filter that cannot be read."""
+    since_ns = _since_ns(filters.since) if filters.since else 0
+    glob = filters.glob or "**"
+    pattern = (glob if glob.startswith("/") else f"**/{glob}").removeprefix("/").split("/")
+    return [
+        doc
+        for doc, file in files.items()
+        if filters.kind in (None, file.kind)
+        and filters.language in (None, file.language)
+        and file.mtime_ns >= since_ns
+        and glob_matches(file.path.removeprefix("/").split("/"), pattern)
+    ]
+
+
+def _since_ns(since: str) -> int:
+    """Nanoseconds since the epoch; a date or time without a zone is this machine's."""
+    try:
+        return int(datetime.fromisoformat(since).timestamp() * 1_000_000_000)
+    except (ValueError, OverflowError):
+        message, allowed = "The filter `since` is not a date.", "2026-01-31 or 2026-01-31T08:00:00Z"
+        advice = "Write an ISO date or time."
+        raise RetrievalError(message, found=repr(since)[:60], allowed=allowed, advice=advice) from None

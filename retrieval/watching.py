@@ -1,0 +1,77 @@
+"""Which folders changed on the disk, as it happens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
+from pathlib import Path
+
+import anyio
+import structlog
+
+from .sources import IGNORE_FILES, kind_of
+
+QUIET_MS = 200  # a change is told once nothing followed it for so long
+AT_MOST_MS = 3_000  # however much follows it
+LOOK_S = 0.5  # how soon a cancellation, and folders that came, went or were replaced, are noticed
+POLL_MS = 2_000
+
+log = structlog.get_logger(__name__)
+
+
+async def changed(folders: Callable[[], Iterable[str]]) -> AsyncIterator[set[str]]:
+    """The folders in which a document, a folder or an ignore rule may have changed since they were last told, at first
+    all. They may vanish, come back and be others from time to time. Ends when there is none."""
+    from watchfiles import awatch
+    from watchfiles._rust_notify import WatchfilesRustInternalError
+
+    watched: dict[str, int] = {}
+    polling: bool | None = None
+    while wanted := [*folders()]:
+        now = _inodes(wanted)
+        new = {folder for folder, inode in now.items() if watched.get(folder) != inode}
+        if told := new | (watched.keys() - now.keys()):
+            yield told
+        watched = now
+        if not watched:
+            await anyio.sleep(LOOK_S)
+            continue
+        try:
+            changes = awatch(
+                *watched, watch_filter=None, debounce=AT_MOST_MS, step=QUIET_MS, rust_timeout=int(LOOK_S * 1_000),
+                yield_on_timeout=True, force_polling=polling, poll_delay_ms=POLL_MS, ignore_permission_denied=True,
+            )  # fmt: skip
+            async with aclosing(changes):
+                async for some in changes:
+                    told = {root for root in watched if any(_matters(path, root) for _, path in some)} | new
+                    new = set()  # once more when the watch stands: what changed before is seen now
+                    if told:
+                        yield told
+                    if _inodes(folders()) != watched:
+                        break
+        except (OSError, WatchfilesRustInternalError) as error:  # the system's limit of watches, or no such thing here
+            if polling:
+                raise
+            log.warning("watch_by_polling", reason=str(error)[:200])
+            polling = True
+
+
+def _inodes(folders: Iterable[str]) -> dict[str, int]:
+    found = {}
+    for folder in folders:
+        try:
+            found[folder] = Path(folder).stat().st_ino
+        except OSError:
+            continue
+    return found
+
+
+def _matters(path: str, root: str) -> bool:
+    """Whether a change there can change what is indexed of a folder. A name without a kind may be, or have been, a
+    folder's."""
+    if path != root and not path.startswith(f"{root}/"):
+        return False
+    *folders, name = path[len(root) :].split("/")
+    if any(folder.startswith(".") for folder in folders):
+        return False
+    return name in IGNORE_FILES or (not name.startswith(".") and (kind_of(name) is not None or "." not in name))

@@ -1,0 +1,89 @@
+"""The index from the command line: seen before it is made, kept fresh, and its state told, by a real host."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rolecall.config.home import Home
+from tests.conftest import eventually
+
+pytestmark = pytest.mark.live
+ROLECALL = str(Path(sys.executable).with_name("rolecall"))
+
+
+def command(*arguments: str, code: int = 0) -> Any:
+    done = subprocess.run([ROLECALL, *arguments, "--json"], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
+def watching(*arguments: str) -> subprocess.Popen[str]:
+    command = [ROLECALL, "index", "watch", *arguments, "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    (folder / "build").mkdir(parents=True)
+    (folder / "depot.md").write_text("# Depots\n\nThe reference code of the north depot is 4711.\n")
+    (folder / "crane.txt").write_text("The harbour crane lifts at most 43 tonnes.\n")
+    (folder / "damaged.txt").write_bytes(b"\x00\x01\x02" * 100)
+    (folder / "build" / "out.txt").write_text("made by a program\n")
+    (folder / "app.min.js").write_text("let a=1\n")
+    return folder
+
+
+def test_a_folder_is_previewed_indexed_watched_and_synced(staffed: Home, notes: Path) -> None:
+    preview = command("index", "add", str(notes), "--dry-run")
+    assert (preview["files"], preview["kinds"]) == (3, {"markdown": 1, "text": 2})
+    assert preview["skipped"] == {"ignored": 1} and preview["folders"] == {str(notes): 3} and preview["seconds"] > 0
+    assert command("index", "list") == [] and command("allow", "--list")["folders"] == []
+
+    report = command("index", "add", str(notes), "--private", code=3)
+    assert report["indexed"] == 2 and [failed["code"] for failed in report["failed"]] == ["binary"]
+
+    with watching("notes") as watch:
+        assert watch.stdout is not None
+        assert json.loads(watch.stdout.readline())["indexed"] == 2
+        (notes / "ferry.md").write_text("The ferry carries forty cars.\n")
+        assert json.loads(watch.stdout.readline())["indexed"] == 3
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(30) == 130
+
+    (notes / "crane.txt").write_text("The harbour crane lifts at most 44 tonnes.\n")
+    (status,) = command("index", "status")
+    assert status["pending_files"] == [str(notes / "crane.txt")]
+    assert status["private"] and status["failed_files"][0]["path"] == str(notes / "damaged.txt")
+    assert status["index"]["reasons"] == {"ignored": 1, "binary": 1} and status["rebuilding_for"] is None
+    (synced,) = command("index", "sync", "notes", code=3)
+    (item,) = command("index", "list")
+    assert (synced["indexed"], item["files"], item["index"]["pending"]) == (3, 3, 0)
+    (best, *_) = command("search", "how much does the crane lift", "-k", "1")
+    assert "44 tonnes" in best["text"] and best["collection"] == "notes"
+    assert command("index", "remove", "notes") == {"collection": "notes", "files": 4}
+
+
+def test_a_watch_ends_with_its_host_and_says_so(staffed: Home, notes: Path) -> None:
+    command("index", "add", str(notes), code=3)
+    with watching() as watch:
+        assert watch.stdout is not None and watch.stderr is not None
+        assert json.loads(watch.stdout.readline())["collection"] == "notes"
+        assert command("stop")["stopped"]
+        assert watch.wait(30) == 0
+        assert watch.stderr.read().endswith("The host was stopped, and the watch with it.\n")
+
+
+def test_where_the_settings_say_so_the_host_keeps_the_index_fresh(staffed: Home, notes: Path) -> None:
+    with staffed.settings_file.open("a") as settings:
+        settings.write("retrieval: {watch: true}\n")
+    command("index", "add", str(notes), code=3)
+    (notes / "ferry.md").write_text("The ferry carries forty cars.\n")
+    eventually(lambda: command("index", "list")[0]["files"] == 3, "the new file is indexed unasked")
