@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from math import ceil
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import TypeAlias
 import anyio
 import anyio.to_thread
 import numpy as np
-from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .access import AllowedFolders
@@ -26,6 +24,7 @@ from .parsing.wire import Limits
 from .rows import Document, FileState, Key, Vectors
 from .sources import Source, Tree, most_bytes
 from .store import Store
+from .tasks import together
 
 BATCH_FILES = 256  # a commit; more lose more on a kill
 BATCH_BYTES = 8_000_000
@@ -268,13 +267,3 @@ def _groups(sources: Sequence[Source]) -> Iterator[list[Source]]:
         group.append(source)
     if group:
         yield group
-
-
-@asynccontextmanager
-async def together() -> AsyncIterator[TaskGroup]:
-    """Tasks of which the first error is the error."""
-    try:
-        async with anyio.create_task_group() as tasks:
-            yield tasks
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None

@@ -86,7 +86,8 @@ def fuse(
     best = max(bm25.values(), default=0.0)
     shares = {key: (bm25.get(key, 0.0) / best if best > 0 else 0.0) for key in hits}
     if query is not None and hits:
-        cosines = {key: max(0.0, _cosine(query, hit)) for key, hit in hits.items()}
+        near = np.stack([hit.vector for hit in hits.values()]) @ query
+        cosines = {key: max(0.0, float(cosine)) for key, cosine in zip(hits, near, strict=True)}
         nearest = max(cosines.values()) or 1.0
         shares = {key: (1 - dense_weight) * shares[key] + dense_weight * cosines[key] / nearest for key in hits}
     ranked = sorted(shares.items(), key=lambda entry: (-entry[1], entry[0]))

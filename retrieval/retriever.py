@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -36,13 +37,14 @@ from .contract import (
 from .errors import IndexCorrupt, IndexEmpty, IndexLarge, PathNotAllowed
 from .freshness import Freshness, Look, age_s
 from .generations import Generations
-from .indexing import Indexer, together
+from .indexing import Indexer
 from .parsing.wire import Limits
 from .preview import preview
 from .rows import Key, Root, Vectors
 from .search import Outcome, Searcher, chosen
 from .sources import Tree, scan
 from .store import Database, Store, where_clause
+from .tasks import together
 from .watching import changed
 
 MAX_QUERY_CHARS = 4_000
@@ -176,9 +178,9 @@ class LanceRetriever:
             async with together() as tasks:
                 tasks.start_soon(look)
                 if query:
-                    vector = await self._query_vector(query, store) if leg != "text" else None
                     wanted = min(max_results, MAX_RESULTS)
-                    outcome = await self._searcher.search(store, query, vector, where, wanted, leg)
+                    vector_of = partial(self._query_vector, store=store)
+                    outcome = await self._searcher.search(store, query, vector_of, where, wanted, leg)
         except IndexCorrupt:
             if store is await self._generations.serving():
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -21,6 +21,7 @@ from .ranking import Likeness, Ranked, Vocabulary, answerable, fuse
 from .rows import SPAN_COLUMNS, FileState, Hit, Vectors
 from .sources import most_bytes
 from .store import Store
+from .tasks import together
 
 OVERFETCH = 100  # hits per leg before fusion, at least
 RERANKED = 30  # candidates that a reranker reads
@@ -49,14 +50,36 @@ class Searcher:
         self._vocabulary, self._rerank = Vocabulary(tokenizer), rerank
 
     async def search(
-        self, store: Store, query: str, vector: Vectors | None, where: str, wanted: int, leg: Leg = "fused"
+        self,
+        store: Store,
+        query: str,
+        vector_of: Callable[[str], Awaitable[Vectors | None]],
+        where: str,
+        wanted: int,
+        leg: Leg = "fused",
     ) -> Outcome:
-        """The `wanted` best passages; `vector` is the query's, None where the index cannot be searched by one."""
+        """The `wanted` best passages; `vector_of` a query is None where the index cannot be searched by one."""
         depth = max(OVERFETCH, wanted)
-        text = await store.matching(query, where, depth) if leg != "dense" else []
-        dense = await store.nearest(vector, where, depth) if vector is not None and leg != "text" else []
-        weight = await anyio.to_thread.run_sync(self._vocabulary.dense_weight, query)
-        fused = fuse(text, dense, vector if leg != "text" else None, 1.0 if leg == "dense" else weight)
+        text, dense = list[Hit](), list[Hit]()
+        vector: Vectors | None = None
+        weight = 1.0
+
+        async def by_words() -> None:
+            nonlocal weight
+            text.extend(await store.matching(query, where, depth))
+            weight = await anyio.to_thread.run_sync(self._vocabulary.dense_weight, query)
+
+        async def by_vector() -> None:
+            nonlocal vector
+            vector = await vector_of(query)
+            if vector is not None:
+                dense.extend(await store.nearest(vector, where, depth))
+
+        async with together() as tasks:
+            for other, one in (("dense", by_words), ("text", by_vector)):
+                if leg != other:
+                    tasks.start_soon(one)
+        fused = fuse(text, dense, vector, weight)
         ranked: Ranked = [pair for pair in fused if pair[0].doc in store.files]
         if self._rerank is not None and leg == "fused":
             ranked = await self._reranked(self._rerank, query, ranked)

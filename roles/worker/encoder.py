@@ -83,7 +83,7 @@ class EncoderEngine:
         inputs = _inputs(message)
         left = sorted(((self._tokens(input), at) for at, input in enumerate(inputs)), reverse=True)
         job = _Job(id, message, inputs, left, np.zeros((len(inputs), self._width), np.float32))
-        if job.alone:
+        if job.alone or (isinstance(message, wire.Embed) and message.query):
             self._jobs.appendleft(job)
         else:
             self._jobs.append(job)

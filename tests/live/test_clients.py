@@ -56,7 +56,7 @@ async def connected(cwd: Path) -> AsyncIterator[Client]:
         yield client
 
 
-@pytest.mark.parametrize("count", [9, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [3, pytest.param(60, marks=pytest.mark.soak)])
 async def test_three_clients_with_three_roles_are_all_answered_within_the_budget(
     home: Home, starter_models: Path, tmp_path: Path, count: int, tell: Tell
 ) -> None:

@@ -33,6 +33,7 @@ def command(*arguments: str, code: int = 0) -> str:
     return done.stdout
 
 
+@pytest.mark.soak
 def test_a_killed_batch_of_summaries_ends_in_the_same_bytes(home: Home, starter_home: Home, tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()

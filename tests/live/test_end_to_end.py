@@ -237,7 +237,7 @@ def test_search_and_validate_print_the_shapes_that_others_score(staffed: Home, n
     )
     verdicts = [json.loads(line) for line in command("validate", "--batch", str(batch), "--json").splitlines()]
 
-    assert set(found[0]) == {"path", "start_line", "end_line", "start_byte", "end_byte", "score", "text"}
+    assert set(found[0]) >= {"path", "start_line", "end_line", "start_byte", "end_byte", "score", "text", "sha256"}
     assert "4711" in found[0]["text"]
     assert [line["verdict"] for line in verdicts] == ["supported", "unsupported"]
     assert set(verdicts[0]) == {"id", "verdict", "confidence", "checks"}

@@ -93,6 +93,7 @@ def healthy(port: int) -> bool:
         return False
 
 
+@pytest.mark.soak
 async def test_a_role_is_served_by_three_ranks_and_by_a_worker_once_they_are_gone(
     starter_home: Home, launched: Launched
 ) -> None:

@@ -15,7 +15,7 @@ from .faults import cancel_requests, kill_workers
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
-COUNTS = [5, pytest.param(50, marks=pytest.mark.soak)]
+COUNTS = [2, pytest.param(50, marks=pytest.mark.soak)]
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -27,15 +27,13 @@ KINDS: dict[str, type[Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("every", [50, pytest.param(5, marks=pytest.mark.soak)], ids=["4", "40"])
-async def test_no_tool_is_called_nothing_changed_and_nothing_private_told(
-    every: int, starter_home: Home, tell: Tell
-) -> None:
+@pytest.mark.soak
+async def test_no_tool_is_called_nothing_changed_and_nothing_private_told(starter_home: Home, tell: Tell) -> None:
     settings, access = settings_for(starter_home, 1.6), AllowedFolders(starter_home)
     spec = {name: role.model_copy(update={"max_tokens": 32}) for name, role in settings.profile.roles.items()}
     settings = settings.model_copy(update={"profile": settings.profile.model_copy(update={"roles": spec})})
     folder, store = starter_home.root.parent / "work", ReceiptStore(starter_home.receipts_db)
-    for below, texts in (("vault", {"vault.md": SECRET}), ("harbour", dict(list(planted())[::every]))):
+    for below, texts in (("vault", {"vault.md": SECRET}), ("harbour", dict(list(planted())[::5]))):
         (folder / below).mkdir(parents=True)
         for name, text in texts.items():
             (folder / below / name).write_text(text)

@@ -100,6 +100,7 @@ async def test_predicted_bytes_are_the_measured_ones(starter_home: Home) -> None
     assert sizes[TEXT_4BIT].kv_bytes_per_token == 45 * 1024  # its norms are float32, and so its cache is
 
 
+@pytest.mark.soak
 async def test_two_long_requests_have_more_kv_reserved_which_another_models_load_takes_back(
     starter_home: Home,
 ) -> None:

@@ -62,7 +62,7 @@ def route_all(texts: list[str], cwd: Path) -> None:
     assert client.close()[0] == 0
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [10, pytest.param(1000, marks=pytest.mark.soak)])
 def test_receipts_recompute_in_a_new_process_and_under_another_policy_each_is_named(
     count: int, staffed: Home, tmp_path: Path
 ) -> None:

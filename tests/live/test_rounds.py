@@ -42,7 +42,7 @@ REQUESTS: list[tuple[type[Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("requests", [REQUESTS[::3], pytest.param(REQUESTS, marks=pytest.mark.soak)], ids=["4", "10"])
+@pytest.mark.parametrize("requests", [REQUESTS[::5], pytest.param(REQUESTS, marks=pytest.mark.soak)], ids=["2", "10"])
 async def test_requests_end_within_three_rounds_and_say_why_each_was(
     requests: list[tuple[type[Any], dict[str, Any]]], starter_home: Home, tell: Tell
 ) -> None:

@@ -26,7 +26,7 @@ REFUSED_SHARE = 0.15
 FREE_REQUESTS = 5  # so many are asked without their schema too, to compare
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.soak)])
 async def test_an_answer_to_a_schema_is_valid_or_refused_with_the_reason(
     starter_home: Home, count: int, tell: Tell
 ) -> None:

@@ -39,8 +39,8 @@ ADVICE = (
 NDCG = "ndcg@10"
 MARGIN = 0.01
 """How far the default search may be under the better leg in nDCG@10."""
-PASSAGES = 300
-"""Passages a query, so that a hundred documents are among them."""
+PASSAGES = 100
+"""Passages a query, as many as a search gives."""
 RESULTS = 100
 LEGS: tuple[Leg, ...] = ("text", "dense", "fused")
 _FILES = 1_000
