@@ -46,8 +46,8 @@ async def test_no_tool_is_called_nothing_changed_and_nothing_private_told(starte
         await index.add(folder / "vault", "vault", private=True)
         before = sorted(folder.rglob("*")), starter_home.allowed_file.read_bytes()
         orchestrator = Orchestrator(models, index, Router(models, "starter"), access, store, settings)
-        for number in range(0, PLANTED, every):
-            tool, arguments = calls(SHIPS[number])[number // every % 4]
+        for number in range(0, PLANTED, 5):
+            tool, arguments = calls(SHIPS[number])[number // 5 % 4]
             given = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
             outcome = await orchestrator.run(KINDS[tool](cwd=folder, session="s", **given), lambda *_: None)
             (receipt,) = await store.recent(1)
