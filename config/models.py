@@ -49,10 +49,15 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
+def packaged(name: str) -> Any:
+    """The value of a packaged YAML file, such as `routing/rules.yaml`."""
+    return load_yaml(files("rolecall.config").joinpath(name).read_text("utf-8"))
+
+
 @cache
 def models_table() -> Mapping[str, ModelEntry]:
     """Known repositories by id."""
-    data = load_yaml(files("rolecall.config").joinpath("models.yaml").read_text("utf-8"))
+    data = packaged("models.yaml")
     architectures: dict[str, dict[str, Any]] = data["architectures"]
     table = {}
     for repository, entry in data["models"].items():

@@ -8,14 +8,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 from functools import cache
-from importlib.resources import files
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
 from .errors import ConfigError
-from .models import load_yaml
+from .models import packaged
 from .profile import Strict
 
 Kind = Literal["tool", "retrieval", "reasoning", "coding", "summarization", "validation", "general"]
@@ -119,7 +118,7 @@ def checked(routing: RoutingSettings, roles: Collection[str], source: str) -> Ro
 @cache
 def known_flags() -> tuple[str, ...]:
     """The traits that the router reads of a request, as `routing/rules.yaml` defines them."""
-    return tuple(sorted(load_yaml(files("rolecall.config").joinpath("routing/rules.yaml").read_text("utf-8"))["flags"]))
+    return tuple(sorted(packaged("routing/rules.yaml")["flags"]))
 
 
 def _useless(when: When, then: Then) -> str:

@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from .errors import ConfigError
 from .home import Home
-from .models import known_repository, load_yaml
+from .models import known_repository, load_yaml, packaged
 from .policy import RoutingSettings, routing_of
 from .profile import Profile, RoleSpec, Strict
 
@@ -171,8 +171,7 @@ def load_profile(name: str) -> Profile:
     """
     if name not in profile_names():
         raise _unknown("profile", profile_names(), (name,))
-    text = files("rolecall.config").joinpath("profiles", f"{name}.yaml").read_text("utf-8")
-    return Profile.model_validate({"name": name, **load_yaml(text)})
+    return Profile.model_validate({"name": name, **packaged(f"profiles/{name}.yaml")})
 
 
 def choose_profile(memory_bytes: int, platform: str = sys.platform) -> str:

@@ -24,9 +24,12 @@ from __future__ import annotations
 import errno
 import sys
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from rolecall.config.errors import RolecallError
+
+NAMES_COMPARED = 1_000  # of a folder, to guess what was meant
 
 
 class RetrievalError(RolecallError):
@@ -113,7 +116,8 @@ def os_error(path: Path, error: OSError, user_home: Path, platform: str = sys.pl
             advice="System Settings, Privacy & Security, Files and Folders: allow it, then `rolecall stop`.",
         )
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        near = get_close_matches(path.name, (file.name for file in path.parent.glob("*")), n=1)
+        names = (file.name for file in islice(path.parent.glob("*"), NAMES_COMPARED))
+        near = get_close_matches(path.name, names, n=1)
         advice = f"Did you mean {near[0]}?" if near else "Check the path."
         return PathMissing("No such file or folder.", found=str(path), advice=advice)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

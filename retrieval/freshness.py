@@ -11,7 +11,9 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from .access import AllowedFolders
 from .contract import FailedFile, IndexState
+from .errors import PathNotAllowed
 from .rows import Key
 from .sources import Tree, is_same, scan
 from .store import Store
@@ -55,14 +57,15 @@ class Look:
 class Freshness:
     """Looks at every file's size, times and inode. A very large folder's look may be seconds old."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, access: AllowedFolders, max_bytes: int) -> None:
+        self._access, self._max_bytes = access, max_bytes
         self._trees: dict[str, tuple[float, Tree]] = {}
         self._looks: dict[Key, tuple[Tree, Store, int, Look]] = {}
 
     def forget(self) -> None:
         """See each folder anew at the next look."""
         self._trees.clear()
+        self._looks.clear()
 
     async def look(self, store: Store, collection: str | None) -> Look:
         keys = [key for key in store.roots if collection in (None, key[0])]
@@ -83,11 +86,18 @@ class Freshness:
         self._trees[root] = time.monotonic() + rest_s, tree
         return tree
 
+    def reached(self, root: str, known: Tree | None = None) -> Tree:
+        """A folder as it is on the disk, `known` where that still holds. Nothing is read of one that is no longer
+        allowed. Blocking."""
+        if not any(Path(root).is_relative_to(folder) for folder in self._access.list()):
+            reason = "the folder is no longer allowed"
+            return Tree((), {}, (FailedFile(path=root, code=PathNotAllowed.code, reason=reason),))
+        return known if known is not None and is_same(known) else scan(Path(root), self._max_bytes)
+
     def _seen(self, root: str, known: Tree | None) -> tuple[Tree, float]:
         """The tree, and for how many seconds it will do."""
         started = time.thread_time()
-        if known is None or not is_same(known):
-            known = scan(Path(root), self._max_bytes)
+        known = self.reached(root, known)
         if len(known.sources) + sum(known.skipped.values()) <= CHEAP_FILES:
             return known, 0.0
         return known, min(MAX_REST_S, REST * (time.thread_time() - started))

@@ -41,20 +41,18 @@ class Generations:
         """The current embedder's index, made where there is none. Raises what `embed` does."""
         serving, identity = await self.serving(), self._embedder()
         wanted = next((each for each in (serving, self.building) if each and each.embedder == identity), None)
-        if self.building is not None and self.building is not wanted:
-            await self._database.drop(self.building)
-            self.building = None
         if wanted is None:
             vectors = await embed(["probe"])  # raises what is missing and how to get it
             wanted = await self._database.create(self._embedder() or "unknown", int(vectors.shape[1]))
-            if serving is None:
-                self._serving = wanted
-            else:
-                new = {
-                    key: Root(private=root.private) for key, root in serving.roots.items() if key not in wanted.roots
-                }
-                await wanted.save_roots(new)
-                self.building = wanted
+        if self.building is not None and self.building is not wanted:
+            await self._database.drop(self.building)
+            self.building = None
+        if serving is None:
+            self._serving = wanted
+        elif wanted is not serving:
+            missing = serving.roots.keys() - wanted.roots.keys()  # after a kill perhaps all of them
+            await wanted.save_roots({key: Root(private=serving.roots[key].private) for key in missing})
+            self.building = wanted
         return wanted
 
     def roots(self) -> tuple[Key, ...]:
@@ -72,7 +70,7 @@ class Generations:
             await store.save_roots(changed)
 
     async def drop_collection(self, collection: str) -> None:
-        for store in self._all():
+        for store in reversed(self._all()):  # after a kill between, the one that answers still knows of it
             await store.drop_collection(collection)
 
     async def settle(self, out_of_reach: Collection[Key]) -> None:

@@ -18,7 +18,16 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from .access import AllowedFolders
 from .chunks import Chunk
 from .contract import Embed, OnIndexed
-from .errors import BinaryFile, Encrypted, GeneratedFile, NoText, ParseFailed, ParseMemory, RetrievalError
+from .errors import (
+    BinaryFile,
+    Encrypted,
+    FileUnreadable,
+    GeneratedFile,
+    NoText,
+    ParseFailed,
+    ParseMemory,
+    RetrievalError,
+)
 from .parsing.parser import Parser
 from .parsing.wire import Limits
 from .rows import Document, FileState, Key, Vectors
@@ -94,7 +103,8 @@ class Indexer:
         out_of_reach = tuple(f"{file.path}/" for file in tree.failed)  # a folder that cannot be read now is not gone
         gone = [file.doc for path, file in known.items() if path not in here and not path.startswith(out_of_reach)]
         if gone:  # last, since a file that moved lends its vectors until here
-            await store.drop(gone)
+            with anyio.CancelScope(shield=True):
+                await store.drop(gone)
             self._on_change()
 
     async def _bring(self, task: _Task, total: int, on_progress: OnIndexed) -> None:
@@ -191,7 +201,7 @@ async def _draft(
         return Document(file, chunks, like.vectors, like.extracted)
     try:
         parsed = await parser.parse(read.data, source, title)
-    except RetrievalError as error:
+    except (FileUnreadable, ParseFailed) as error:  # the file's fault, not the parser's
         return _failed(file, error)
     extracted = parsed.text if parsed.converted else None
     digest = hashlib.sha256(parsed.text.encode()).hexdigest() if parsed.converted else ""

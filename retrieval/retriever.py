@@ -34,7 +34,7 @@ from .contract import (
     Preview,
     Rerank,
 )
-from .errors import IndexCorrupt, IndexEmpty, IndexLarge, PathNotAllowed
+from .errors import IndexCorrupt, IndexEmpty, IndexLarge
 from .freshness import Freshness, Look, age_s
 from .generations import Generations
 from .indexing import Indexer
@@ -84,9 +84,9 @@ class LanceRetriever:
         self._indexer = Indexer(access, embed, limits, self._max_bytes, on_change)
         self._searcher = Searcher(access, self._max_bytes, tokenizer, rerank)
         self._generations = Generations(Database(home.index, settings.uri), embedder)
-        self._freshness = Freshness(self._max_bytes)
+        self._freshness = Freshness(access, self._max_bytes)
         self._writing = anyio.Lock()
-        self._suspect: set[str] = set()  # unchanged files whose stored chunks are not theirs
+        self._suspect: set[str] = set()  # files whose stored hash or chunks were found not to be theirs
 
     async def preview(self, folder: Path) -> Preview:
         """What `add` would do; nothing is changed. The embedder, where it is on disk, is timed with a sample.
@@ -121,13 +121,14 @@ class LanceRetriever:
                 if files > max_files:
                     allowed, advice = f"{max_files:,} unasked", "Index a folder below it, or confirm with `--yes`."
                     raise IndexLarge("This folder is large.", found=f"{files:,} files", allowed=allowed, advice=advice)
-            await anyio.to_thread.run_sync(self._access.add, folder)
-            store = await self._generations.for_writing(self._embed)
-            root = Root(private=key[0] in store.private if private is None else private)
-            keys = {other for other in (*store.roots, key) if other[0] == key[0]}
-            if root.private or private is not None:  # before anything of it can be found
+            known = old.private if old else frozenset()
+            root = Root(private=key[0] in known if private is None else private)
+            keys = {other for other in (*(old.roots if old else ()), key) if other[0] == key[0]}
+            if root.private or private is not None:  # before anything of it can be read or found
                 folders = [Path(folder) for _, folder in keys]
                 await anyio.to_thread.run_sync(self._access.set_private, folders, root.private)
+            await anyio.to_thread.run_sync(self._access.add, folder)
+            await self._generations.for_writing(self._embed)
             await self._generations.enlist(dict.fromkeys(keys, root))
             return (await self._sync_all([key], on_progress))[0][0]
 
@@ -152,6 +153,8 @@ class LanceRetriever:
             for key in watched():
                 if key[1] in folders:
                     async with self._writing:
+                        if key not in self._generations.roots():
+                            continue  # removed while this waited
                         report, news = (await self._sync_all([key], None))[0]
                     if news or key not in heard:
                         heard.add(key)
@@ -168,7 +171,8 @@ class LanceRetriever:
         """
         store = await self._store_for_reading(collection)
         query = " ".join(query[:MAX_QUERY_CHARS].encode("utf-8", "replace").decode().split())
-        where = where_clause(collection, chosen(store.files, filters) if filters else None)
+        docs = await anyio.to_thread.run_sync(chosen, dict(store.files), filters) if filters else None
+        where = where_clause(collection, docs)
         outcome, looks = Outcome(), list[Look]()
 
         async def look() -> None:
@@ -234,6 +238,7 @@ class LanceRetriever:
             files = sum(file.collection == collection for file in store.files.values())
             with anyio.CancelScope(shield=True):
                 await self._generations.drop_collection(collection)
+            self._freshness.forget()
             self._on_change()
             return files
 
@@ -260,10 +265,11 @@ class LanceRetriever:
 
     async def _sync_one(self, store: Store, key: Key, on_progress: OnIndexed) -> tuple[AddReport, bool]:
         started, before = time.monotonic(), store.revision
-        tree = await self._reached(key[1])
+        tree = await anyio.to_thread.run_sync(self._freshness.reached, key[1], abandon_on_cancel=True)
         if not _refused(tree, key[1]):
-            await self._indexer.sync(store, key, tree, self._suspect, on_progress)
-            self._suspect -= {source.path for source in tree.sources}
+            suspect = set(self._suspect)  # a search may find more meanwhile
+            await self._indexer.sync(store, key, tree, suspect, on_progress)
+            self._suspect -= suspect & {source.path for source in tree.sources}
         news = store.revision != before
         if not _refused(tree, key[1]):
             await store.save_roots({key: replace(store.roots[key], synced_at=time.time())})
@@ -280,14 +286,6 @@ class LanceRetriever:
             seconds=round(time.monotonic() - started, 3),
         )
         return report, news
-
-    async def _reached(self, root: str) -> Tree:
-        """A folder of the index as it is on the disk; nothing is read of one that is no longer allowed."""
-        allowed = await anyio.to_thread.run_sync(self._access.list)
-        if any(Path(root).is_relative_to(folder) for folder in allowed):
-            return await self._scanned(root)
-        refused = FailedFile(path=root, code=PathNotAllowed.code, reason="the folder is no longer allowed")
-        return Tree((), {}, (refused,), 0.0)
 
     async def _scanned(self, root: str) -> Tree:
         return await anyio.to_thread.run_sync(scan, Path(root), self._max_bytes, abandon_on_cancel=True)

@@ -131,7 +131,7 @@ def _rows(document: Document) -> Iterator[dict[str, Any]]:
     if document.extracted is not None:
         place = {"collection": file.collection, "root": file.root, "extracted": document.extracted}
         yield {"id": f"{doc}:extracted", "doc": doc, "what": "extracted", **place}
-    own = {key: getattr(file, key) for key in ("collection", "root", "kind", "language")}
+    own = {"collection": file.collection, "root": file.root}
     for i, chunk in enumerate(document.chunks or ()):
         span = {key: getattr(chunk, key) for key in SPAN_COLUMNS}
         search_text = f"{chunk.header}{_search_text(chunk)}"

@@ -19,7 +19,7 @@ from .contract import Filters, Leg, Passage, Rerank
 from .errors import RetrievalError
 from .ranking import Likeness, Ranked, Vocabulary, answerable, fuse
 from .rows import SPAN_COLUMNS, FileState, Hit, Vectors
-from .sources import most_bytes
+from .sources import most_bytes, stamp_at
 from .store import Store
 from .tasks import together
 
@@ -80,12 +80,13 @@ class Searcher:
                 if leg != other:
                     tasks.start_soon(one)
         fused = fuse(text, dense, vector, weight)
-        ranked: Ranked = [pair for pair in fused if pair[0].doc in store.files]
+        files = {hit.doc: store.files[hit.doc] for hit, _ in fused if hit.doc in store.files}
+        ranked: Ranked = [pair for pair in fused if pair[0].doc in files]
         if self._rerank is not None and leg == "fused":
             ranked = await self._reranked(self._rerank, query, ranked)
         outcome = Outcome()
-        kept = await self._kept(store, ranked, wanted, outcome)
-        outcome.passages = [_passage(store, hit, score) for hit, score in kept]
+        kept = await self._kept(store, files, ranked, wanted, outcome)
+        outcome.passages = [_passage(store, files[hit.doc], hit, score) for hit, score in kept]
         if vector is not None and leg == "fused":
             outcome.answerable = answerable(query, vector, kept[0][0], ranked) if kept else 0.0
         return outcome
@@ -101,8 +102,11 @@ class Searcher:
         order = sorted(range(len(head)), key=lambda i: -relevance[i])
         return [*((head[i][0], score) for i, (_, score) in zip(order, head, strict=True)), *ranked[RERANKED:]]
 
-    async def _kept(self, store: Store, ranked: Ranked, wanted: int, outcome: Outcome) -> Ranked:
-        """The first `wanted` hits whose file is unchanged, near-duplicates once."""
+    async def _kept(
+        self, store: Store, files: Mapping[str, FileState], ranked: Ranked, wanted: int, outcome: Outcome
+    ) -> Ranked:
+        """The first `wanted` hits whose file is unchanged, near-duplicates once. `files` are as the search found them:
+        the store's may be others by now."""
         by_doc: dict[str, list[Hit]] = {}
         for hit, _ in ranked:
             by_doc.setdefault(hit.doc, []).append(hit)
@@ -111,8 +115,8 @@ class Searcher:
         for start in range(0, len(ranked), wanted):
             group = ranked[start : start + wanted]
             new = {hit.doc: by_doc[hit.doc] for hit, _ in group if hit.doc not in intact}
-            extracted = await store.extracted([doc for doc in new if store.files[doc].extracted_sha256])
-            check = partial(self._intact, store.files, new, extracted, outcome)
+            extracted = await store.extracted([doc for doc in new if files[doc].extracted_sha256])
+            check = partial(self._intact, files, new, extracted, outcome)
             intact |= await anyio.to_thread.run_sync(check)
             for hit, score in group:
                 mine = Likeness.of(hit.chunk.text)
@@ -136,7 +140,8 @@ class Searcher:
             except RetrievalError:
                 data = b""
             if hashlib.sha256(data).hexdigest() != file.sha256:
-                outcome.stale.add(file.path)
+                # A file that did not change has a damaged hash in the index.
+                (outcome.damaged if stamp_at(file.path) == file.stamp else outcome.stale).add(file.path)
                 continue
             if file.extracted_sha256:
                 data = extracted.get(doc, b"")
@@ -148,11 +153,11 @@ class Searcher:
         return found
 
 
-def _passage(store: Store, hit: Hit, score: float) -> Passage:
-    file = store.files[hit.doc]
+def _passage(store: Store, file: FileState, hit: Hit, score: float) -> Passage:
+    root = store.roots.get((file.collection, file.root))
     return Passage(
         path=file.path, collection=file.collection, score=score, sha256=file.sha256,
-        extracted_sha256=file.extracted_sha256, private=store.roots[file.collection, file.root].private,
+        extracted_sha256=file.extracted_sha256, private=root is None or root.private,
         **{key: getattr(hit.chunk, key) for key in SPAN_COLUMNS},
     )  # fmt: skip
 

@@ -30,6 +30,7 @@ IGNORED_FILES = """
 *.min.js *.min.css *.bundle.js *.chunk.js *.chunk.css *_pb2.py *_pb2.pyi *_pb2_grpc.py *.pb.go *.pb.cc *.pb.h *.g.dart
 *.designer.cs *.lock pnpm-lock.yaml package-lock.json npm-shrinkwrap.json packages.lock.json ~$*
 """
+MAX_IGNORE_CHARS = 200_000  # of an ignore file
 IGNORE_FILES = (".gitignore", ".rolecallignore")
 MARKED = frozenset(("CACHEDIR.TAG", "pyvenv.cfg"))
 """A folder with one of these says itself that it is a cache or a virtual environment."""
@@ -95,13 +96,12 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Tree:
     """A folder as the disk shows it. `skipped` counts the files left out by reason: `link`, `unknown_kind`, `secret`,
-    `ignored`, `empty`, `too_large`. `cpu_s` is the processor time that the look took. `marks` are the stamps of what
+    `ignored`, `empty`, `too_large`.  `marks` are the stamps of what
     beside the sources makes the tree what it is, None where that changed a moment ago."""
 
     sources: tuple[Source, ...]
     skipped: Mapping[str, int]
     failed: tuple[FailedFile, ...]
-    cpu_s: float
     marks: Mapping[str, Stamp | None] | None = None
 
 
@@ -118,7 +118,7 @@ def most_bytes(kind: str, max_bytes: int) -> int:
 
 def scan(root: Path, max_bytes: int) -> Tree:
     """Walk a folder that is itself taken whatever its name; links are not followed. Blocking: run it in a thread."""
-    started, settled_ns = time.thread_time(), time.time_ns() - SETTLED_NS
+    settled_ns = time.time_ns() - SETTLED_NS
     marks: dict[str, Stamp | None] = {}
     sources: list[Source] = []
     failed: list[FailedFile] = []
@@ -159,7 +159,7 @@ def scan(root: Path, max_bytes: int) -> Tree:
                 marks[entry.path] = stamp_at(entry.path)
     sources.sort(key=lambda source: source.path)
     settled = all(stamp is None or stamp[1] < settled_ns for stamp in marks.values())
-    return Tree(tuple(sources), +skipped, tuple(failed), time.thread_time() - started, marks if settled else None)
+    return Tree(tuple(sources), +skipped, tuple(failed), marks if settled else None)
 
 
 def is_same(tree: Tree) -> bool:
@@ -216,9 +216,16 @@ def _ignore_specs(entries: list[os.DirEntry[str]]) -> Iterator[GitIgnoreSpec]:
     for entry in entries:
         if entry.name in IGNORE_FILES and entry.is_file(follow_symlinks=False):
             try:
-                yield GitIgnoreSpec.from_lines(Path(entry.path).read_text("utf-8", errors="replace").splitlines())
+                with open(entry.path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123  (no Path per file)
+                    lines = file.read(MAX_IGNORE_CHARS).splitlines()
+                yield GitIgnoreSpec.from_lines(filter(_is_quick, lines))
             except (OSError, ValueError):
                 continue  # an ignore file that cannot be read or parsed ignores nothing
+
+
+def _is_quick(pattern: str) -> bool:
+    """A pattern of many stars becomes a regular expression that a long name keeps busy for ever."""
+    return pattern.count("**") <= 2 and all(part.count("*") <= 3 for part in pattern.split("/"))
 
 
 def _ignored(entry: os.DirEntry[str], is_folder: bool, specs: tuple[tuple[int, GitIgnoreSpec], ...]) -> bool:

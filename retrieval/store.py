@@ -196,6 +196,7 @@ class Store:
         self.files = {doc: file for doc, file in self.files.items() if file.collection != collection}
         self.roots = {key: root for key, root in self.roots.items() if key[0] != collection}
         self._wrote()
+        await self.optimize()
 
     async def optimize(self) -> None:
         """Compact, and fold new rows into the indexes."""

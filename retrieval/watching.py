@@ -7,6 +7,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import structlog
 
 from .sources import IGNORE_FILES, kind_of
@@ -28,7 +29,7 @@ async def changed(folders: Callable[[], Iterable[str]]) -> AsyncIterator[set[str
     watched: dict[str, int] = {}
     polling: bool | None = None
     while wanted := [*folders()]:
-        now = _inodes(wanted)
+        now = await anyio.to_thread.run_sync(_inodes, wanted, abandon_on_cancel=True)
         new = {folder for folder, inode in now.items() if watched.get(folder) != inode}
         if told := new | (watched.keys() - now.keys()):
             yield told
@@ -47,7 +48,7 @@ async def changed(folders: Callable[[], Iterable[str]]) -> AsyncIterator[set[str
                     new = set()  # once more when the watch stands: what changed before is seen now
                     if told:
                         yield told
-                    if _inodes(folders()) != watched:
+                    if await anyio.to_thread.run_sync(_inodes, [*folders()], abandon_on_cancel=True) != watched:
                         break
         except (OSError, WatchfilesRustInternalError) as error:  # the system's limit of watches, or no such thing here
             if polling:

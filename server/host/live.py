@@ -38,6 +38,7 @@ class LiveIndex:
             except Exception as error:  # whatever it is, the host goes on
                 code = error.code if isinstance(error, RolecallError) else type(error).__name__
                 log.warning("watch_ended", code=code, exc_info=not isinstance(error, RolecallError))
+                self._news = anyio.Event()  # what the watch itself changed is no news
 
 
 def _note(report: AddReport) -> None:

@@ -167,4 +167,4 @@ async def _answer(
 
 
 def _says_nothing(answer: str) -> bool:
-    return NOTHING.lower().rstrip(".") in answer.lower()
+    return answer.strip().lower().startswith(NOTHING.lower().rstrip("."))

@@ -7,7 +7,6 @@ embedder, its vector. There is one model with the vector and one without.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zlib
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .contract import TaskType
-from .signals import Reading, Rule, load_rules, met, policy
+from .signals import Reading, Rule, load_rules, met
 
 Array = npt.NDArray[np.float64]
 
@@ -59,17 +58,8 @@ class Model:
     dense: Array | None
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The learned models with and without a vector; `sha256` covers them, the rules and this module's numbers."""
-
-    full: Model
-    bare: Model
-    sha256: str
-
-
 @cache
-def load_weights() -> Weights:
+def load_weights() -> dict[str, Model]:
     """The packaged weights. A rule that they do not know yet counts as it is written."""
     raw = files("rolecall.server.routing").joinpath("weights.npz").read_bytes()
     with np.load(BytesIO(raw), allow_pickle=False) as stored:
@@ -82,8 +72,7 @@ def load_weights() -> Weights:
         rules = {rule.name: RULED * written(rule) + corrections.get(rule.name, 0.0) for rule in load_rules()}
         bias = learned[f"{kind}_bias"] - _CAUTION * np.asarray([one is TaskType.TOOL for one in TYPES])
         models[kind] = Model(learned[f"{kind}_lexical"], rules, bias, learned.get(f"{kind}_dense"))
-    digest = hashlib.sha256(raw + f"{RULED} {_SCALE} {_CAUTION} {policy()}".encode()).hexdigest()
-    return Weights(**models, sha256=digest)
+    return models
 
 
 def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[dict[TaskType, float], tuple[str, ...]]:
@@ -91,7 +80,7 @@ def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[
 
     `vector` is the instruction's embedding, unit length; None where there is no embedder, which is then said.
     """
-    model = load_weights().bare if vector is None else load_weights().full
+    model = load_weights()["bare" if vector is None else "full"]
     rules, buckets = met(reading), ngrams(reading)
     logits = model.bias + model.lexical[buckets].sum(axis=0) / np.sqrt(max(len(buckets), 1))
     for rule in rules:

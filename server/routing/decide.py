@@ -25,7 +25,7 @@ def decide(features: Features, snapshot: Snapshot, state: State) -> Decision:
     policy = effect(snapshot.rules, task_type, agent, confidence, features, state)
     reasons += policy.reasons
     denied, role = policy.denied, None
-    if policy.takes_agents_place:
+    if policy.force is not None:
         agent = None
     if agent is None and not denied:
         choice = choose(task_type, features, snapshot, state, policy)

@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from typing import Any
 
 import anyio
 import structlog
-import yaml
 
+from rolecall.config.models import packaged
 from rolecall.config.prompts import document, prompt
 from rolecall.roles.contract import Message, Role, RoleModels
 from rolecall.roles.errors import RoleError
@@ -53,8 +51,7 @@ class Thresholds:
 @cache
 def load_thresholds() -> Thresholds:
     """The packaged `thresholds.yaml`; its figures on each line are there to be read."""
-    text = files("rolecall.config").joinpath("routing/thresholds.yaml").read_text("utf-8")
-    held: dict[str, Any] = yaml.safe_load(text)
+    held = packaged("routing/thresholds.yaml")
     below = {kind: float(held["types"][kind]["below"]) for kind in TaskType}
     return Thresholds(below, frozenset(name for name, each in held["escalates"].items() if each["helps"]))
 

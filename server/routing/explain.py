@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -71,30 +70,18 @@ def _role_changes(features: Features, snapshot: Snapshot, decision: Decision) ->
     """The nearest value of each figure at which another role answers; figures that change nothing are left out."""
     shares = [step / _STEPS for step in range(_STEPS + 1)]
     lengths = sorted({choice.context_length for choice in snapshot.roles} | {2**power for power in range(20)})
-    tried: tuple[tuple[str, float, list[Any], Callable[[Any], Decision]], ...] = (
-        (
-            "quality_weight",
-            snapshot.quality_weight,
-            shares,
-            lambda value: decide(features, snapshot.model_copy(update={"quality_weight": value}), State()),
-        ),
-        (
-            "difficulty",
-            features.difficulty,
-            shares,
-            lambda value: decide(features.model_copy(update={"difficulty": value}), snapshot, State()),
-        ),
-        (
-            "prompt_tokens",
-            features.prompt_tokens,
-            lengths,
-            lambda value: decide(features.model_copy(update={"prompt_tokens": value}), snapshot, State()),
-        ),
+    tried: tuple[tuple[str, Snapshot | Features, list[Any]], ...] = (
+        ("quality_weight", snapshot, shares),
+        ("difficulty", features, shares),
+        ("prompt_tokens", features, lengths),
     )
     changes = []
-    for figure, now, grid, again in tried:
+    for figure, held, grid in tried:
+        now = getattr(held, figure)
         for value in sorted(grid, key=lambda value: abs(value - now)):
-            if (other := again(value)).role not in (None, decision.role):
+            new = held.model_copy(update={figure: value})
+            other = decide(features, new, State()) if isinstance(new, Snapshot) else decide(new, snapshot, State())
+            if other.role not in (None, decision.role):
                 changes.append({"figure": figure, "now": now, "at": value, "role": str(other.role)})
                 break
     return changes

@@ -27,7 +27,6 @@ class Effect:
     force: Role | None = None
     forbid: tuple[Role, ...] = ()
     prefer: tuple[Role, ...] = ()
-    takes_agents_place: bool = False
     tags: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
@@ -75,7 +74,6 @@ def effect(
         force=forced,
         forbid=tuple(role for role in Role if any(role in rule.forbid for rule in acting)),
         prefer=tuple(role for role in Role if any(role is rule.prefer for rule in acting)),
-        takes_agents_place=agent is not None and forced is not None,
         tags=tuple(sorted({rule.tag for rule in fired if rule.tag})),
         reasons=tuple(
             f"the rule {rule.name!r} {words}" for words, name in asked for rule in fired if getattr(rule, name)

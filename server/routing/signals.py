@@ -9,11 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from itertools import islice
 from typing import Any
 
-import yaml
+from rolecall.config.models import packaged
 
 from .contract import TaskType
 
@@ -91,8 +90,7 @@ def met(reading: Reading) -> list[Rule]:
 @cache
 def policy() -> dict[str, Any]:
     """The packaged `rules.yaml`, parsed."""
-    text = files("rolecall.config").joinpath("routing/rules.yaml").read_text("utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
+    loaded: dict[str, Any] = packaged("routing/rules.yaml")
     return loaded
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from rolecall.config.home import Home
+from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import AddReport
 from rolecall.retrieval.errors import IndexEmpty
 from rolecall.retrieval.freshness import Freshness
@@ -56,7 +58,9 @@ async def test_every_answer_says_what_is_pending_skipped_and_failed_and_why(tmp_
 async def test_a_folder_is_compared_anew_only_when_it_or_the_index_changed(tmp_path: Path, docs: Path) -> None:
     store = await Database(tmp_path / "index").create("hash-1", 8)
     await store.save_roots({("docs", str(docs)): Root()})
-    freshness = Freshness(max_bytes=1_000)
+    access = AllowedFolders(Home(tmp_path / "home").create())
+    access.add(docs)
+    freshness = Freshness(access, max_bytes=1_000)
     first = await freshness.look(store, None)
     assert first.pending == {str(docs / "pump.md"), str(docs / "tea.txt")}
     (docs / "tea.txt").unlink()

@@ -17,6 +17,7 @@ from rolecall.config.home import Home
 from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import Found
 from rolecall.retrieval.errors import IndexEmpty, PathMissing
+from rolecall.retrieval.store import Database
 
 from .embedding import HashEmbedder, opened, stored
 
@@ -242,3 +243,28 @@ async def test_names_that_are_no_titles_are_indexed(tmp_path: Path, docs: Path, 
         odd.replace(docs / "d\ne.md")
         await retriever.sync()
         assert names(await retriever.search("odd names"))[0] == "d\ne.md"
+
+
+async def test_a_folder_is_private_before_it_can_be_read_even_if_it_cannot_be_indexed(
+    tmp_path: Path, docs: Path, embedder: HashEmbedder
+) -> None:
+    embedder.identity = None
+    async with opened(tmp_path, embedder) as retriever:
+        with pytest.raises(RolecallError):
+            await retriever.add(docs, private=True)
+    access = AllowedFolders(Home(tmp_path / "home"), user_home=tmp_path)
+    assert docs in access.list() and access.is_private(docs / "any.md")
+
+
+async def test_a_kill_while_another_embedders_index_is_begun_loses_no_folder(
+    tmp_path: Path, docs: Path, embedder: HashEmbedder
+) -> None:
+    async with opened(tmp_path, embedder) as retriever:
+        await retriever.add(docs, "one")
+        await retriever.add(docs, "two")
+    await Database(Home(tmp_path / "home").index).create("hash-2", embedder.dimensions)  # and no folder listed in it
+    embedder.identity = "hash-2"
+    async with opened(tmp_path, embedder) as retriever:
+        await retriever.add(docs, "one")
+        assert [each.collection for each in await retriever.collections()] == ["one", "two"]
+        assert (await retriever.search("docs", "two")).index.pending == 0

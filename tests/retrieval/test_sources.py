@@ -134,3 +134,9 @@ def test_a_name_that_is_not_utf8_fails_and_any_other_is_taken(tmp_path: Path, na
 
 def test_a_folder_that_is_gone_is_a_failure_not_an_exception(tmp_path: Path) -> None:
     assert [failure.code for failure in scan(tmp_path / "gone", 1_000).failed] == ["path_missing"]
+
+
+def test_an_ignore_pattern_of_many_stars_holds_nothing_up(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("*a" * 12 + "b\n*.log\n")
+    (tmp_path / f"{'a' * 240}.txt").write_text("text")
+    assert [Path(source.path).name[0] for source in scan(tmp_path, 1_000).sources] == ["a"]

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
-import yaml
+from rolecall.config.models import packaged
 
 MAX_CHARS = 400
 """Longer requests are no plain computation."""
@@ -101,8 +100,7 @@ def vocabulary(terminal: str) -> Mapping[tuple[str, ...], str]:
     English for a foreign phrase; `BEFORE` and `AFTER` are the carrier phrases around a request, `SPELT` more words to
     mend."""
     name = {"UNIT": "units", "CITY": "places"}.get(terminal, "carrier")
-    text = files("rolecall.config").joinpath(f"routing/{name}.yaml").read_text("utf-8")
-    table: Any = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    table = packaged(f"routing/{name}.yaml")
     if terminal == "INSTEAD":
         table = table["instead"]
     elif name == "carrier":
