@@ -63,6 +63,7 @@ def test_a_killed_batch_of_summaries_ends_in_the_same_bytes(home: Home, starter_
     assert usage["calls"] - 1 <= usage["by_role"]["summarization"] <= usage["calls"]
 
 
+@pytest.mark.soak
 def test_an_answer_is_seen_on_a_terminal_while_it_is_written(home: Home, starter_home: Home) -> None:
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))

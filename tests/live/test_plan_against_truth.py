@@ -238,7 +238,7 @@ def test_layers_with_a_window_grow_first_and_stop_at_it(
     assert kv.fixed_bytes == window * width
 
 
-@pytest.mark.parametrize(("model", "tokens"), [(TEXT_FP32, 400), (TEXT_4BIT, 130)])
+@pytest.mark.parametrize(("model", "tokens"), [(TEXT_FP32, 130), pytest.param(TEXT_4BIT, 130, marks=pytest.mark.soak)])
 def test_the_starter_models_take_what_was_planned(model: str, tokens: int, mlx: Any, starter_home: Home) -> None:
     size, truth = footprints(starter_home, [model])[model], Truth(mlx, starter_home.models / model)
     assert near(size.weights_bytes, truth.weights_bytes) and near(size.weights_bytes, truth.allocated_bytes)
@@ -259,7 +259,9 @@ WIDE_PARTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "qwen3_next", "nemotron_h"])
+@pytest.mark.parametrize(
+    "name", ["qwen3", *(pytest.param(n, marks=pytest.mark.soak) for n in ("gemma3_text", "qwen3_next", "nemotron_h"))]
+)
 def test_the_working_memory_of_steps_stays_under_what_is_planned_and_within_reach_of_it(
     name: str, mlx: Any, tmp_path: Path
 ) -> None:
