@@ -121,7 +121,8 @@ has both error rates."""
 
 
 class Found(Strict):
-    """`answerable` is how likely the passages hold an answer, in [0, 1]; None where there are no vectors."""
+    """`answerable` is how likely the passages hold an answer, in [0, 1]; None where there are no vectors, or too few
+    passages to tell."""
 
     passages: tuple[Passage, ...]
     index: IndexState

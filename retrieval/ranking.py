@@ -32,8 +32,8 @@ ALIKE = 0.9
 
 COSINE, COVERAGE, OFFSET = 4.82, 10.99, -6.72
 """Logistic regression on the questions of XQuAD, English and German, with half of the paragraphs taken away."""
-POOL = 100
-"""Hits that tell a rare word from a common one."""
+POOL, LEAST_POOL = 100, 20
+"""Hits that tell a rare word from a common one, at most and at least."""
 
 _WORDS = re.compile(r"\w+")
 _UNKNOWN = ("[UNK]", "<unk>")
@@ -94,9 +94,12 @@ def fuse(
     return [(hits[key], round(min(1.0, share), 6)) for key, share in ranked]
 
 
-def answerable(query: str, vector: Vectors, best: Hit, ranked: Ranked) -> float:
+def answerable(query: str, vector: Vectors, best: Hit, ranked: Ranked) -> float | None:
     """How likely the best hit and those beside it hold an answer, in [0, 1]: by the best one's cosine, and by how much
-    of the question's words it has, the rarer among all that was ranked the heavier."""
+    of the question's words it has, the rarer among all that was ranked the heavier. None where that is too little to
+    tell."""
+    if len(ranked) < LEAST_POOL:
+        return None
     texts = [hit.chunk.text.casefold() for hit, _ in ranked[:POOL]]
     weights = {stem: math.log((len(texts) + 1) / (1 + sum(stem in text for text in texts))) for stem in stems(query)}
     whole, text = sum(weights.values()), best.chunk.text.casefold()

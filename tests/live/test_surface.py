@@ -32,7 +32,7 @@ LONG = {
     "reason": {"question": STORY},
     "code": {"task": "Write a module with twenty functions and their tests.", "language": "python"},
     "summarize": {"text": " ".join(f"Note {number}. {FACTS[number % 3]}" for number in range(60)), "max_words": 200},
-    "retrieve": {"query": "Tell me in many words about the depot.", "mode": "answer"},
+    "retrieve": {"query": "When does the north depot open, and what do deliveries need?", "mode": "answer"},
     "validate": {"output": " ".join(FACTS) * 20, "evidence": [" ".join(FACTS) * 20] * 20},
 }
 

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from rolecall.retrieval.chunks import Chunk
 from rolecall.retrieval.contract import ANSWERABLE
-from rolecall.retrieval.ranking import DENSE_WEIGHT, UNKNOWN_WEIGHT, Likeness, Vocabulary, answerable, fuse
+from rolecall.retrieval.ranking import DENSE_WEIGHT, LEAST_POOL, UNKNOWN_WEIGHT, Likeness, Vocabulary, answerable, fuse
 from rolecall.retrieval.rows import Hit
 
 QUERY = np.array([1.0, 0.0], dtype=np.float32)
@@ -68,12 +68,14 @@ def test_the_dense_leg_counts_less_where_the_vocabulary_breaks_a_question_up(tmp
 def test_the_question_s_rarer_words_in_the_best_passage_make_an_answer_likely() -> None:
     best = replace(hit("best", 1, 0.6), chunk=Chunk(0, 1, 1, 1, "The valve opens at 42 bar."))
     other = replace(hit("other", 1, 0.3), chunk=Chunk(0, 1, 1, 1, "The pump opens in spring."))
-    ranked = [(best, 1.0), (other, 0.5)]
+    ranked = [(best, 1.0), *[(other, 0.5)] * LEAST_POOL]
     asked = [
-        answerable(query, QUERY, best, ranked) for query in ("valve bar", "the pump opens", "who paid the garden?")
+        answerable(query, QUERY, best, ranked) or 0.0
+        for query in ("valve bar", "the pump opens", "who paid the garden?")
     ]
     assert asked == sorted(asked, reverse=True)
     assert asked[0] > ANSWERABLE > asked[2]
+    assert answerable("valve bar", QUERY, best, ranked[:-2]) is None
 
 
 def test_passages_are_alike_in_spite_of_markup_and_differ_in_a_number() -> None:

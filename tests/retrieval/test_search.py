@@ -35,7 +35,7 @@ async def test_each_leg_can_be_asked_alone(tmp_path: Path, docs: Path) -> None:
         text, dense, fused = [await retriever.search("valve opens", leg=leg) for leg in ("text", "dense", "fused")]
     assert names(text) == ["valve.md"] and text.answerable is None
     assert names(dense) == names(fused) == ["valve.md", "tea.md"]
-    assert dense.answerable is None and fused.answerable is not None
+    assert dense.answerable is None and fused.answerable is None  # too few passages to tell
 
 
 async def test_inflected_words_find_each_other_in_full_text(tmp_path: Path, docs: Path) -> None:
