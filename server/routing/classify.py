@@ -23,6 +23,7 @@ from .contract import TaskType
 from .signals import Reading, Rule, load_rules, met
 
 Array = npt.NDArray[np.float64]
+Signals = tuple[list[Rule], list[int]]
 
 WORD_BUCKETS = 4096
 LETTER_BUCKETS = 8192
@@ -75,13 +76,16 @@ def load_weights() -> dict[str, Model]:
     return models
 
 
-def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[dict[TaskType, float], tuple[str, ...]]:
+def classify(
+    reading: Reading, vector: npt.NDArray[np.float32] | None, signals: Signals | None = None
+) -> tuple[dict[TaskType, float], tuple[str, ...]]:
     """Probabilities of the types, rounded to 4 digits, and the reasons in words.
 
-    `vector` is the instruction's embedding, unit length; None where there is no embedder, which is then said.
+    `vector` is the instruction's embedding, unit length; None where there is no embedder, which is then said. `signals`
+    of the reading, where they are had already.
     """
     model = load_weights()["bare" if vector is None else "full"]
-    rules, buckets = met(reading), ngrams(reading)
+    rules, buckets = signals or signals_of(reading)
     logits = model.bias + model.lexical[buckets].sum(axis=0) / np.sqrt(max(len(buckets), 1))
     for rule in rules:
         logits = logits + model.rules[rule.name]
@@ -90,6 +94,11 @@ def classify(reading: Reading, vector: npt.NDArray[np.float32] | None) -> tuple[
     odds = np.exp(_SCALE * (logits - logits.max()))
     scores = {kind: round(float(value), _DIGITS) for kind, value in zip(TYPES, odds / odds.sum(), strict=True)}
     return scores, _reasons(model, rules, scores)
+
+
+def signals_of(reading: Reading) -> Signals:
+    """All that the vector is not needed for: the rules met, and the buckets of its n-grams."""
+    return met(reading), ngrams(reading)
 
 
 def ngrams(reading: Reading) -> list[int]:

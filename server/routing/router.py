@@ -14,12 +14,13 @@ import numpy.typing as npt
 import structlog
 
 from rolecall.config.policy import RoutingSettings, checked
+from rolecall.retrieval.tasks import together
 from rolecall.roles.contract import RoleModels
 from rolecall.roles.errors import RoleError
 
 from .agents.claims import claim
 from .choice import difficulty
-from .classify import FITTED_WITH, classify
+from .classify import FITTED_WITH, Signals, classify, signals_of
 from .contract import Claim, Decision, Features, PolicyRule, RoleChoice, Snapshot, State, TaskType
 from .decide import decide
 from .escalate import load_thresholds, vote
@@ -123,15 +124,29 @@ class Router:
             found, keep = _settled(text, digest, parsed), True
         else:
             reading = read(text)
-            vector = await self._vector(reading, embeds)
+            vector, signals = await self._vector_and_signals(reading, embeds)
             keep = vector is not None or not (embeds and reading.instruction.strip())
-            scores, reasons = classify(reading, vector)
+            scores, reasons = classify(reading, vector, signals)
             found = Features(text_sha256=digest, claim=None, type_scores=scores, reasons=reasons, **_traits(reading))
         if keep:
             self._cache[key] = found
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
         return found
+
+    async def _vector_and_signals(
+        self, reading: Reading, embeds: bool
+    ) -> tuple[npt.NDArray[np.float32] | None, Signals]:
+        """Both at once: of a long request the rules take some milliseconds."""
+        found: list[npt.NDArray[np.float32] | None] = []
+
+        async def embed() -> None:
+            found.append(await self._vector(reading, embeds))
+
+        async with together() as tasks:
+            tasks.start_soon(embed)
+            signals = await anyio.to_thread.run_sync(signals_of, reading)
+        return found[0], signals
 
     async def _vector(self, reading: Reading, embeds: bool) -> npt.NDArray[np.float32] | None:
         """The instruction's embedding, shape (dimensions,); None where there is nothing to embed, or nobody."""
