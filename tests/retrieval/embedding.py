@@ -18,7 +18,7 @@ from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 from rolecall.config.settings import RetrievalSettings
 from rolecall.retrieval.access import AllowedFolders
-from rolecall.retrieval.contract import Rerank
+from rolecall.retrieval.contract import Found, Rerank
 from rolecall.retrieval.retriever import LanceRetriever
 
 DIMENSIONS = 32
@@ -78,6 +78,11 @@ async def opened(
         yield retriever
     finally:
         await retriever.aclose()
+
+
+def names(found: Found) -> list[str]:
+    """Of the passages' files, the best first."""
+    return [Path(passage.path).name for passage in found.passages]
 
 
 async def stored(index: str | Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:

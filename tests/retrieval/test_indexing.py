@@ -15,11 +15,10 @@ import pytest
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 from rolecall.retrieval.access import AllowedFolders
-from rolecall.retrieval.contract import Found
 from rolecall.retrieval.errors import IndexEmpty, PathMissing
 from rolecall.retrieval.store import Database
 
-from .embedding import HashEmbedder, opened, stored
+from .embedding import HashEmbedder, names, opened, stored
 
 pytestmark = pytest.mark.anyio
 
@@ -32,15 +31,6 @@ def docs(tmp_path: Path) -> Path:
     (folder / "deep" / "tea.txt").write_text("Green tea wants water of 70 degrees.\n")
     (folder / "page.html").write_text("<html><body><h1>Cranes</h1><p>A crane lifts nine tonnes.</p></body></html>\n")
     return folder
-
-
-@pytest.fixture
-def embedder() -> HashEmbedder:
-    return HashEmbedder()
-
-
-def names(found: Found) -> list[str]:
-    return [Path(passage.path).name for passage in found.passages]
 
 
 async def test_moved_and_copied_files_are_not_embedded_again(

@@ -10,10 +10,10 @@ import pytest
 
 from rolecall.config.home import Home
 from rolecall.retrieval.access import AllowedFolders
-from rolecall.retrieval.contract import Filters, Found
+from rolecall.retrieval.contract import Filters
 from rolecall.retrieval.errors import IndexEmpty, IndexLarge, PathMissing, PathNotAllowed, RetrievalError
 
-from .embedding import HashEmbedder, opened
+from .embedding import HashEmbedder, names, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -26,15 +26,6 @@ def docs(tmp_path: Path) -> Path:
     (folder / "tea.txt").write_text("Green tea wants water of 70 degrees, naïve or not.\n")
     (folder / "main.py").write_text("def parseUserName(raw):\n    return raw.strip()\n")
     return folder
-
-
-@pytest.fixture
-def embedder() -> HashEmbedder:
-    return HashEmbedder()
-
-
-def names(found: Found) -> list[str]:
-    return [Path(passage.path).name for passage in found.passages]
 
 
 async def test_a_passage_is_the_bytes_of_its_file_at_its_span(
