@@ -21,13 +21,14 @@ from .privacy import for_client
 from .record import Run
 from .staff import Staff, choose, fix
 from .states import Event, RunState
-from .turn import info_of
+from .turn import info_of, is_small
 
 NOTHING = "The sources do not say."
 """What the prompt `cited` has a model write, and what stands where no model needs to be asked."""
 
 CLOSEST = 3
-"""Passages that are shown with `NOTHING`: enough to see what the search took for near."""
+"""Passages that are shown with `NOTHING`, enough to see what the search took for near, and that a small model answers
+from: it makes nothing of more, and where it runs on a CPU it reads some 100 tokens a second."""
 
 
 async def retrieve(run: Run, staff: Staff, call: RetrieveCall) -> Outcome:
@@ -131,13 +132,15 @@ def _where(passage: Passage) -> str:
 
 
 def _shown(run: Run, staff: Staff, role: Role, passages: Sequence[Passage]) -> Sequence[Passage]:
-    """The passages that fit half of the role's context. The first one does in any case: if it is too long, `ask` says
-    so."""
-    room = info_of(staff.models, role).context_length // 2
-    used = accumulate(staff.models.count_tokens(role, passage.text) for passage in passages)
-    shown = [passage for passage, tokens in zip(passages, used, strict=True) if tokens <= room] or passages[:1]
+    """The best passages, as many as the role's model is good for: of a small one `CLOSEST`, of any those that fit half
+    of the context. The first one does in any case: if it is too long, `ask` says so."""
+    info = info_of(staff.models, role)
+    best = passages[:CLOSEST] if is_small(info) else passages
+    used = accumulate(staff.models.count_tokens(role, passage.text) for passage in best)
+    room = info.context_length // 2
+    shown = [passage for passage, tokens in zip(best, used, strict=True) if tokens <= room] or passages[:1]
     if len(shown) < len(passages):
-        run.mark("ok", f"The answer rests on the best {len(shown)} of {len(passages)} passages; more do not fit.")
+        run.mark("ok", f"The answer rests on the best {len(shown)} of {len(passages)} passages, which {info.model} reads.")
     return shown
 
 
