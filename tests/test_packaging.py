@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -52,29 +53,22 @@ def test_composing_a_host_imports_neither_models_nor_the_store() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_the_wheel_from_the_sdist_answers_a_route_call_over_stdio(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(PROJECT)], check=True, capture_output=True
-    )
+@pytest.mark.parametrize("resolved", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_the_wheel_from_the_sdist_answers_a_route_call_over_stdio(tmp_path: Path, resolved: bool) -> None:
+    """With its dependencies from the index, or with those that are installed here, if they are what it asks for."""
+    build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(PROJECT)]
+    subprocess.run(build, check=True, capture_output=True)
     wheel = next(tmp_path.glob("*.whl"))
-    python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    subprocess.run(
-        [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-compile",
-            "-c",
-            str(PROJECT / "constraints.txt"),
-            "torch",
-            str(wheel),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    python = tmp_path / "venv" / "bin" / "python"
+    wanted = ["-c", str(PROJECT / "constraints.txt"), "torch"] if resolved else ["--no-deps"]
+    if not resolved:
+        (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+        (packages / "installed-here.pth").write_text(sysconfig.get_path("purelib"))
+    install = [python, "-m", "pip", "install", "-q", "--no-compile", *wanted, str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    checked = subprocess.run([python, "-m", "pip", "check"], capture_output=True, text=True)
+    assert "rolecall" not in checked.stdout, checked.stdout
     home = tmp_path / "home"
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ROLECALL_HOME": str(home)}
 

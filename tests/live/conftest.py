@@ -14,6 +14,11 @@ from rolecall.roles.manifest import write_manifest
 from rolecall.roles.starter import STARTER_MODELS, starter_missing
 
 Tell = Callable[[str], None]
+BRISK = """\
+profile: starter
+host: {spare_worker: false}
+roles: {reasoning: {max_tokens: 64}, coding: {max_tokens: 96}, summarization: {max_tokens: 64}}
+"""
 
 
 @pytest.fixture
@@ -61,10 +66,10 @@ def starter_home(starter_copy: Path, tmp_path: Path) -> Home:
 
 @pytest.fixture
 def staffed(home: Home, starter_models: Path) -> Home:
-    """A home with the starter models, whose host is ended after the test."""
+    """A home with the starter models, short answers and no spare worker, whose host is ended after the test."""
     home.models.rmdir()
     home.models.symlink_to(starter_models)
-    home.settings_file.write_text("profile: starter\n")
+    home.settings_file.write_text(BRISK)
     return home
 
 

@@ -28,10 +28,9 @@ async def job(client: Client, id: str, action: str) -> dict[str, Any]:
 
 
 async def test_a_job_survives_its_client_is_cancelled_within_a_second_and_its_host_says_so_when_it_ends(
-    starter_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell
+    staffed: Home, tmp_path: Path, tell: Tell
 ) -> None:
-    monkeypatch.setenv("ROLECALL_HOME", str(starter_home.root))
-    starter_home.settings_file.write_text("profile: starter\nhost: {call_deadline_s: 0.5}\n")
+    staffed.settings_file.write_text("profile: starter\nhost: {call_deadline_s: 0.5}\n")
     said: list[tuple[float, str]] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -61,18 +60,18 @@ async def test_a_job_survives_its_client_is_cancelled_within_a_second_and_its_ho
                     await anyio.sleep(0.1)
                 began = time.monotonic()
                 assert (await job(client, long, "cancel"))["state"] == "cancelled"
-                async with ControlClient.open(starter_home) as control:
+                async with ControlClient.open(staffed) as control:
                     while any(each["in_use"] for each in await control.call("models_ps")):
                         await anyio.sleep(0.02)
                 stopped_s = time.monotonic() - began
 
                 cut_off = await start(client, "depots", 24)
-            await stop_host(starter_home, drain_s=0.2)
+            await stop_host(staffed, drain_s=0.2)
             async with connected(tmp_path) as client:
                 assert (await job(client, cut_off, "status"))["state"] == "cancelled"
                 assert (await job(client, id, "result"))["result"] == state["result"]
     finally:
-        await stop_host(starter_home)
+        await stop_host(staffed)
 
     words = " | ".join(message for _, message in said)
     assert "loading" in words and "GB" in words and "% of" in words and "tokens/s" in words

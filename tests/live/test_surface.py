@@ -18,7 +18,7 @@ from rolecall.server.connect import lock_holder
 from rolecall.server.host.control import ControlClient
 from tests.conftest import Stdio
 
-from .conftest import Tell
+from .conftest import BRISK, Tell
 from .test_clients import FACTS, ROLECALL, connected
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
@@ -31,7 +31,7 @@ LONG = {
     "route": {"request": STORY},
     "reason": {"question": STORY},
     "code": {"task": "Write a module with twenty functions and their tests.", "language": "python"},
-    "summarize": {"text": " ".join(f"Note {number}. {FACTS[number % 3]}" for number in range(60)), "max_words": 200},
+    "summarize": {"text": " ".join(f"Note {number}. {FACTS[number % 3]}" for number in range(20)), "max_words": 200},
     "retrieve": {"query": "When does the north depot open, and what do deliveries need?", "mode": "answer"},
     "validate": {"output": " ".join(FACTS) * 20, "evidence": [" ".join(FACTS) * 20] * 20},
 }
@@ -87,7 +87,7 @@ async def test_each_tool_is_followed_cancelled_within_a_second_and_refuses_nonse
 
 
 def test_no_text_of_a_document_is_in_a_log_a_receipt_or_an_error(staffed: Home, notes: Path) -> None:
-    staffed.settings_file.write_text("profile: starter\ntelemetry: {keep_content: false}\n")
+    staffed.settings_file.write_text(BRISK + "telemetry: {keep_content: false}\n")
     client = Stdio([ROLECALL, "serve"], notes, dict(os.environ))
     client.initialize()
     anyio.run(_index, staffed, notes)

@@ -71,11 +71,8 @@ async def read(client: Client, uri: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
 async def test_a_loaded_model_and_an_indexed_folder_are_heard_of_also_after_a_crash_of_the_host(
-    home: Home, starter_models: Path, tmp_path: Path, era: str
+    staffed: Home, tmp_path: Path, era: str
 ) -> None:
-    home.models.rmdir()
-    home.models.symlink_to(starter_models)
-    home.settings_file.write_text("profile: starter\n")
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "depot.md").write_text("# Depots\n\nThe reference code of the north depot is 4711.\n")
@@ -94,11 +91,11 @@ async def test_a_loaded_model_and_an_indexed_folder_are_heard_of_also_after_a_cr
         text = (await client.read_resource("rolecall://doc/notes/depot.md")).contents[0]
         assert isinstance(text, types.TextResourceContents) and "4711" in text.text
 
-        host = lock_holder(home)
+        host = lock_holder(staffed)
         assert host is not None
         os.kill(host, signal.SIGKILL)
         with anyio.fail_after(PATIENCE_S):
-            while lock_holder(home) in (None, host):  # the shim starts the next host for the subscriptions' sake
+            while lock_holder(staffed) in (None, host):  # the shim starts the next host for the subscriptions' sake
                 await anyio.sleep(0.05)
         assert not (await read(client, MODELS))["resident"]
         await command("models", "load", "reasoning")
