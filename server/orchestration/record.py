@@ -186,8 +186,8 @@ class Run:
 
 def request_text(call: Call) -> str:
     """The call as its receipt keeps it: every argument that was given, one to a paragraph."""
-    given = {name: getattr(call, name) for name in call.__dataclass_fields__ if name not in ("cwd", "session")}
-    return "\n\n".join(f"{name}: {value}" for name, value in given.items() if value not in (None, (), ""))
+    given = {info.alias or name: getattr(call, name) for name, info in type(call).model_fields.items()}
+    return "\n\n".join(f"{name}: {value}" for name, value in given.items() if value not in (None, [], ""))
 
 
 def _json(model: Decision | Features | State | None) -> dict[str, Any] | None:

@@ -24,7 +24,6 @@ from ..routing.agents.contract import AgentContext
 from ..routing.contract import Agent, TaskType
 from ..routing.signals import met, read
 from .ask import Ask
-from .contract import RetrieveCall
 from .record import Run
 from .retrieve import in_words, search
 from .staff import Staff, local_zone
@@ -97,8 +96,7 @@ async def _served(run: Run, staff: Staff, tool: Agent, request: str) -> tuple[st
     run.tell(f"{tool}: {request}", None)
     try:
         if tool is Agent.RETRIEVAL:
-            call = RetrieveCall(query=request, max_results=MAX_PASSAGES, cwd=run.call.cwd, session=run.call.session)
-            passages = (await search(run, staff, call)).passages
+            passages = (await search(run, staff, request, max_results=MAX_PASSAGES)).passages
             return in_words(passages), bool(passages)
         return await anyio.to_thread.run_sync(_computed, request), False
     except RetrievalError as error:

@@ -33,6 +33,7 @@ from rolecall.server.orchestration.contract import Call, Outcome
 from rolecall.server.orchestration.jobs import Jobs, RunCall
 from rolecall.server.orchestration.run import Orchestrator
 from rolecall.server.routing.router import Router
+from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.telemetry.store import Receipt, ReceiptStore
 
 from .scripted import Answer, Script, ScriptedModels
@@ -119,7 +120,9 @@ class Desk:
         return await self.orchestrator.run(call, lambda words, fraction: self.said.append(words))
 
     def call(self, kind: type[Any], **arguments: Any) -> Any:
-        return kind(cwd=self.folder, session="s1", **arguments)
+        """A call of the session `s1`, which is current from now on."""
+        current_session.set(SessionInfo("s1", self.folder))
+        return kind(**arguments)
 
     def receipt(self) -> Receipt:
         return anyio.run(self.store.recent, 1)[0]

@@ -21,7 +21,7 @@ from ..desk import MakeDesk, served
 
 pytestmark = pytest.mark.anyio
 
-CALL = ReasonCall(question="Why?", cwd=Path("/"), session="s1")
+CALL = ReasonCall(question="Why?")
 DONE = Outcome(answer="Because.", status="ok", receipt_id="R1", data={"half a pair": "\ud800"})
 
 

@@ -19,9 +19,8 @@ from rolecall.server.orchestration.contract import Call, Item, OnProgress, Outco
 from rolecall.server.orchestration.jobs import Jobs
 from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.surface import server as surface
-from rolecall.server.surface.deadline import call_deadline_s
 from rolecall.server.surface.reply import BYTES_PER_TOKEN
-from rolecall.server.surface.server import build_server
+from rolecall.server.surface.server import build_server, call_deadline_s
 from rolecall.server.surface.tools import tool_list
 from rolecall.server.telemetry.store import ReceiptStore
 from tests.server.desk import passage, served
@@ -287,7 +286,7 @@ async def test_the_deadline_follows_the_client(client: str, progress: bool, seco
 async def test_a_client_that_names_itself_is_given_its_own_deadline(
     tmp_path: Path, era: str, name: str, wants: bool, patient: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rolecall.server.surface.deadline.SHORT_S", SOON_S)
+    monkeypatch.setattr(surface, "SHORT_S", SOON_S)
     slow = Slow()
 
     async def heard(progress: float, total: float | None, message: str | None) -> None:
