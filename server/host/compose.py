@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
 from rolecall.config.home import Home
 from rolecall.config.settings import load_settings
 from rolecall.retrieval.access import AllowedFolders
+from rolecall.retrieval.contract import Retriever
 from rolecall.roles.contract import ModelEvent, Role
 from rolecall.roles.manager import ModelManager
 from rolecall.roles.sources import pull
@@ -25,7 +27,10 @@ from ..telemetry.store import ReceiptStore
 from .downloads import Downloads
 from .host import Services
 from .live import LiveIndex
-from .operations import Desk, Operations
+from .operations import Operations
+
+if TYPE_CHECKING:
+    from ..orchestration.run import Orchestrator
 
 
 @asynccontextmanager
@@ -59,7 +64,7 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
     ):
 
         @cache
-        def desk() -> Desk:
+        def desk() -> Orchestrator:
             """What answers requests; its imports would keep a client a tenth of a second from its list of tools."""
             from rolecall.retrieval.retriever import LanceRetriever
 
@@ -77,19 +82,20 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
             )  # fmt: skip
             live.begin()
             router = Router(models, settings.profile.name, settings.routing)
-            return Desk(retriever, router, Orchestrator(models, retriever, router, access, store, settings))
+            return Orchestrator(models, retriever, router, access, store, settings)
 
-        live = LiveIndex(lambda: desk().retriever)
+        def index() -> Retriever:
+            return desk().staff.retriever
+
+        live = LiveIndex(index)
         downloads = Downloads(lambda name, seen: pull(name, home, settings, seen))
         background.start_soon(downloads.run)
         background.start_soon(history.watch, models)
         background.start_soon(updates.run)
         if settings.retrieval.watch:
             background.start_soon(live.run)
-        jobs = Jobs(
-            lambda call, tell: desk().orchestrator.run(call, tell), store, background, settings.telemetry.keep_content
-        )
-        resources = Resources(models, access, store, jobs, lambda: desk().retriever, updates)
+        jobs = Jobs(lambda call, tell: desk().run(call, tell), store, background, settings.telemetry.keep_content)
+        resources = Resources(models, access, store, jobs, index, updates)
         operations = Operations(settings, access, models, store, history, downloads, desk)
         try:
             yield Services(
@@ -104,7 +110,7 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
             background.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 if desk.cache_info().currsize:
-                    await desk().retriever.aclose()
+                    await index().aclose()
 
 
 @asynccontextmanager

@@ -37,13 +37,13 @@ log = structlog.get_logger()
 
 
 class Orchestrator:
-    """Runs calls; several at once. Holds no state of its own between them."""
+    """Runs calls, several at once, each with `staff`. Holds no state of its own between them."""
 
     def __init__(
         self, models: RoleModels, retriever: Retriever, router: Router, access: AllowedFolders, store: ReceiptStore,
         settings: Settings,
     ) -> None:  # fmt: skip
-        self._staff = Staff(models, retriever, router, access, settings)
+        self.staff = Staff(models, retriever, router, access, settings)
         self._store = store
         self._telemetry = settings.telemetry
 
@@ -54,7 +54,7 @@ class Orchestrator:
             RolecallError: always typed, and its receipt holds the same error. A receipt that cannot be written is a
             warning, never a lost answer.
         """
-        run = Run(call, on_progress, self._telemetry, self._staff.models.count_tokens, on_text)
+        run = Run(call, on_progress, self._telemetry, self.staff.models.count_tokens, on_text)
         try:
             outcome = await self._within_budget(run, call)
         except RolecallError as error:
@@ -79,8 +79,8 @@ class Orchestrator:
     async def _within_budget(self, run: Run, call: Call) -> Outcome:
         run.advance(Event.ACCEPTED)
         with anyio.move_on_after(run.budget_s):
-            outcome = await STEPS[run.tool](run, self._staff, call)
-            self._staff.answered(run)
+            outcome = await STEPS[run.tool](run, self.staff, call)
+            self.staff.answered(run)
             return outcome
         raise DeadlineExceeded(
             "The call took longer than its budget.",
@@ -95,7 +95,7 @@ class Orchestrator:
 
     async def _keep(self, run: Run, answer: str, error: RolecallError | None = None) -> str:
         """Write the receipt; where it cannot be written, why."""
-        snapshot = self._staff.router.snapshot() if run.decision else None
+        snapshot = self.staff.router.snapshot() if run.decision else None
         if snapshot and run.decision and snapshot.sha256 != run.decision.snapshot_sha256:
             snapshot = None  # the embedder came or went meanwhile: the receipt still names what it was decided under
         receipt = run.receipt(answer, error, snapshot)

@@ -103,7 +103,7 @@ async def ground(desk: MakeDesk, tmp_path: Path) -> AsyncIterator[Ground]:
     (inside / "loop").symlink_to("loop")
     (inside / "dangling.md").symlink_to(outside / "new.md")
     home, embedder = Home(tmp_path / "home"), HashEmbedder()
-    settings = here.orchestrator._staff.settings.retrieval
+    settings = here.orchestrator.staff.settings.retrieval
     retriever = LanceRetriever(home, settings, embedder, lambda: embedder.identity, here.access)
     await retriever.add(inside, "work")
     async with served(here.orchestrator.run, here.store) as jobs:

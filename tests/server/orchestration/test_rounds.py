@@ -170,9 +170,9 @@ def test_what_the_users_rules_forbid_no_later_round_asks_either(
     desk: MakeDesk, then: dict[str, Any], steps: list[str]
 ) -> None:
     at = desk([BROKEN], roles=LARGE)
-    staff = at.orchestrator._staff
+    staff = at.orchestrator.staff
     rules = RoutingSettings.model_validate({"rules": [{"name": "mine", "then": then}]})
-    at.orchestrator._staff = replace(staff, router=staff.router.with_policy(rules))
+    at.orchestrator.staff = replace(staff, router=staff.router.with_policy(rules))
 
     at.run(CodeCall, **CODE)
 

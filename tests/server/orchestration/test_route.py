@@ -87,7 +87,7 @@ def test_a_decision_can_be_recomputed_from_its_receipt(desk: MakeDesk) -> None:
     assert receipt.features is not None and receipt.router_state is not None and receipt.decision is not None
     again = decide(
         Features.model_validate(receipt.features),
-        at.orchestrator._staff.router.snapshot(),
+        at.orchestrator.staff.router.snapshot(),
         State.model_validate(receipt.router_state),
     )
 

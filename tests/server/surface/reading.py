@@ -72,7 +72,7 @@ async def reading(desk: Desk, retriever: Retriever | None = None) -> AsyncIterat
 
 def over(desk: Desk, index: Retriever) -> Desk:
     """The desk with an orchestrator that searches this index."""
-    settings = desk.orchestrator._staff.settings
+    settings = desk.orchestrator.staff.settings
     router = Router(desk.models, "starter")
     return replace(desk, orchestrator=Orchestrator(desk.models, index, router, desk.access, desk.store, settings))
 
