@@ -26,7 +26,6 @@ from ..telemetry.history import ModelHistory
 from ..telemetry.store import ReceiptStore
 from .downloads import Downloads
 from .host import Services
-from .live import LiveIndex
 from .operations import Operations
 
 if TYPE_CHECKING:
@@ -43,14 +42,6 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
     def noted(event: ModelEvent) -> None:
         history.note(event)
         updates.changed(MODELS, STATUS)
-
-    def indexed() -> None:
-        updates.changed(STATUS)
-        live.begin()
-
-    def listed() -> None:
-        models.preload(Role.ROUTER)
-        live.begin()
 
     async def drained() -> None:
         for watch in operations.watches:
@@ -76,30 +67,27 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
 
             retriever = LanceRetriever(
                 home, settings.retrieval, models.embed, embedder_identity, access,
-                home.models / settings.profile.embedder.model / "tokenizer.json", indexed,
+                home.models / settings.profile.embedder.model / "tokenizer.json",
+                on_change=partial(updates.changed, STATUS),
                 embed_query=partial(models.embed, query=True),
                 rerank=models.rerank if settings.profile.reranker else None,
             )  # fmt: skip
-            live.begin()
             router = Router(models, settings.profile.name, settings.routing)
             return Orchestrator(models, retriever, router, access, store, settings)
 
         def index() -> Retriever:
             return desk().staff.retriever
 
-        live = LiveIndex(index)
         downloads = Downloads(lambda name, seen: pull(name, home, settings, seen))
         background.start_soon(downloads.run)
         background.start_soon(history.watch, models)
         background.start_soon(updates.run)
-        if settings.retrieval.watch:
-            background.start_soon(live.run)
         jobs = Jobs(lambda call, tell: desk().run(call, tell), store, background, settings.telemetry.keep_content)
         resources = Resources(models, access, store, jobs, index, updates)
         operations = Operations(settings, access, models, store, history, downloads, desk)
         try:
             yield Services(
-                mcp=build_server(jobs, listed, settings.host.call_deadline_s, resources),
+                mcp=build_server(jobs, partial(models.preload, Role.ROUTER), settings.host.call_deadline_s, resources),
                 operations=operations.table(),
                 busy=lambda: downloads.busy or jobs.busy,
                 settings_fingerprint=settings.fingerprint,
