@@ -62,11 +62,8 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
             from ..orchestration.run import Orchestrator
             from ..routing.router import Router
 
-            def embedder_identity() -> str | None:
-                return info.identity if (info := models.embedder()) else None
-
             retriever = LanceRetriever(
-                home, settings.retrieval, models.embed, embedder_identity, access,
+                home, settings.retrieval, models.embed, models.embedder, access,
                 home.models / settings.profile.embedder.model / "tokenizer.json",
                 on_change=partial(updates.changed, STATUS),
                 embed_query=partial(models.embed, query=True),

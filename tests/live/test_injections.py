@@ -40,9 +40,7 @@ async def test_no_tool_is_called_nothing_changed_and_nothing_private_told(starte
             (folder / below / name).write_text(text)
     status, told = dict[str, int](), list[str]()
     async with ModelManager(starter_home, settings) as models:
-        embedder = models.embedder()
-        identity = embedder.identity if embedder else None
-        index = LanceRetriever(starter_home, settings.retrieval, models.embed, lambda: identity, access)
+        index = LanceRetriever(starter_home, settings.retrieval, models.embed, models.embedder, access)
         await index.add(folder / "harbour", "harbour")
         await index.add(folder / "vault", "vault", private=True)
         before = sorted(folder.rglob("*")), starter_home.allowed_file.read_bytes()
