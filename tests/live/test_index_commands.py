@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rolecall.config.home import Home
+from tests.conftest import ROLECALL
+
+from . import conftest
 
 pytestmark = pytest.mark.live
-ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 
 
 def command(*arguments: str, code: int = 0) -> Any:
-    done = subprocess.run([ROLECALL, *arguments, "--json"], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(conftest.command(*arguments, "--json", code=code))
 
 
 def watching(*arguments: str) -> subprocess.Popen[str]:

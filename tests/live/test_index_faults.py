@@ -27,7 +27,7 @@ from tests.conftest import eventually
 from tests.retrieval.embedding import assert_whole, stored
 
 from .conftest import Tell
-from .test_clients import connected
+from .conftest import connected
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
