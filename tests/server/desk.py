@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from mcp import Client
 
 from rolecall.config.home import Home
 from rolecall.config.settings import Settings, load_settings
@@ -177,3 +178,14 @@ async def served(run: RunCall, store: ReceiptStore) -> AsyncIterator[Jobs]:
             yield Jobs(run, store, tasks)
         finally:
             tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def client_of(server: Any, cwd: Path = Path("/"), session: str = "s1", **options: Any) -> AsyncIterator[Client]:
+    """A client in memory, of a server or a transport to it, whose session has this id and folder."""
+    token = current_session.set(SessionInfo(session, cwd))
+    try:
+        async with Client(server, **options) as client:
+            yield client
+    finally:
+        current_session.reset(token)
