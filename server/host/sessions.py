@@ -32,7 +32,7 @@ from pydantic_core import from_json, to_jsonable_python
 
 from rolecall.config.errors import RolecallError
 
-from ..errors import BadRequest, TooManyRequests
+from ..errors import BadRequest, TooManyRequests, told
 from ..protocol import MAX_FRAME_BYTES
 from ..session import current_session
 
@@ -272,6 +272,7 @@ async def _answer(
     operations: Mapping[str, Operation], frame: bytes, replies: MemoryObjectSendStream[dict[str, Any]]
 ) -> None:
     reply: dict[str, Any] = {"id": None}
+    op = ""
 
     def progress(note: dict[str, Any]) -> None:
         with suppress(anyio.WouldBlock):  # a caller that does not read misses progress, never its result
@@ -282,11 +283,8 @@ async def _answer(
         if op not in operations:
             raise BadRequest("There is no such operation.", found=op[:100], allowed=", ".join(sorted(operations)))
         reply["result"] = await operations[op](progress, params)
-    except RolecallError as error:
-        reply["error"] = error.to_dict()
-    except Exception:
-        structlog.get_logger().error("operation_failed", op=op, exc_info=True)
-        reply["error"] = RolecallError("The host failed at this.", advice="`rolecall logs` says where.").to_dict()
+    except Exception as error:
+        reply["error"] = told(f"The operation {op!r}", error).to_dict()
     await replies.send(reply)
 
 

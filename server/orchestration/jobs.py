@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 
 from rolecall.config.errors import RemoteError, RolecallError
 
-from ..errors import Cancelled, JobLost, JobUnknown, ServerError
+from ..errors import Cancelled, JobLost, JobUnknown, ServerError, told
 from ..telemetry.store import ReceiptStore
 from .contract import Call, OnProgress, Outcome
 
@@ -182,12 +182,8 @@ class Jobs:
         try:
             with job.scope:
                 job.outcome = await self._run(call, job.tell)
-        except RolecallError as error:
-            job.error = error
         except Exception as error:
-            log.exception("call_failed", tool=job.tool)
-            failed = f"The tool {job.tool!r} failed inside the host ({type(error).__name__})."
-            job.error = RolecallError(failed, advice="Try again; `rolecall logs` has the details.")
+            job.error = told(f"The tool {job.tool!r}", error)
         finally:
             if job.outcome is None and job.error is None:
                 job.error = Cancelled("The call was cancelled.", advice="Send it again if it is still wanted.")

@@ -14,13 +14,13 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 from pydantic import ValidationError
 
-from ..errors import BadRequest
+from ..errors import BadRequest, told
 from ..orchestration.contract import Call, OnProgress, Outcome
 from ..orchestration.jobs import Jobs
 from ..protocol import VERSION
 from .elicit import with_consent
 from .prompts import get_prompt, list_prompts
-from .reply import error_result, job_reply, reply, told, typed
+from .reply import error_result, job_reply, reply, typed
 from .resources import Resources
 from .tools import INSTRUCTIONS, JOB, TOOLS, Given, Tool, tool_list
 
