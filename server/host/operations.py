@@ -123,10 +123,9 @@ class Operations:
         return (await self.models.embed(texts, alone=alone, query=query)).tolist()
 
     async def validate(self, _: Tell, line: Any) -> Any:
-        from ..validation.verdict import batch_line, subject_from_line, validate
+        from ..validation.verdict import verdict_line
 
-        subject = subject_from_line(line)
-        return batch_line(line.get("id"), await anyio.to_thread.run_sync(validate, subject))
+        return await anyio.to_thread.run_sync(verdict_line, line)
 
     async def allow(self, _: Tell, folder: str = "", remove: bool = False) -> Any:
         if folder and not remove:

@@ -17,10 +17,11 @@ from rolecall.roles.schema import keeps_to
 
 from ..errors import BadRequest
 from ..routing.contract import Agent, TaskType
+from ..validation.answer import checker
 from ..validation.blocks import CodeBlock, code_blocks
 from ..validation.contract import Subject
 from ..validation.verdict import validate as check_subject
-from .ask import Ask, ask, checker, settle
+from .ask import Ask, ask, settle
 from .contract import CodeCall, Outcome, ReasonCall, RouteCall, ValidateCall
 from .record import Run
 from .retrieve import answered, search

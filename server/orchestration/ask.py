@@ -8,7 +8,6 @@ models than the answering one and not small.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import anyio
@@ -18,17 +17,13 @@ from rolecall.config.prompts import document, prompt
 from rolecall.roles.contract import GenerationResult, Role, RoleInfo, RoleModels
 from rolecall.roles.errors import RoleError, SchemaRefused
 
-from ..routing.contract import TaskType
 from ..routing.policy import effect
-from ..validation.answer import check_answer, failed
+from ..validation.answer import Checker, failed
 from ..validation.contract import Check, Verdict, fault
 from .record import Run
 from .staff import Staff
 from .states import Event, RunState
 from .turn import HAND_BACK_S, Turn, aside_s, ended, fits, generate, info_of, messages, note, second, with_documents
-
-Checker = Callable[[str, str], tuple[Check, ...]]
-"""(answer, finish) to the checks that apply to it."""
 
 CLEAR = math.log(9)
 """A judgement counts from odds of nine to one. A convention: models that may judge are not among the starter's."""
@@ -115,28 +110,6 @@ def settle(run: Run, said: Said) -> None:
         if check.verdict is Verdict.UNSUPPORTED and not check.decisive:
             run.mark("ok", f"Look again: {check.detail}.")
     run.advance(Event.GAVE_UP if said.failing else Event.PASSED)
-
-
-def checker(
-    task_type: TaskType,
-    question: str,
-    *,
-    evidence: tuple[str, ...] = (),
-    structured: bool = False,
-    language: str | None = None,
-    max_words: int | None = None,
-) -> Checker:
-    def check(text: str, finish: str) -> tuple[Check, ...]:
-        checks = check_answer(
-            text, task_type=task_type, question=question, evidence=evidence, structured=structured,
-            language=language, finish=finish, max_words=max_words,
-        )  # fmt: skip
-        if ("<document" in text or "</document" in text) and task_type is not TaskType.CODING:
-            detail = "the answer repeats the document instead of answering"
-            checks += (Check(name="echo", verdict=Verdict.UNSUPPORTED, decisive=True, detail=detail),)
-        return checks
-
-    return check
 
 
 async def _attempt(

@@ -12,10 +12,10 @@ from rolecall.roles.contract import Role
 from rolecall.roles.errors import RoleError
 
 from ..routing.contract import TaskType
-from ..validation.answer import failed
+from ..validation.answer import checker, failed
 from ..validation.citations import Cited, citations_check, cited_sentences
 from ..validation.contract import Check, Verdict, fault
-from .ask import Ask, Said, ask, checker, settle
+from .ask import Ask, Said, ask, settle
 from .contract import Outcome, RetrieveCall
 from .privacy import for_client
 from .record import Run

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from rolecall.server.errors import BadRequest
 
 from .arithmetic import arithmetic_check
-from .blocks import can_parse, code_blocks, parse_check, parse_fault, schema_check
+from .blocks import broken_check, parse_check, parses, schema_check
 from .contract import Check, Subject, Validation, Verdict
 from .evidence import evidence_checks
 from .form import form_checks
@@ -40,8 +40,8 @@ def validate(subject: Subject) -> Validation:
         checks.append(schema_check(subject.output, subject.schema_))
     if subject.language:
         checks.append(parse_check(subject.output, subject.language))
-    elif broken := next((block for block in code_blocks(subject.output) if block.parses is False), None):
-        checks.append(parse_check(broken.code, broken.language))
+    elif broken := broken_check(subject.output):
+        checks.append(broken)
     if not coded:
         checks.append(arithmetic_check(subject.output, subject.question))
     if any(piece.strip() for piece in subject.evidence):
@@ -56,7 +56,7 @@ def validate(subject: Subject) -> Validation:
 
 def _is_data(text: str) -> bool:
     """Whether the whole text is a JSON object or list."""
-    return text.lstrip()[:1] in ("{", "[") and can_parse("json", text) and parse_fault(text, "json") is None
+    return text.lstrip()[:1] in ("{", "[") and parses(text, "json")[0] is True
 
 
 def combine(checks: tuple[Check, ...]) -> Validation:
@@ -73,19 +73,21 @@ def _listed(given: Any) -> Any:
 
 
 class _Line(Subject, strict=True):
+    """`{"id","output","evidence"?,"question"?,"schema"?,"language"?}`."""
+
     id: str | int | None = None
     evidence: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_listed)] = ()
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
 
-def subject_from_line(line: Any) -> Subject:
-    """The subject of one line `{"id","output","evidence"?,"question"?,"schema"?,"language"?}`.
+def verdict_line(line: Any) -> dict[str, Any]:
+    """`{"id","verdict","confidence","checks":[{"name","verdict","decisive","detail"}]}` for a line of a batch.
 
     Raises:
         BadRequest: not an object, an unknown key, a missing `output`, or a value of the wrong type.
     """
     try:
-        return _Line.model_validate(line)
+        subject = _Line.model_validate(line)
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
         why = f"`{str(first['loc'][0])[:100]}`: {first['msg']}" if first["loc"] else "it is not a JSON object"
@@ -95,8 +97,4 @@ def subject_from_line(line: Any) -> Subject:
             allowed="an object with the keys id, output, evidence, question, schema, language",
             advice="`output` is required; `evidence` is a string or a list of strings, `schema` an object.",
         ) from None
-
-
-def batch_line(id: str | int | None, validation: Validation) -> dict[str, Any]:
-    """`{"id","verdict","confidence","checks":[{"name","verdict","decisive","detail"}]}`, ready for `json.dumps`."""
-    return {"id": id, **validation.model_dump(mode="json")}
+    return {"id": subject.id, **validate(subject).model_dump(mode="json")}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rolecall.server.errors import BadRequest
 from rolecall.server.validation.contract import Check, Subject, Validation, Verdict
-from rolecall.server.validation.verdict import batch_line, combine, subject_from_line, validate
+from rolecall.server.validation.verdict import combine, validate, verdict_line
 
 RIVER = (
     "The Orle is 412 km long. It rises in the Tamm hills and was not dammed before 1931, when Ada Brink built a weir."
@@ -171,12 +171,11 @@ def test_a_megabyte_of_awkward_text_is_judged_within_a_bound(unit: str) -> None:
     assert time.monotonic() - start < 30  # a pattern that is not linear takes hours
 
 
-def test_a_line_of_a_batch_becomes_a_subject_and_its_verdict_a_line() -> None:
-    subject = subject_from_line({"id": "7", "output": "3 + 4 = 8", "evidence": ["a", "b"], "question": None})
-    assert subject.evidence == ("a", "b")
-    line = batch_line("7", validate(Subject(output="3 + 4 = 8")))
+def test_a_line_of_a_batch_gets_its_verdict_as_a_line() -> None:
+    line = verdict_line({"id": "7", "output": "3 + 4 = 8", "evidence": ["a", "b"], "question": None})
     assert list(line) == ["id", "verdict", "confidence", "checks"]
-    assert line["verdict"] == "unsupported"
+    assert (line["id"], line["verdict"]) == ("7", "unsupported")
+    assert verdict_line({"output": "a river runs", "evidence": "a river runs"})["verdict"] == "supported"
     assert all(list(item) == ["name", "verdict", "decisive", "detail"] for item in line["checks"])
 
 
@@ -195,7 +194,7 @@ def test_a_line_of_a_batch_becomes_a_subject_and_its_verdict_a_line() -> None:
 )
 def test_a_wrong_line_is_a_typed_error_that_names_the_fault(line: Any, says: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        subject_from_line(line)
+        verdict_line(line)
     assert says in str(caught.value)
 
 
