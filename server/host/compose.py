@@ -60,6 +60,7 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
             from rolecall.retrieval.retriever import LanceRetriever
 
             from ..orchestration.run import Orchestrator
+            from ..orchestration.staff import Staff
             from ..routing.router import Router
 
             retriever = LanceRetriever(
@@ -70,7 +71,7 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
                 rerank=models.rerank if settings.profile.reranker else None,
             )  # fmt: skip
             router = Router(models, settings.profile.name, settings.routing)
-            return Orchestrator(models, retriever, router, access, store, settings)
+            return Orchestrator(Staff(models, retriever, router, access, settings), store)
 
         def index() -> Retriever:
             return desk().staff.retriever

@@ -23,7 +23,7 @@ from ..validation.contract import Check, Verdict, fault
 from .record import Run
 from .staff import Staff
 from .states import Event, RunState
-from .turn import HAND_BACK_S, Turn, aside_s, ended, fits, generate, info_of, messages, note, second, with_documents
+from .turn import HAND_BACK_S, Turn, aside, ended, fits, generate, info_of, messages, note, second, with_documents
 
 CLEAR = math.log(9)
 """A judgement counts from odds of nine to one. A convention: models that may judge are not among the starter's."""
@@ -151,15 +151,12 @@ async def _planned(run: Run, staff: Staff, wanted: Ask, failing: Check) -> Ask:
     note(run, 2, info.role, f"plan: {failing.name}", failing.detail)
     run.tell(f"asking {info.role} for a plan", None)
     turn = Turn(role=info.role, name="plan", values={**wanted.values, "finding": failing.detail})
-    try:
-        with anyio.fail_after(aside_s(run)):
-            plan = (await generate(run, staff.models, turn, aside=True)).text
-    except (RoleError, TimeoutError) as error:
-        note(run, 2, info.role, f"no plan: {ended(run, error)}")
-        return wanted
-    run.advance(Event.PLANNED)
-    planned = replace(wanted, values=with_documents(wanted.values, document(plan, "a plan for the task")))
-    return planned if fits(staff.models, planned) else wanted
+    with aside(run, 2, info.role, "no plan"):
+        plan = (await generate(run, staff.models, turn, aside=True)).text
+        run.advance(Event.PLANNED)
+        planned = replace(wanted, values=with_documents(wanted.values, document(plan, "a plan for the task")))
+        return planned if fits(staff.models, planned) else wanted
+    return wanted
 
 
 async def _judged(run: Run, staff: Staff, wanted: Ask, answer: GenerationResult, number: int) -> tuple[Check, ...]:
@@ -173,19 +170,18 @@ async def _judged(run: Run, staff: Staff, wanted: Ask, answer: GenerationResult,
     values = with_documents(wanted.values, document(answer.text, "the answer"))
     turn = Turn(role=info.role, name="judge", values=values)
     run.tell(f"asking {info.role} whether the documents support the answer", None)
-    try:
-        with anyio.fail_after(aside_s(run)):
-            yes, no = await staff.models.score_labels(info.role, messages(turn), ("yes", "no"))
-    except (RoleError, TimeoutError) as error:
-        note(run, number, info.role, f"not judged: {ended(run, error)}")
-        return ()
-    run.prompts["judge"] = prompt("judge").sha256
-    verdict = Verdict.SUPPORTED if yes - no >= CLEAR else Verdict.UNSUPPORTED if no - yes >= CLEAR else Verdict.ABSTAIN
-    note(run, number, info.role, f"judged: {verdict}")
-    detail = "the validation model finds no support for it in the documents"
-    if verdict is not Verdict.UNSUPPORTED:
-        detail = "the validation model " + ("finds it supported" if verdict is Verdict.SUPPORTED else "cannot tell")
-    return (Check(name="judge", verdict=verdict, decisive=verdict is Verdict.UNSUPPORTED, detail=detail),)
+    with aside(run, number, info.role, "not judged"):
+        yes, no = await staff.models.score_labels(info.role, messages(turn), ("yes", "no"))
+        verdict, found = Verdict.ABSTAIN, "cannot tell"
+        if yes - no >= CLEAR:
+            verdict, found = Verdict.SUPPORTED, "finds it supported"
+        elif no - yes >= CLEAR:
+            verdict, found = Verdict.UNSUPPORTED, "finds no support for it in the documents"
+        run.prompts["judge"] = prompt("judge").sha256
+        note(run, number, info.role, f"judged: {verdict}")
+        decides = verdict is Verdict.UNSUPPORTED
+        return (Check(name="judge", verdict=verdict, decisive=decides, detail=f"the validation model {found}"),)
+    return ()
 
 
 def _open(run: Run, staff: Staff) -> tuple[RoleInfo, ...]:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
 import structlog
 
 from rolecall.config.errors import RolecallError
-from rolecall.config.settings import Settings
-from rolecall.retrieval.access import AllowedFolders
-from rolecall.retrieval.contract import Retriever
-from rolecall.roles.contract import RoleModels
 
 from ..errors import Cancelled, DeadlineExceeded
-from ..routing.router import Router
 from ..telemetry.store import ReceiptStore
 from .answer import code, reason, route, validate
 from .contract import Call, OnProgress, OnText, Outcome
@@ -36,16 +31,12 @@ STEPS: dict[str, Callable[[Run, Staff, Any], Awaitable[Outcome]]] = {
 log = structlog.get_logger()
 
 
+@dataclass(slots=True)
 class Orchestrator:
     """Runs calls, several at once, each with `staff`. Holds no state of its own between them."""
 
-    def __init__(
-        self, models: RoleModels, retriever: Retriever, router: Router, access: AllowedFolders, store: ReceiptStore,
-        settings: Settings,
-    ) -> None:  # fmt: skip
-        self.staff = Staff(models, retriever, router, access, settings)
-        self._store = store
-        self._telemetry = settings.telemetry
+    staff: Staff
+    store: ReceiptStore
 
     async def run(self, call: Call, on_progress: OnProgress, on_text: OnText = lambda piece: None) -> Outcome:
         """Run one call to its end. Cancelling the awaiting task stops it at once and leaves a receipt.
@@ -54,7 +45,7 @@ class Orchestrator:
             RolecallError: always typed, and its receipt holds the same error. A receipt that cannot be written is a
             warning, never a lost answer.
         """
-        run = Run(call, on_progress, self._telemetry, self.staff.models.count_tokens, on_text)
+        run = Run(call, on_progress, self.staff.settings.telemetry, self.staff.models.count_tokens, on_text)
         try:
             outcome = await self._within_budget(run, call)
         except RolecallError as error:
@@ -101,7 +92,7 @@ class Orchestrator:
         receipt = run.receipt(answer, error, snapshot)
         try:
             body = snapshot.model_dump_json() if snapshot else ""
-            await self._store.add(receipt, self._telemetry.max_receipts, body)
+            await self.store.add(receipt, run.telemetry.max_receipts, body)
         except RolecallError as unkept:
             log.warning("receipt_not_kept", code=unkept.code, receipt=receipt.id)
             return f"The receipt was not kept: {unkept.message}"

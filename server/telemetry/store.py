@@ -49,6 +49,7 @@ written_tokens = written_tokens + excluded.written_tokens
 # As bytes: a damaged text that is no UTF-8 would fail the whole query.
 _BODIES = "SELECT id, CAST(body AS BLOB) AS body, body_sha256 FROM receipts"
 _SNAPSHOTS = "SELECT sha256, CAST(body AS BLOB) FROM snapshots"
+_REMEMBER = "INSERT OR IGNORE INTO snapshots SELECT ?1, ?2 WHERE ?2 <> ''"
 _PRUNE = "DELETE FROM receipts WHERE id <= (SELECT id FROM receipts ORDER BY id DESC LIMIT 1 OFFSET ?)"
 
 
@@ -202,11 +203,7 @@ class ReceiptStore:
         spared = (receipt.spared.get(name, 0) for name in SPARED)
         await self.run(
             ("INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?)", row),
-            *(
-                [("INSERT OR IGNORE INTO snapshots VALUES (?, ?)", (receipt.snapshot_sha256, snapshot))]
-                if snapshot
-                else []
-            ),
+            (_REMEMBER, (receipt.snapshot_sha256, snapshot)),
             (_PRUNE, (max_receipts,)),
             (_COUNT, (receipt.started_at, receipt.tool, receipt.role or "", ended, *spared)),
         )

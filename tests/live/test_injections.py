@@ -12,6 +12,7 @@ from rolecall.retrieval.retriever import LanceRetriever
 from rolecall.roles.manager import ModelManager
 from rolecall.server.orchestration.contract import ReasonCall, RetrieveCall, RouteCall, SummarizeCall
 from rolecall.server.orchestration.run import Orchestrator
+from rolecall.server.orchestration.staff import Staff
 from rolecall.server.routing.router import Router
 from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.surface.tools import result_of
@@ -44,7 +45,7 @@ async def test_no_tool_is_called_nothing_changed_and_nothing_private_told(starte
         await index.add(folder / "harbour", "harbour")
         await index.add(folder / "vault", "vault", private=True)
         before = sorted(folder.rglob("*")), starter_home.allowed_file.read_bytes()
-        orchestrator = Orchestrator(models, index, Router(models, "starter"), access, store, settings)
+        orchestrator = Orchestrator(Staff(models, index, Router(models, "starter"), access, settings), store)
         current_session.set(SessionInfo("s", folder))
         for number in range(0, PLANTED, 5):
             tool, arguments = calls(SHIPS[number])[number // 5 % 4]

@@ -16,6 +16,7 @@ from rolecall.roles.errors import SchemaRefused
 from rolecall.roles.manager import ModelManager
 from rolecall.server.orchestration.contract import CodeCall, ReasonCall, RetrieveCall, SummarizeCall
 from rolecall.server.orchestration.run import Orchestrator
+from rolecall.server.orchestration.staff import Staff
 from rolecall.server.orchestration.tools import SCHEMA
 from rolecall.server.routing.router import Router
 from rolecall.server.session import SessionInfo, current_session
@@ -54,7 +55,7 @@ async def test_requests_end_within_three_rounds_and_say_why_each_was(
     failed = 0
     async with ModelManager(starter_home, settings) as models:
         access = AllowedFolders(starter_home)
-        orchestrator = Orchestrator(models, retriever, Router(models, "starter"), access, store, settings)
+        orchestrator = Orchestrator(Staff(models, retriever, Router(models, "starter"), access, settings), store)
         current_session.set(SessionInfo("s", starter_home.root))
         for kind, arguments in requests:
             with suppress(SchemaRefused):

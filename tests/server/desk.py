@@ -33,6 +33,7 @@ from rolecall.roles.contract import RoleInfo
 from rolecall.server.orchestration.contract import Call, Outcome
 from rolecall.server.orchestration.jobs import Jobs, RunCall
 from rolecall.server.orchestration.run import Orchestrator
+from rolecall.server.orchestration.staff import Staff
 from rolecall.server.routing.router import Router
 from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.telemetry.store import Receipt, ReceiptStore
@@ -159,10 +160,8 @@ def desk(tmp_path: Path) -> Iterator[MakeDesk]:
         access.add(folder)
         models, store = models or ScriptedModels(script, roles), ReceiptStore(home.receipts_db)
         settings = change(load_settings(home, profile="starter"))
-        orchestrator = Orchestrator(
-            models, ListRetriever(passages, pending), Router(models, "starter"), access, store, settings
-        )
-        made.append(Desk(models, store, orchestrator, access, folder))
+        staff = Staff(models, ListRetriever(passages, pending), Router(models, "starter"), access, settings)
+        made.append(Desk(models, store, Orchestrator(staff, store), access, folder))
         return made[-1]
 
     yield make

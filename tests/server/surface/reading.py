@@ -21,7 +21,6 @@ from rolecall.retrieval.contract import Retriever
 from rolecall.retrieval.retriever import LanceRetriever
 from rolecall.server.orchestration.jobs import Jobs
 from rolecall.server.orchestration.run import Orchestrator
-from rolecall.server.routing.router import Router
 from rolecall.server.surface.resources import Resources
 from rolecall.server.surface.server import build_server
 from rolecall.server.surface.updates import STATUS, Updates
@@ -65,9 +64,7 @@ async def reading(desk: Desk, retriever: Retriever | None = None) -> AsyncIterat
 
 def over(desk: Desk, index: Retriever) -> Desk:
     """The desk with an orchestrator that searches this index."""
-    settings = desk.orchestrator.staff.settings
-    router = Router(desk.models, "starter")
-    return replace(desk, orchestrator=Orchestrator(desk.models, index, router, desk.access, desk.store, settings))
+    return replace(desk, orchestrator=Orchestrator(replace(desk.orchestrator.staff, retriever=index), desk.store))
 
 
 def text_of(result: types.ReadResourceResult) -> str:
