@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import anyio.to_thread
 
@@ -19,8 +18,7 @@ from ..errors import BadRequest
 from ..routing.contract import Agent, TaskType
 from ..validation.answer import checker
 from ..validation.blocks import CodeBlock, code_blocks
-from ..validation.contract import Subject
-from ..validation.verdict import validate as check_subject
+from ..validation.verdict import validate as checked
 from .ask import Ask, ask, settle
 from .contract import CodeCall, Outcome, ReasonCall, RouteCall, ValidateCall
 from .record import Run
@@ -127,10 +125,8 @@ async def validate(run: Run, staff: Staff, call: ValidateCall) -> Outcome:
         raise BadRequest("There is nothing to validate.", allowed="output or paths", advice="Give one of them.")
     run.advance(Event.CHECKS_CHOSEN)
     run.tell("checking", None)
-    subject = Subject(
-        output=output, evidence=evidence, question=call.question, schema_=call.schema_, language=call.language
-    )
-    found = await anyio.to_thread.run_sync(partial(check_subject, subject), abandon_on_cancel=True)
+    how = (evidence, call.question, call.schema_, call.language)
+    found = await anyio.to_thread.run_sync(checked, output, *how, abandon_on_cancel=True)
     run.checks.extend(found.checks)
     run.advance(Event.PASSED)
     deciding = [f"{check.name}: {check.detail}" for check in found.checks if check.decisive]
