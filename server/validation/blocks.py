@@ -169,17 +169,6 @@ def _yaml(code: str) -> None:
         pass
 
 
-def _xml(code: str) -> None:
-    from xml.parsers import expat
-
-    def refuse(*_: object) -> None:
-        raise ValueError("entity declarations are not read")
-
-    parser = expat.ParserCreate("utf-8")
-    parser.EntityDeclHandler = refuse
-    parser.Parse(code.encode(), True)
-
-
 def _shell(code: str) -> None:
     # `-n` reads without executing; no start-up file, no environment.
     reader = [str(shutil.which("bash")), "--norc", "--noprofile", "-n"]
@@ -193,6 +182,5 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "json": strict_json,
     **dict.fromkeys(("yaml", "yml"), _yaml),
     "toml": tomllib.loads,
-    **dict.fromkeys(("xml", "svg"), _xml),
     **dict.fromkeys(("shell", "bash", "sh"), _shell),
 }

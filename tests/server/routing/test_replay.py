@@ -60,7 +60,7 @@ def altered(change: Callable[[dict[str, Any]], object]) -> Callable[[Kept], Kept
     def made(kept: Kept) -> Kept:
         body = json.loads(kept.body)
         change(body)
-        return Kept(kept.id, json.dumps(body).encode(), "", "")
+        return Kept(kept.id, json.dumps(body).encode(), "")
 
     return made
 

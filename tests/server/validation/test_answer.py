@@ -105,7 +105,6 @@ def test_a_value_is_checked_by_the_draft_that_its_schema_names() -> None:
         ("json", '{"a": [1]}', '{"a": NaN}'),
         ("yaml", "a: 1\n---\nb: [2]", "a: [1"),
         ("toml", "a = 1", "a ="),
-        ("xml", "<a><b/></a>", "<a><b></a>"),
     ],
 )
 def test_each_parser_tells_good_code_from_bad(language: str, good: str, bad: str) -> None:
@@ -119,8 +118,7 @@ def test_shell_is_read_and_never_run(tmp_path: Any) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bomb_of_entities_and_a_tower_of_brackets_are_faults_not_crashes() -> None:
-    assert "entity" in parses('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "xml")[1]
+def test_a_tower_of_brackets_is_a_fault_not_a_crash() -> None:
     for language in ("python", "json", "yaml", "toml"):
         assert parses("[" * 40_000, language)[0] is False
 
