@@ -152,37 +152,14 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Meta:
-    """What the answer cost, summed over model calls. Times on a clock that stands still while the machine sleeps.
-
-    `spared` is what it saved the client, as in the receipt.
-    """
-
-    total_s: float = 0.0
-    model_calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    thinking_tokens: int = 0
-    cached_tokens: int = 0
-    queue_s: float = 0.0
-    load_s: float = 0.0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    cold_start: bool = False
-    model: str | None = None
-    role: str | None = None
-    rounds: int = 0
-    spared: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """A finished call. `answer` is always the readable result; the rest is set where the tool has it.
 
     `status`: `ok`; `degraded`, another role's model answered (a warning has the command that gets the right one), or
     none did and passages are quoted;
     `partial`, some input was not used or time ran out; `unverified`, a decisive check failed and a warning names it.
-    With `job_id` the call goes on as that job, and this is not its answer yet.
+    `meta` is what it cost, summed over model calls, and what it `spared` the client, as in the receipt. With `job_id`
+    the call goes on as that job, and this is not its answer yet.
     """
 
     answer: str
@@ -198,5 +175,5 @@ class Outcome:
     index: IndexState | None = None
     verdict: Verdict | None = None
     checks: tuple[Check, ...] = ()
-    meta: Meta = field(default_factory=Meta)
+    meta: dict[str, Any] = field(default_factory=dict)
     job_id: str | None = None

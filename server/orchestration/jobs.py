@@ -72,9 +72,6 @@ class Job:
         for listener in tuple(self.listeners):
             listener(words, fraction)
 
-    def measure(self) -> None:
-        self.seconds = time.monotonic() - self.started
-
     async def settled(self, tell: OnProgress, within_s: float) -> bool:
         """Whether it has ended, after waiting for at most `within_s` seconds; `tell` hears of it meanwhile."""
         self.listeners.add(tell)
@@ -138,7 +135,7 @@ class Jobs:
         key = _key(id)
         if (job := self._jobs.get(key)) is not None:
             if job.state == "running":
-                job.measure()
+                job.seconds = time.monotonic() - job.started
             return job
         rows = await self._store.run((_FIND, (key, time.time() - self._kept_s)))
         if not rows:
@@ -188,7 +185,7 @@ class Jobs:
             if job.outcome is None and job.error is None:
                 job.error = Cancelled("The call was cancelled.", advice="Send it again if it is still wanted.")
             job.words = str(job.error or "finished")
-            job.measure()
+            job.seconds = time.monotonic() - job.started
             if job.key:
                 with anyio.CancelScope(shield=True):
                     await self._end(job)

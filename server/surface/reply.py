@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
 from typing import Any
 
 import mcp_types as types
@@ -61,8 +60,8 @@ async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) 
         text += f"\n\n[status: {result['status']}]" + "".join(f"\n- {warning}" for warning in warnings)
     return types.CallToolResult(
         content=[types.TextContent(type="text", text=text), *links],
-        structured_content=_once(result, by_model=outcome.meta.model_calls > 0),
-        _meta={"rolecall/cost": asdict(outcome.meta)},
+        structured_content=_once(result, by_model=bool(outcome.meta.get("model_calls"))),
+        _meta={"rolecall/cost": outcome.meta},
     )
 
 

@@ -100,7 +100,7 @@ def test_a_first_answer_that_fails_a_check_is_repaired_escalated_or_handed_back(
 
     assert outcome.status == status, outcome
     assert trail(at) == steps
-    assert outcome.meta.rounds == at.receipt().rounds <= 3 and outcome.meta.model_calls <= 5
+    assert outcome.meta["rounds"] == at.receipt().rounds <= 3 and outcome.meta["model_calls"] <= 5
     assert (status == "unverified") == any("Do this yourself" in warning for warning in outcome.warnings)
 
 

@@ -67,9 +67,9 @@ def test_thinking_goes_to_the_receipt_only(desk: MakeDesk) -> None:
     content = at.receipt().content
     assert content is not None and content.thinking == "two and two"
     assert "two and two" not in repr(outcome)
-    assert outcome.meta.thinking_tokens == 3
+    assert outcome.meta["thinking_tokens"] == 3
     assert (
-        outcome.meta.cached_tokens
+        outcome.meta["cached_tokens"]
         == 7
         == at.receipt().calls[0]["cached_tokens"]
         == at.receipt().tokens["cached_tokens"]
