@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from rolecall.config.prompts import document, prompt
-from rolecall.roles.contract import GenerationResult, Role, RoleInfo, RoleModels
+from rolecall.roles.contract import GenerationResult, Role, RoleInfo
 from rolecall.roles.errors import RoleError, SchemaRefused
 
 from ..routing.policy import effect
@@ -67,8 +67,13 @@ async def ask(run: Run, staff: Staff, wanted: Ask) -> Said:
     for number in range(1, wanted.attempts + 1):
         if wanted.attempts > 1:  # the parts of a long summary have one attempt, and there may be hundreds of them
             note(run, number, wanted.role, why, failing.detail if failing else "")
+        answer, left_s = None, run.left_s()
         try:
-            answer = await _attempt(run, staff.models, wanted, failing, late=said is not None)
+            with anyio.fail_after(left_s - HAND_BACK_S if said and left_s else None):  # time to hand `said` back
+                answer = await generate(run, staff.models, wanted, failing)
+        except SchemaRefused as error:  # another attempt, or a heavier model, may keep to the form
+            refused, used = error, info_of(staff.models, wanted.role).model
+            failing = fault("schema", error.found or error.message)
         except (RoleError, TimeoutError) as error:
             if said is None:
                 raise
@@ -77,10 +82,7 @@ async def ask(run: Run, staff: Staff, wanted: Ask) -> Said:
             return said
         run.advance(Event.GENERATED)
         run.rounds = max(run.rounds, number)
-        if isinstance(answer, SchemaRefused):  # another attempt, or a heavier model, may keep to the form
-            refused, used = answer, info_of(staff.models, wanted.role).model
-            failing = fault("schema", refused.found or refused.message)
-        else:
+        if answer is not None:
             said, used = await _checked(run, staff, wanted, answer, number, said), answer.model
             failing = said.failing
             if answer.finish == "timeout":
@@ -110,18 +112,6 @@ def settle(run: Run, said: Said) -> None:
         if check.verdict is Verdict.UNSUPPORTED and not check.decisive:
             run.mark("ok", f"Look again: {check.detail}.")
     run.advance(Event.GAVE_UP if said.failing else Event.PASSED)
-
-
-async def _attempt(
-    run: Run, models: RoleModels, wanted: Ask, finding: Check | None, *, late: bool
-) -> GenerationResult | SchemaRefused:
-    """One generation; a `late` one must leave time to hand an earlier answer back."""
-    left_s = run.left_s()
-    try:
-        with anyio.fail_after(left_s - HAND_BACK_S if late and left_s else None):
-            return await generate(run, models, wanted, finding)
-    except SchemaRefused as error:
-        return error
 
 
 async def _checked(
