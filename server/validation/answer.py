@@ -7,7 +7,7 @@ from collections.abc import Callable
 from .arithmetic import arithmetic_check
 from .blocks import broken_check, code_blocks, parse_check
 from .contract import Check, Verdict, fault
-from .evidence import missing_numbers, read_source
+from .evidence import missing_numbers
 from .form import cut_off, form_checks, refusal
 from .text import words
 
@@ -44,7 +44,7 @@ def checker(
         if max_words is not None and (count := len(words(answer))) > max_words:
             checks.append(fault("word_limit", f"{count} words; at most {max_words} are allowed"))
         if not coding and any(piece.strip() for piece in evidence):
-            numbered = missing_numbers(answer, read_source(evidence), question)
+            numbered = missing_numbers(answer, evidence, question)
             copies = task_type in ("summarization", "retrieval")
             checks.append(numbered.model_copy(update={"decisive": numbered.decisive and copies}))
         if not coding and ("<document" in answer or "</document" in answer):
