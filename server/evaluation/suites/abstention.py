@@ -38,9 +38,10 @@ async def evaluate(
     documents, asked = halved(data)
     items = list[dict[str, Any]]()
     async with indexed(documents, home, settings, say) as index:
+        default = [*index.legs.values()][-1]
         for number, (query, left) in enumerate(asked):
             say({"done": number, "total": len(asked), "words": "asking"})
-            found = await index.default(query.text)
+            found = await default(query.text)
             if found.answerable is None:
                 raise BadRequest("Search has no vectors, and so no threshold.", advice="Run `rolecall setup`.")
             items.append({"id": query.id, "left": left, "answerable": rounded(found.answerable)})

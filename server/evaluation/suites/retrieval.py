@@ -97,14 +97,6 @@ class Index:
     ids: Mapping[str, str]
     home: Home
 
-    @property
-    def default(self) -> Callable[[str], Awaitable[Found]]:
-        return list(self.legs.values())[-1]
-
-    def ranking(self, found: Found) -> list[str]:
-        """The documents of the passages, best first."""
-        return list(dict.fromkeys(self.ids[passage.path] for passage in found.passages))
-
 
 @asynccontextmanager
 async def indexed(documents: Sequence[Text], home: Home, settings: Settings, say: OnStep) -> AsyncIterator[Index]:
@@ -156,7 +148,8 @@ async def evaluate(
         for number, query in enumerate(data.queries):
             say({"done": number, "total": len(data.queries), "words": "searching"})
             for name, search in index.legs.items():
-                rankings[name].append(index.ranking(await search(query.text)))
+                passages = (await search(query.text)).passages
+                rankings[name].append(list(dict.fromkeys(index.ids[each.path] for each in passages)))
     gains = [data.gains[query.id] for query in data.queries]
     measured = {
         leg: {
