@@ -55,11 +55,8 @@ class Said:
 async def ask(run: Run, staff: Staff, wanted: Ask) -> Said:
     """Ask until the checks pass or nobody is left to ask. Goes from MODEL_SELECTION or LLM_CALL to VALIDATION.
 
-    Raises:
-        PromptTooLong: with the figures of this request.
-        SchemaRefused: no attempt kept to the form that was asked for.
-        Other `RoleError`s of the first attempt; where a later one fails, or would outlast the call's budget, the
-        earlier answer stands.
+    Raises as `generate` in its first attempt, and SchemaRefused where none kept to the form that was asked for; where a
+    later one fails, or would outlast the call's budget, the earlier answer stands.
     """
     said, failing, refused, why = None, None, None, "first answer"
     if run.machine.state is RunState.MODEL_SELECTION:

@@ -104,13 +104,8 @@ class Jobs:
             await running[0].done.wait()
 
     async def run(self, call: Call, tell: OnProgress, deadline_s: float) -> Outcome:
-        """The call's outcome; after `deadline_s` a partial one with the id of the job that the call goes on as.
-
-        Cancelling the awaiting task stops the call, unless it has become a job.
-
-        Raises:
-            RolecallError: as the call itself.
-        """
+        """The call's outcome; after `deadline_s` a partial one with the id of the job that the call goes on as. Raises
+        as the call itself. Cancelling the awaiting task stops the call, unless it has become a job."""
         job = Job(call.tool)
         self._tasks.start_soon(self._work, job, call)
         try:
@@ -125,12 +120,10 @@ class Jobs:
         return job.outcome
 
     async def status(self, id: str) -> Job:
-        """The job of this id.
+        """The job of this id. Raises as the receipts' store, and
 
-        Raises:
-            JobUnknown: there is none, or its result is no longer kept.
-            JobLost: its host ended before it did.
-            StoreNewer, StoreUnusable.
+        JobUnknown: there is none, or its result is no longer kept.
+        JobLost: its host ended before it did.
         """
         key = _key(id)
         if (job := self._jobs.get(key)) is not None:
@@ -150,11 +143,8 @@ class Jobs:
         return Job(tool, key, str(error), seconds=seconds, error=error)
 
     async def result(self, id: str, tell: OnProgress = lambda *_: None, within_s: float = 0.0) -> Job:
-        """The job once it has ended, or after `within_s` seconds; `tell` hears of it meanwhile.
-
-        Raises:
-            RolecallError: as `status`, and the job's own error where it failed or was cancelled.
-        """
+        """The job once it has ended, or after `within_s` seconds; `tell` hears of it meanwhile. Raises as `status`, and
+        the job's own error where it failed or was cancelled."""
         if (job := self._jobs.get(_key(id))) is not None:
             tell(job.words, job.fraction)
             await job.settled(tell, within_s)

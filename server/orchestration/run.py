@@ -41,9 +41,7 @@ class Orchestrator:
     async def run(self, call: Call, on_progress: OnProgress, on_text: OnText = lambda piece: None) -> Outcome:
         """Run one call to its end. Cancelling the awaiting task stops it at once and leaves a receipt.
 
-        Raises:
-            RolecallError: always typed, and its receipt holds the same error. A receipt that cannot be written is a
-            warning, never a lost answer.
+        Whatever fails is a RolecallError, as in the receipt. One that cannot be written is a warning, no lost answer.
         """
         run = Run(call, on_progress, self.staff.settings.telemetry, self.staff.models.count_tokens, on_text)
         try:
