@@ -78,10 +78,8 @@ def load(folder: Path, limit: int = 0) -> tuple[Table, Table, Array]:
     """Train, test (`limit` of its questions, evenly taken; 0: all) and each model's cost: its price over the dearest
     one's, 0 for all where `default_llm.json` is missing. Raises BadRequest for what is not in the table's form, NaN and
     a missing model included."""
-    train, test = (_table(folder / f"{name}.json") for name in ("train", "test"))
-    if train.models != test.models:
-        found = ", ".join(sorted({*train.models} ^ {*test.models}))
-        raise BadRequest("train.json and test.json hold different models.", found=found, advice=ADVICE)
+    train = _table(folder / "train.json")
+    test = _table(folder / "test.json", train.models)
     if len(train.questions) < _LEAST_TRAIN or len(test.questions) < 2:
         found, allowed = f"{len(train.questions)} and {len(test.questions)}", f"{_LEAST_TRAIN} and 2 at least"
         raise BadRequest("Too few train and test questions.", found=found, allowed=allowed, advice=ADVICE)
@@ -89,10 +87,10 @@ def load(folder: Path, limit: int = 0) -> tuple[Table, Table, Array]:
     return train, test, _costs(train.models, prices) if prices.exists() else np.zeros(len(train.models))
 
 
-def _table(file: Path) -> Table:
+def _table(file: Path, models: tuple[str, ...] = ()) -> Table:
     rows = parsed(file, json.loads, ADVICE)
     found = items_of(_Row, rows if isinstance(rows, list) else [rows], ADVICE)
-    models = tuple(sorted(found[0].scores))
+    models = models or tuple(sorted(found[0].scores))
     for number, row in enumerate(found, 1):
         if odd := {*row.scores} ^ {*models}:
             failed = f"Item {number} of {file.name} lacks a model's score, or has one more."

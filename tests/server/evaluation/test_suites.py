@@ -128,7 +128,7 @@ def test_a_tie_with_the_best_is_right(tmp_path: Path) -> None:
         ("train.json", '[{"question": "q", "scores": {"a": 7}}]', "less than or equal to 1"),
         ("train.json", '[{"question": "q", "scores": {"a": 1}}, {"question": "q", "scores": {"b": 1}}]', "Item 2"),
         ("train.json", '[{"question": "q", "scores": {}}]', "at least 1 item"),
-        ("train.json", '[{"question": "q", "scores": {"a": 1}}]', "different models"),
+        ("train.json", '[{"question": "q", "scores": {"a": 1}}]', "Item 1 of test.json"),
         ("train.json", '{"question": "q"}', "scores"),
         ("train.json", "[]", "no items"),
         ("test.json", "nonsense", "test.json cannot be read"),
