@@ -22,6 +22,7 @@ from rolecall.server.host.compose import _open_history
 from rolecall.server.host.downloads import Downloads
 from rolecall.server.host.operations import Operations
 from rolecall.server.orchestration.run import Orchestrator
+from rolecall.server.orchestration.staff import Staff
 from rolecall.server.routing.router import Router
 from rolecall.server.telemetry.history import ModelHistory
 from rolecall.server.telemetry.store import ReceiptStore
@@ -158,7 +159,8 @@ REPORT = AddReport(collection="a", indexed=0, skipped=0, failed=(), seconds=0.0)
 def index(operations: Operations) -> tuple[Operations, Recorder]:
     recorder = Recorder()
     router = Router(operations.models, "starter")
-    desk = Orchestrator(operations.models, recorder, router, operations.access, operations.store, operations.settings)
+    staff = Staff(operations.models, recorder, router, operations.access, operations.settings)
+    desk = Orchestrator(staff, operations.store)
     return replace(operations, desk=lambda: desk), recorder
 
 
