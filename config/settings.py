@@ -66,13 +66,11 @@ class TelemetrySettings(Strict):
 
 class RetrievalSettings(Strict):
     """`chunk_tokens` in tokens of the embedder; larger files than `max_file_mb` are skipped. `uri` puts the index into
-    an object store instead of the home; its keys are in ROLECALL_HOME/env or the environment. `watch`: the host keeps
-    all collections in step with their folders while it runs."""
+    an object store instead of the home; its keys are in ROLECALL_HOME/env or the environment."""
 
     chunk_tokens: int = Field(gt=0)
     max_file_mb: float = Field(gt=0)
     uri: str | None = None
-    watch: bool = False
 
     @field_validator("uri")
     @classmethod

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias
+
+from pydantic import Field
 
 from rolecall.config.profile import Strict
 
@@ -36,14 +38,17 @@ class SourceText(Strict):
     size_bytes: int
 
 
-class Filters(Strict):
-    """Narrow a search. `glob` is matched against the absolute path, `kind` is one of `Kind`, `language` a language
-    name such as `python`, `since` an ISO date or time: only files modified at or after it."""
+FilterName = Annotated[str, Field(min_length=1, max_length=4096)]
 
-    glob: str | None = None
-    kind: str | None = None
-    language: str | None = None
-    since: str | None = None
+
+class Filters(Strict):
+    """Narrow a search. `glob` is matched against the absolute path, `since` an ISO date or time: only files modified
+    at or after it. Descriptions are what a client's model reads."""
+
+    glob: FilterName | None = Field(default=None, description="Like **/*.md.")
+    kind: Kind | None = Field(default=None, description="Kind of file.")
+    language: FilterName | None = Field(default=None, description="Programming language.")
+    since: FilterName | None = Field(default=None, description="ISO date: changed since.")
 
 
 class Passage(Strict):

@@ -17,7 +17,6 @@ from rolecall.config.profile import Encoder, RoleSpec
 from rolecall.config.settings import GB, Settings
 
 from .contract import (
-    EmbedderInfo,
     GenerationRequest,
     GenerationResult,
     MemoryState,
@@ -161,7 +160,7 @@ class ModelManager:
         async with self._encoder("reranker") as worker:
             return list(await worker.rerank(query, texts))
 
-    def embedder(self) -> EmbedderInfo | None:
+    def embedder(self) -> str | None:
         return self._staff.embedder()
 
     def roles(self) -> tuple[RoleInfo, ...]:

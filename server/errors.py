@@ -85,3 +85,14 @@ class StoreNewer(ServerError):
 
 class StoreUnusable(ServerError):
     code = "store_unusable"
+
+
+def told(what: str, error: Exception) -> RolecallError:
+    """The error as whoever asked may know it: of one that is not typed only the kind, while the log has the rest."""
+    if isinstance(error, RolecallError):
+        return error
+    import structlog  # no part of the standard library, with which the shim does
+
+    structlog.get_logger().error("request_failed", what=what, exc_info=True)
+    advice = "Try again; `rolecall logs` has the details."
+    return RolecallError(f"{what} failed inside the host ({type(error).__name__}).", advice=advice)

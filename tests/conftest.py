@@ -25,6 +25,7 @@ from rolecall.server.protocol import VERSION
 TOY = Path(__file__).parent / "server" / "toy"
 TOY_HOST = (sys.executable, "-P", str(TOY / "host.py"))
 PATIENCE_S = 30.0
+ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 _kept_locks: list[int] = []
 
 

@@ -22,12 +22,10 @@ from rolecall.config.models import load_yaml
 from rolecall.config.profile import Strict
 
 from ..errors import BadRequest, HostDied
-from ..surface.arguments import ReasonArguments, SummarizeArguments, ValidateArguments
+from ..orchestration.contract import ReasonCall, SummarizeCall, ValidateCall
 from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, Tell, ask_host, show
 
-_ARGUMENTS: dict[str, type[BaseModel]] = {
-    "summarize": SummarizeArguments, "reason": ReasonArguments, "validate": ValidateArguments
-}  # fmt: skip
+_ARGUMENTS: dict[str, type[BaseModel]] = {"summarize": SummarizeCall, "reason": ReasonCall, "validate": ValidateCall}
 _OURS = {"paths", "save_to", "each"}
 """No arguments of a job's: every file is a call of its own, and its result a line."""
 _UNLIKE = {"receipt_id", "job_id"}

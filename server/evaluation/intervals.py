@@ -5,8 +5,7 @@ Source: Wilson, "Probable inference", JASA 22 (1927), for shares; Efron's percen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ..errors import BadRequest
 
@@ -28,29 +27,19 @@ def wilson(hits: int, n: int) -> Interval:
 
 
 def mean(values: Sequence[float]) -> Interval:
-    """Of the mean. Raises BadRequest for fewer than two values, as the two below do."""
-    return _bootstrap(lambda x, axis=-1: x.mean(axis=axis), values)
+    """Of the mean. Raises BadRequest for fewer than two values, as `difference` does."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    array = np.asarray(values, dtype=float)
+    if len(array) < 2:
+        raise BadRequest("An interval needs at least two items.", found=str(len(array)), advice="Give more items.")
+    if (array == array[0]).all():  # scipy warns where nothing varies
+        return float(array[0]), float(array[0])
+    drawn = bootstrap((array,), np.mean, method="percentile", batch=_AT_ONCE, rng=_SEED)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> Interval:
     """Of mean(a) - mean(b), which belong to the same items in the same order (paired)."""
     return mean([x - y for x, y in zip(a, b, strict=True)])
-
-
-def ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """Of sum(a) / sum(b), which belong to the same items in the same order (paired)."""
-    return _bootstrap(lambda x, y, axis=-1: x.sum(axis=axis) / y.sum(axis=axis), a, b)
-
-
-def _bootstrap(statistic: Callable[..., Any], *samples: Sequence[float]) -> Interval:
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    arrays = [np.asarray(sample, dtype=float) for sample in samples]
-    if len(arrays[0]) < 2:
-        raise BadRequest("An interval needs at least two items.", found=str(len(arrays[0])), advice="Give more items.")
-    if all((array == array[0]).all() for array in arrays):  # scipy warns where nothing varies
-        only = float(statistic(*arrays))
-        return only, only
-    drawn = bootstrap(arrays, statistic, paired=True, method="percentile", batch=_AT_ONCE, rng=_SEED)
-    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
 from rolecall.config.home import Home
 from rolecall.config.settings import load_settings
 from rolecall.retrieval.access import AllowedFolders
+from rolecall.retrieval.contract import Retriever
 from rolecall.roles.contract import ModelEvent, Role
 from rolecall.roles.manager import ModelManager
 from rolecall.roles.sources import pull
@@ -24,8 +26,10 @@ from ..telemetry.history import ModelHistory
 from ..telemetry.store import ReceiptStore
 from .downloads import Downloads
 from .host import Services
-from .live import LiveIndex
-from .operations import Desk, Operations
+from .operations import Operations
+
+if TYPE_CHECKING:
+    from ..orchestration.run import Orchestrator
 
 
 @asynccontextmanager
@@ -39,14 +43,6 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
         history.note(event)
         updates.changed(MODELS, STATUS)
 
-    def indexed() -> None:
-        updates.changed(STATUS)
-        live.begin()
-
-    def listed() -> None:
-        models.preload(Role.ROUTER)
-        live.begin()
-
     async def drained() -> None:
         for watch in operations.watches:
             watch.cancel()
@@ -59,41 +55,37 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
     ):
 
         @cache
-        def desk() -> Desk:
+        def desk() -> Orchestrator:
             """What answers requests; its imports would keep a client a tenth of a second from its list of tools."""
             from rolecall.retrieval.retriever import LanceRetriever
 
             from ..orchestration.run import Orchestrator
+            from ..orchestration.staff import Staff
             from ..routing.router import Router
 
-            def embedder_identity() -> str | None:
-                return info.identity if (info := models.embedder()) else None
-
             retriever = LanceRetriever(
-                home, settings.retrieval, models.embed, embedder_identity, access,
-                home.models / settings.profile.embedder.model / "tokenizer.json", indexed,
+                home, settings.retrieval, models.embed, models.embedder, access,
+                home.models / settings.profile.embedder.model / "tokenizer.json",
+                on_change=partial(updates.changed, STATUS),
                 embed_query=partial(models.embed, query=True),
                 rerank=models.rerank if settings.profile.reranker else None,
             )  # fmt: skip
-            live.begin()
             router = Router(models, settings.profile.name, settings.routing)
-            return Desk(retriever, router, Orchestrator(models, retriever, router, access, store, settings))
+            return Orchestrator(Staff(models, retriever, router, access, settings), store)
 
-        live = LiveIndex(lambda: desk().retriever)
+        def index() -> Retriever:
+            return desk().staff.retriever
+
         downloads = Downloads(lambda name, seen: pull(name, home, settings, seen))
         background.start_soon(downloads.run)
         background.start_soon(history.watch, models)
         background.start_soon(updates.run)
-        if settings.retrieval.watch:
-            background.start_soon(live.run)
-        jobs = Jobs(
-            lambda call, tell: desk().orchestrator.run(call, tell), store, background, settings.telemetry.keep_content
-        )
-        resources = Resources(models, access, store, jobs, lambda: desk().retriever, updates)
+        jobs = Jobs(lambda call, tell: desk().run(call, tell), store, background, settings.telemetry.keep_content)
+        resources = Resources(models, access, store, jobs, index, updates)
         operations = Operations(settings, access, models, store, history, downloads, desk)
         try:
             yield Services(
-                mcp=build_server(jobs, listed, settings.host.call_deadline_s, resources),
+                mcp=build_server(jobs, partial(models.preload, Role.ROUTER), settings.host.call_deadline_s, resources),
                 operations=operations.table(),
                 busy=lambda: downloads.busy or jobs.busy,
                 settings_fingerprint=settings.fingerprint,
@@ -104,7 +96,7 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
             background.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 if desk.cache_info().currsize:
-                    await desk().retriever.aclose()
+                    await index().aclose()
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import structlog
 
-from rolecall.config.errors import RolecallError
+from ..errors import told
 
 Pull = Callable[[str, Callable[[str, int, int], None]], Awaitable[object]]
 """Gets one model; reports what is being done, bytes done and bytes in all."""
@@ -56,8 +56,8 @@ class Downloads:
                 try:
                     await self._pull(self._current, self._seen)
                 except Exception as error:  # whatever it is, the host and the other downloads go on
-                    typed = error if isinstance(error, RolecallError) else RolecallError(f"{type(error).__name__}.")
-                    log.warning("download_failed", model=self._current, code=typed.code, exc_info=typed is not error)
+                    typed = told(f"The download of {self._current}", error)
+                    log.warning("download_failed", model=self._current, code=typed.code)
                     self._failed[self._current] = str(typed)
                 finally:
                     self._current, self._bytes = "", (0, 0)

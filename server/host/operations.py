@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -42,19 +43,11 @@ PROBE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """What answers requests."""
-
-    retriever: Retriever
-    router: Router
-    orchestrator: Orchestrator
-
-
-@dataclass(frozen=True, slots=True)
 class Operations:
     """The host's objects, as the command line may use them; `desk` builds its own at the first call.
 
-    `watches` are what the operations that go on until their caller leaves run in, for the host to end as it leaves."""
+    Every coroutine method is an operation of its name; its parameters after `tell` are those on the wire. `watches` are
+    what the operations that go on until their caller leaves run in, for the host to end as it leaves."""
 
     settings: Settings
     access: AllowedFolders
@@ -62,20 +55,18 @@ class Operations:
     store: ReceiptStore
     history: ModelHistory
     downloads: Downloads
-    desk: Callable[[], Desk]
+    desk: Callable[[], Orchestrator]
     watches: set[anyio.CancelScope] = field(default_factory=set)
 
     def table(self) -> Mapping[str, Operation]:
-        """Every operation by the name it has on the wire; parameters have the names and types of its method's."""
-        offered: tuple[Callable[..., Awaitable[Any]], ...] = (
-            self.status, self.usage, self.tool, self.files, self.route, self.explain, self.embed, self.validate,
-            self.allow, self.index_preview, self.index_add, self.index_sync, self.index_watch, self.index_status,
-            self.index_list, self.index_remove, self.search, self.check, self.models_ps, self.models_load,
-            self.models_unload, self.models_pin, self.models_download, self.memory, self.endpoints, self.receipt,
-            self.receipts,
-        )  # fmt: skip
+        """Every operation by its name."""
         lazily = validate_call(config=ConfigDict(defer_build=True))
-        return {each.__name__: partial(_checked, lazily(each)) for each in offered}
+        names = [name for name, each in vars(Operations).items() if iscoroutinefunction(each)]
+        return {name: partial(_checked, lazily(getattr(self, name))) for name in names}
+
+    @property
+    def _retriever(self) -> Retriever:
+        return self.desk().staff.retriever
 
     async def status(self, _: Tell) -> Any:
         folders = await anyio.to_thread.run_sync(self.access.list)
@@ -98,7 +89,7 @@ class Operations:
             if stream:
                 tell({"text": piece})
 
-        outcome = await self.desk().orchestrator.run(parse_call(name, arguments), say, hear)
+        outcome = await self.desk().run(parse_call(name, arguments), say, hear)
         return result_of(name, outcome)
 
     async def files(self, _: Tell, paths: list[str]) -> Any:
@@ -117,7 +108,7 @@ class Operations:
 
     def _router(self, policy: RoutingSettings | None) -> Router:
         """The host's router; with a policy, one that has it in place of the settings'."""
-        router = self.desk().router
+        router = self.desk().staff.router
         return router if policy is None else router.with_policy(policy)
 
     async def embed(
@@ -126,16 +117,15 @@ class Operations:
         """Unit-length vectors as of `RoleModels.embed`; refused where the caller means another embedder than the
         host's."""
         mine = self.models.embedder()
-        if identity and (mine is None or mine.identity != identity):
+        if identity and mine != identity:
             failed, advice = "The host embeds with another model.", "Run `rolecall stop`, and try again."
-            raise BadRequest(failed, found=mine.identity if mine else "none", allowed=identity, advice=advice)
+            raise BadRequest(failed, found=mine or "none", allowed=identity, advice=advice)
         return (await self.models.embed(texts, alone=alone, query=query)).tolist()
 
     async def validate(self, _: Tell, line: Any) -> Any:
-        from ..validation.verdict import batch_line, subject_from_line, validate
+        from ..validation.verdict import verdict_line
 
-        subject = subject_from_line(line)
-        return batch_line(line.get("id"), await anyio.to_thread.run_sync(validate, subject))
+        return await anyio.to_thread.run_sync(verdict_line, line)
 
     async def allow(self, _: Tell, folder: str = "", remove: bool = False) -> Any:
         if folder and not remove:
@@ -147,17 +137,17 @@ class Operations:
         return {"folders": [str(folder) for folder in self.access.list()]}
 
     async def index_preview(self, _: Tell, folder: Path) -> Any:
-        return await self.desk().retriever.preview(folder)
+        return await self._retriever.preview(folder)
 
     async def index_add(
         self, tell: Tell, folder: Path, collection: str | None = None, confirmed: bool = False,
         private: bool | None = None,
     ) -> Any:  # fmt: skip
         most = None if confirmed else UNASKED_FILES
-        return await self.desk().retriever.add(folder, collection, _saying(tell), most, private)
+        return await self._retriever.add(folder, collection, _saying(tell), most, private)
 
     async def index_sync(self, tell: Tell, collection: str | None = None) -> Any:
-        return await self.desk().retriever.sync(collection, _saying(tell))
+        return await self._retriever.sync(collection, _saying(tell))
 
     async def index_watch(self, tell: Tell, collection: str | None = None) -> None:
         """Keep collections in step with their folders until the caller leaves or the host does; each sync is told as
@@ -165,28 +155,28 @@ class Operations:
         with anyio.CancelScope() as watch:
             self.watches.add(watch)
             try:
-                await self.desk().retriever.watch(collection, lambda report: tell({"synced": report}))
+                await self._retriever.watch(collection, lambda report: tell({"synced": report}))
             finally:
                 self.watches.discard(watch)
 
     async def index_status(self, _: Tell, collection: str | None = None) -> Any:
-        return await self.desk().retriever.status(collection)
+        return await self._retriever.status(collection)
 
     async def index_list(self, _: Tell) -> Any:
-        return await self.desk().retriever.collections()
+        return await self._retriever.collections()
 
     async def index_remove(self, _: Tell, collection: str) -> Any:
-        return {"collection": collection, "files": await self.desk().retriever.remove(collection)}
+        return {"collection": collection, "files": await self._retriever.remove(collection)}
 
     async def search(
         self, _: Tell, query: str, max_results: int, collection: str | None = None, filters: Filters | None = None,
         leg: Leg = "fused",
     ) -> Any:  # fmt: skip
-        return await self.desk().retriever.search(query, collection, max_results, filters, leg)
+        return await self._retriever.search(query, collection, max_results, filters, leg)
 
     async def check(self, _: Tell, passages: list[Passage]) -> Any:
         """Citations looked up again."""
-        return await self.desk().retriever.check(passages)
+        return await self._retriever.check(passages)
 
     async def models_ps(self, _: Tell) -> Any:
         return self.models.resident()

@@ -32,7 +32,7 @@ from pydantic_core import from_json, to_jsonable_python
 
 from rolecall.config.errors import RolecallError
 
-from ..errors import BadRequest, TooManyRequests
+from ..errors import BadRequest, TooManyRequests, told
 from ..protocol import MAX_FRAME_BYTES
 from ..session import current_session
 
@@ -48,6 +48,10 @@ _FLUSH_S = 1.0
 _BUFFERED = 256
 _MOST_OPEN = 128
 _TOO_MANY = -32013
+_CROWDED = TooManyRequests(
+    "Too many requests of this client are open.", allowed=f"{_MOST_OPEN} at a time",
+    advice="Send it again when others are answered.",
+)  # fmt: skip
 _CLIENT_INFO = "io.modelcontextprotocol/clientInfo"
 _LEADING_ID = re.compile(
     rb'\s*\{\s*(?:"(?:jsonrpc|method)"\s*:\s*"[^"\\]*"\s*,\s*)*"id"\s*:\s*("(?:[^"\\]|\\.){0,200}"|-?\d{1,18})\s*[,}]'
@@ -115,15 +119,12 @@ def parse_message(frame: bytes) -> JSONRPCMessage | Refusal | None:
     return jsonrpc_message_adapter.validate_python(value, by_name=False)
 
 
-def _refusal(code: int, message: str, request_id: str | int | None) -> Refusal:
+def _refusal(code: int, message: str, request_id: str | int | None, error: RolecallError | None = None) -> Refusal:
     allowed = f"one JSON-RPC 2.0 message in UTF-8, of at most {MAX_FRAME_BYTES} bytes, on a line"
     advice = "Correct it and send it again; the session goes on."
-    typed = BadRequest("This line is no message that can be read.", found=message, allowed=allowed, advice=advice)
-    return _refused(code, message, typed, request_id)
-
-
-def _refused(code: int, message: str, typed: RolecallError, request_id: str | int | None) -> Refusal:
-    return Refusal(jsonrpc="2.0", id=request_id, error=ErrorData(code=code, message=message, data=typed.to_dict()))
+    unread = BadRequest("This line is no message that can be read.", found=message, allowed=allowed, advice=advice)
+    data = (error or unread).to_dict()
+    return Refusal(jsonrpc="2.0", id=request_id, error=ErrorData(code=code, message=message, data=data))
 
 
 def _own_id(value: Any) -> str | int | None:
@@ -208,7 +209,8 @@ class _Passing:
             await to_server.send(self._began(first))
             async for message in messages:
                 if isinstance(message, JSONRPCRequest) and self._open >= _MOST_OPEN:
-                    await self._send(_line(_too_many(message.id)))  # waits for a client that does not read
+                    refused = _refusal(_TOO_MANY, str(_CROWDED), message.id, _CROWDED)
+                    await self._send(_line(refused))  # waits for a client that does not read
                 elif isinstance(message, JSONRPCResponse | JSONRPCError):
                     boot, _, number = str(message.id).partition(":")
                     if boot == self._boot and number:
@@ -236,12 +238,6 @@ class _Passing:
             params = {**message.params, "requestId": f"{self._boot}:{message.params.get('requestId')}"}
             message = message.model_copy(update={"params": params})
         return _line(message)
-
-
-def _too_many(request_id: str | int) -> Refusal:
-    failed, allowed = "Too many requests of this client are open.", f"{_MOST_OPEN} at a time"
-    error = TooManyRequests(failed, allowed=allowed, advice="Send it again when others are answered.")
-    return _refused(_TOO_MANY, str(error), error, request_id)
 
 
 async def _write(source: MemoryObjectReceiveStream[Item], send: SendLine, encoded: Callable[[Item], bytes]) -> None:
@@ -276,6 +272,7 @@ async def _answer(
     operations: Mapping[str, Operation], frame: bytes, replies: MemoryObjectSendStream[dict[str, Any]]
 ) -> None:
     reply: dict[str, Any] = {"id": None}
+    op = ""
 
     def progress(note: dict[str, Any]) -> None:
         with suppress(anyio.WouldBlock):  # a caller that does not read misses progress, never its result
@@ -286,11 +283,8 @@ async def _answer(
         if op not in operations:
             raise BadRequest("There is no such operation.", found=op[:100], allowed=", ".join(sorted(operations)))
         reply["result"] = await operations[op](progress, params)
-    except RolecallError as error:
-        reply["error"] = error.to_dict()
-    except Exception:
-        structlog.get_logger().error("operation_failed", op=op, exc_info=True)
-        reply["error"] = RolecallError("The host failed at this.", advice="`rolecall logs` says where.").to_dict()
+    except Exception as error:
+        reply["error"] = told(f"The operation {op!r}", error).to_dict()
     await replies.send(reply)
 
 

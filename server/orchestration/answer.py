@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import anyio.to_thread
 
@@ -17,11 +16,11 @@ from rolecall.roles.schema import keeps_to
 
 from ..errors import BadRequest
 from ..routing.contract import Agent, TaskType
+from ..validation.answer import checker
 from ..validation.blocks import CodeBlock, code_blocks
-from ..validation.contract import Subject
-from ..validation.verdict import validate as check_subject
-from .ask import Ask, ask, checker, settle
-from .contract import CodeCall, Outcome, ReasonCall, RetrieveCall, RouteCall, ValidateCall
+from ..validation.verdict import validate as checked
+from .ask import Ask, ask, settle
+from .contract import CodeCall, Outcome, ReasonCall, RouteCall, ValidateCall
 from .record import Run
 from .retrieve import answered, search
 from .staff import Staff, agent_answer, allow, as_data, choose, claimed, estimated_tokens
@@ -65,7 +64,7 @@ async def route(run: Run, staff: Staff, call: RouteCall) -> Outcome:
         run.advance(Event.MODEL_CHOSEN)
     match decision.task_type:
         case TaskType.CODING:
-            coding = CodeCall(task=call.request, context=call.context, cwd=call.cwd, session=call.session)
+            coding = CodeCall(task=call.request, context=call.context)
             text, blocks = await _write(run, staff, role, coding, sources)
             return run.outcome(text, blocks=blocks)
         case TaskType.SUMMARIZATION:
@@ -76,7 +75,7 @@ async def route(run: Run, staff: Staff, call: RouteCall) -> Outcome:
             run.advance(Event.GAVE_UP if run.status == "unverified" else Event.PASSED)
             return run.outcome(summary)
         case kind:
-            asked = ReasonCall(question=call.request, context=call.context, cwd=call.cwd, session=call.session)
+            asked = ReasonCall(question=call.request, context=call.context)
             return await _answer(run, staff, role, asked, sources, kind)
 
 
@@ -86,8 +85,8 @@ async def reason(run: Run, staff: Staff, call: ReasonCall) -> Outcome:
     With a schema no agent is asked, since its value has no form.
     """
     sources = await staff.read(run, call.paths, call.cwd)
-    if call.schema is not None:
-        usable, problem = await anyio.to_thread.run_sync(keeps_to, None, call.schema)
+    if call.schema_ is not None:
+        usable, problem = await anyio.to_thread.run_sync(keeps_to, None, call.schema_)
         if usable is None:
             raise SchemaRefused("The schema cannot be used.", found=problem, advice="Give a valid JSON Schema object.")
     elif (parsed := await claimed(run, staff, call.question)) and (value := await agent_answer(run, staff, parsed)):
@@ -121,15 +120,13 @@ async def validate(run: Run, staff: Staff, call: ValidateCall) -> Outcome:
     texts = tuple(source.text for source in await staff.read(run, call.paths, call.cwd))
     output, evidence = call.output, (*call.evidence, *texts)
     if output is None:
-        output, evidence = "\n\n".join(texts), call.evidence
+        output, evidence = "\n\n".join(texts), tuple(call.evidence)
     if call.output is None and not texts:
         raise BadRequest("There is nothing to validate.", allowed="output or paths", advice="Give one of them.")
     run.advance(Event.CHECKS_CHOSEN)
     run.tell("checking", None)
-    subject = Subject(
-        output=output, evidence=evidence, question=call.question, schema_=call.schema, language=call.language
-    )
-    found = await anyio.to_thread.run_sync(partial(check_subject, subject), abandon_on_cancel=True)
+    how = (evidence, call.question, call.schema_, call.language)
+    found = await anyio.to_thread.run_sync(checked, output, *how, abandon_on_cancel=True)
     run.checks.extend(found.checks)
     run.advance(Event.PASSED)
     deciding = [f"{check.name}: {check.detail}" for check in found.checks if check.decisive]
@@ -147,30 +144,30 @@ async def _answer(
         "documents": as_data(sources, call.context),
         "length": ", in one or two sentences" if is_small(info_of(staff.models, role)) else "",
         "question": call.question,
-        "schema": json.dumps(call.schema, ensure_ascii=False),
+        "schema": json.dumps(call.schema_, ensure_ascii=False),
     }
     max_tokens, thinking_budget = None, 0 if call.depth == "quick" else None
     spec = staff.settings.profile.roles.get(role.value)
     if call.depth == "deep" and spec is not None and spec.thinks and spec.thinking_budget:
         max_tokens, thinking_budget = spec.max_tokens + spec.thinking_budget, 2 * spec.thinking_budget
     wanted = Ask(
-        role=role, name=name if call.schema is None else "data", values=values, schema=call.schema,
-        check=checker(kind, call.question, evidence=evidence, structured=call.schema is not None),
+        role=role, name=name if call.schema_ is None else "data", values=values, schema=call.schema_,
+        check=checker(kind, call.question, evidence=evidence, structured=call.schema_ is not None),
         max_tokens=max_tokens, thinking_budget=thinking_budget, judged=name == "read" and call.depth != "quick",
     )  # fmt: skip
-    if kind in (TaskType.REASONING, TaskType.TOOL) and call.schema is None and call.depth != "quick":
+    if kind in (TaskType.REASONING, TaskType.TOOL) and call.schema_ is None and call.depth != "quick":
         wanted, found = await consult(run, staff, wanted, call.question)
         wanted = replace(wanted, check=checker(kind, call.question, evidence=(*evidence, *found)))
     said = await ask(run, staff, wanted)
     settle(run, said)
-    return run.outcome(said.text, data=None if call.schema is None else json.loads(said.text))
+    return run.outcome(said.text, data=None if call.schema_ is None else json.loads(said.text))
 
 
 async def _from_index(run: Run, staff: Staff, call: RouteCall) -> Outcome | None:
     """A short answer from what the index holds; None (and MODEL_SELECTION) where it holds nothing."""
     run.advance(Event.RETRIEVAL_CHOSEN)
     try:
-        found = await search(run, staff, RetrieveCall(query=call.request, cwd=call.cwd, session=call.session))
+        found = await search(run, staff, call.request)
     except IndexEmpty:
         found = None
     if found is None or not found.passages:

@@ -8,27 +8,22 @@ models than the answering one and not small.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import anyio
 import anyio.to_thread
 
 from rolecall.config.prompts import document, prompt
-from rolecall.roles.contract import GenerationResult, Role, RoleInfo, RoleModels
+from rolecall.roles.contract import GenerationResult, Role, RoleInfo
 from rolecall.roles.errors import RoleError, SchemaRefused
 
-from ..routing.contract import TaskType
 from ..routing.policy import effect
-from ..validation.answer import check_answer, failed
+from ..validation.answer import Checker, failed
 from ..validation.contract import Check, Verdict, fault
 from .record import Run
 from .staff import Staff
 from .states import Event, RunState
-from .turn import HAND_BACK_S, Turn, aside_s, ended, fits, generate, info_of, messages, note, second, with_documents
-
-Checker = Callable[[str, str], tuple[Check, ...]]
-"""(answer, finish) to the checks that apply to it."""
+from .turn import HAND_BACK_S, Turn, aside, ended, fits, generate, info_of, messages, note, second, with_documents
 
 CLEAR = math.log(9)
 """A judgement counts from odds of nine to one. A convention: models that may judge are not among the starter's."""
@@ -60,11 +55,8 @@ class Said:
 async def ask(run: Run, staff: Staff, wanted: Ask) -> Said:
     """Ask until the checks pass or nobody is left to ask. Goes from MODEL_SELECTION or LLM_CALL to VALIDATION.
 
-    Raises:
-        PromptTooLong: with the figures of this request.
-        SchemaRefused: no attempt kept to the form that was asked for.
-        Other `RoleError`s of the first attempt; where a later one fails, or would outlast the call's budget, the
-        earlier answer stands.
+    Raises as `generate` in its first attempt, and SchemaRefused where none kept to the form that was asked for; where a
+    later one fails, or would outlast the call's budget, the earlier answer stands.
     """
     said, failing, refused, why = None, None, None, "first answer"
     if run.machine.state is RunState.MODEL_SELECTION:
@@ -72,8 +64,13 @@ async def ask(run: Run, staff: Staff, wanted: Ask) -> Said:
     for number in range(1, wanted.attempts + 1):
         if wanted.attempts > 1:  # the parts of a long summary have one attempt, and there may be hundreds of them
             note(run, number, wanted.role, why, failing.detail if failing else "")
+        answer, left_s = None, run.left_s()
         try:
-            answer = await _attempt(run, staff.models, wanted, failing, late=said is not None)
+            with anyio.fail_after(left_s - HAND_BACK_S if said and left_s else None):  # time to hand `said` back
+                answer = await generate(run, staff.models, wanted, failing)
+        except SchemaRefused as error:  # another attempt, or a heavier model, may keep to the form
+            refused, used = error, info_of(staff.models, wanted.role).model
+            failing = fault("schema", error.found or error.message)
         except (RoleError, TimeoutError) as error:
             if said is None:
                 raise
@@ -82,10 +79,7 @@ async def ask(run: Run, staff: Staff, wanted: Ask) -> Said:
             return said
         run.advance(Event.GENERATED)
         run.rounds = max(run.rounds, number)
-        if isinstance(answer, SchemaRefused):  # another attempt, or a heavier model, may keep to the form
-            refused, used = answer, info_of(staff.models, wanted.role).model
-            failing = fault("schema", refused.found or refused.message)
-        else:
+        if answer is not None:
             said, used = await _checked(run, staff, wanted, answer, number, said), answer.model
             failing = said.failing
             if answer.finish == "timeout":
@@ -117,40 +111,6 @@ def settle(run: Run, said: Said) -> None:
     run.advance(Event.GAVE_UP if said.failing else Event.PASSED)
 
 
-def checker(
-    task_type: TaskType,
-    question: str,
-    *,
-    evidence: tuple[str, ...] = (),
-    structured: bool = False,
-    language: str | None = None,
-    max_words: int | None = None,
-) -> Checker:
-    def check(text: str, finish: str) -> tuple[Check, ...]:
-        checks = check_answer(
-            text, task_type=task_type, question=question, evidence=evidence, structured=structured,
-            language=language, finish=finish, max_words=max_words,
-        )  # fmt: skip
-        if ("<document" in text or "</document" in text) and task_type is not TaskType.CODING:
-            detail = "the answer repeats the document instead of answering"
-            checks += (Check(name="echo", verdict=Verdict.UNSUPPORTED, decisive=True, detail=detail),)
-        return checks
-
-    return check
-
-
-async def _attempt(
-    run: Run, models: RoleModels, wanted: Ask, finding: Check | None, *, late: bool
-) -> GenerationResult | SchemaRefused:
-    """One generation; a `late` one must leave time to hand an earlier answer back."""
-    left_s = run.left_s()
-    try:
-        with anyio.fail_after(left_s - HAND_BACK_S if late and left_s else None):
-            return await generate(run, models, wanted, finding)
-    except SchemaRefused as error:
-        return error
-
-
 async def _checked(
     run: Run, staff: Staff, wanted: Ask, answer: GenerationResult, number: int, before: Said | None
 ) -> Said:
@@ -178,15 +138,12 @@ async def _planned(run: Run, staff: Staff, wanted: Ask, failing: Check) -> Ask:
     note(run, 2, info.role, f"plan: {failing.name}", failing.detail)
     run.tell(f"asking {info.role} for a plan", None)
     turn = Turn(role=info.role, name="plan", values={**wanted.values, "finding": failing.detail})
-    try:
-        with anyio.fail_after(aside_s(run)):
-            plan = (await generate(run, staff.models, turn, aside=True)).text
-    except (RoleError, TimeoutError) as error:
-        note(run, 2, info.role, f"no plan: {ended(run, error)}")
-        return wanted
-    run.advance(Event.PLANNED)
-    planned = replace(wanted, values=with_documents(wanted.values, document(plan, "a plan for the task")))
-    return planned if fits(staff.models, planned) else wanted
+    with aside(run, 2, info.role, "no plan"):
+        plan = (await generate(run, staff.models, turn, aside=True)).text
+        run.advance(Event.PLANNED)
+        planned = replace(wanted, values=with_documents(wanted.values, document(plan, "a plan for the task")))
+        return planned if fits(staff.models, planned) else wanted
+    return wanted
 
 
 async def _judged(run: Run, staff: Staff, wanted: Ask, answer: GenerationResult, number: int) -> tuple[Check, ...]:
@@ -200,19 +157,18 @@ async def _judged(run: Run, staff: Staff, wanted: Ask, answer: GenerationResult,
     values = with_documents(wanted.values, document(answer.text, "the answer"))
     turn = Turn(role=info.role, name="judge", values=values)
     run.tell(f"asking {info.role} whether the documents support the answer", None)
-    try:
-        with anyio.fail_after(aside_s(run)):
-            yes, no = await staff.models.score_labels(info.role, messages(turn), ("yes", "no"))
-    except (RoleError, TimeoutError) as error:
-        note(run, number, info.role, f"not judged: {ended(run, error)}")
-        return ()
-    run.prompts["judge"] = prompt("judge").sha256
-    verdict = Verdict.SUPPORTED if yes - no >= CLEAR else Verdict.UNSUPPORTED if no - yes >= CLEAR else Verdict.ABSTAIN
-    note(run, number, info.role, f"judged: {verdict}")
-    detail = "the validation model finds no support for it in the documents"
-    if verdict is not Verdict.UNSUPPORTED:
-        detail = "the validation model " + ("finds it supported" if verdict is Verdict.SUPPORTED else "cannot tell")
-    return (Check(name="judge", verdict=verdict, decisive=verdict is Verdict.UNSUPPORTED, detail=detail),)
+    with aside(run, number, info.role, "not judged"):
+        yes, no = await staff.models.score_labels(info.role, messages(turn), ("yes", "no"))
+        verdict, found = Verdict.ABSTAIN, "cannot tell"
+        if yes - no >= CLEAR:
+            verdict, found = Verdict.SUPPORTED, "finds it supported"
+        elif no - yes >= CLEAR:
+            verdict, found = Verdict.UNSUPPORTED, "finds no support for it in the documents"
+        run.prompts["judge"] = prompt("judge").sha256
+        note(run, number, info.role, f"judged: {verdict}")
+        decides = verdict is Verdict.UNSUPPORTED
+        return (Check(name="judge", verdict=verdict, decisive=decides, detail=f"the validation model {found}"),)
+    return ()
 
 
 def _open(run: Run, staff: Staff) -> tuple[RoleInfo, ...]:

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 
 from rolecall.config.errors import RemoteError, RolecallError
 
-from ..errors import Cancelled, JobLost, JobUnknown, ServerError
+from ..errors import Cancelled, JobLost, JobUnknown, ServerError, told
 from ..telemetry.store import ReceiptStore
 from .contract import Call, OnProgress, Outcome
 
@@ -72,9 +72,6 @@ class Job:
         for listener in tuple(self.listeners):
             listener(words, fraction)
 
-    def measure(self) -> None:
-        self.seconds = time.monotonic() - self.started
-
     async def settled(self, tell: OnProgress, within_s: float) -> bool:
         """Whether it has ended, after waiting for at most `within_s` seconds; `tell` hears of it meanwhile."""
         self.listeners.add(tell)
@@ -107,13 +104,8 @@ class Jobs:
             await running[0].done.wait()
 
     async def run(self, call: Call, tell: OnProgress, deadline_s: float) -> Outcome:
-        """The call's outcome; after `deadline_s` a partial one with the id of the job that the call goes on as.
-
-        Cancelling the awaiting task stops the call, unless it has become a job.
-
-        Raises:
-            RolecallError: as the call itself.
-        """
+        """The call's outcome; after `deadline_s` a partial one with the id of the job that the call goes on as. Raises
+        as the call itself. Cancelling the awaiting task stops the call, unless it has become a job."""
         job = Job(call.tool)
         self._tasks.start_soon(self._work, job, call)
         try:
@@ -128,17 +120,15 @@ class Jobs:
         return job.outcome
 
     async def status(self, id: str) -> Job:
-        """The job of this id.
+        """The job of this id. Raises as the receipts' store, and
 
-        Raises:
-            JobUnknown: there is none, or its result is no longer kept.
-            JobLost: its host ended before it did.
-            StoreNewer, StoreUnusable.
+        JobUnknown: there is none, or its result is no longer kept.
+        JobLost: its host ended before it did.
         """
         key = _key(id)
         if (job := self._jobs.get(key)) is not None:
             if job.state == "running":
-                job.measure()
+                job.seconds = time.monotonic() - job.started
             return job
         rows = await self._store.run((_FIND, (key, time.time() - self._kept_s)))
         if not rows:
@@ -153,11 +143,8 @@ class Jobs:
         return Job(tool, key, str(error), seconds=seconds, error=error)
 
     async def result(self, id: str, tell: OnProgress = lambda *_: None, within_s: float = 0.0) -> Job:
-        """The job once it has ended, or after `within_s` seconds; `tell` hears of it meanwhile.
-
-        Raises:
-            RolecallError: as `status`, and the job's own error where it failed or was cancelled.
-        """
+        """The job once it has ended, or after `within_s` seconds; `tell` hears of it meanwhile. Raises as `status`, and
+        the job's own error where it failed or was cancelled."""
         if (job := self._jobs.get(_key(id))) is not None:
             tell(job.words, job.fraction)
             await job.settled(tell, within_s)
@@ -182,17 +169,13 @@ class Jobs:
         try:
             with job.scope:
                 job.outcome = await self._run(call, job.tell)
-        except RolecallError as error:
-            job.error = error
         except Exception as error:
-            log.exception("call_failed", tool=job.tool)
-            failed = f"The tool {job.tool!r} failed inside the host ({type(error).__name__})."
-            job.error = RolecallError(failed, advice="Try again; `rolecall logs` has the details.")
+            job.error = told(f"The tool {job.tool!r}", error)
         finally:
             if job.outcome is None and job.error is None:
                 job.error = Cancelled("The call was cancelled.", advice="Send it again if it is still wanted.")
             job.words = str(job.error or "finished")
-            job.measure()
+            job.seconds = time.monotonic() - job.started
             if job.key:
                 with anyio.CancelScope(shield=True):
                     await self._end(job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from rolecall.roles.contract import GenerationResult, Role
 from ..routing.contract import Decision, Features, Snapshot, State
 from ..telemetry.store import SPARED, Content, Receipt, receipt_id
 from ..validation.contract import Check
-from .contract import Call, Meta, OnProgress, OnText, Outcome, RouteCall, Status
+from .contract import Call, OnProgress, OnText, Outcome, RouteCall, Status
 from .privacy import WARNING, Private
 from .states import Event, Machine
 
@@ -130,15 +130,15 @@ class Run:
         self.advance(Event.SYNTHESISED)
         return replace(cleared, meta=self.meta())
 
-    def meta(self) -> Meta:
+    def meta(self) -> dict[str, Any]:
         results = [result for _, result in self.calls]
         last = self.answered or (results[-1] if results else None)
-        sums: dict[str, Any] = {name: sum(getattr(result, name) for result in results) for name in _SUMMED}
-        return Meta(
-            total_s=round(self.elapsed_s(), 4), model_calls=len(results), rounds=self.rounds, **sums,
-            cold_start=any(result.cold_start for result in results), model=last.model if last else None,
-            role=last.role.value if last else None, spared=self.spared,
-        )  # fmt: skip
+        return {
+            "total_s": round(self.elapsed_s(), 4), "model_calls": len(results), "rounds": self.rounds,
+            **{name: sum(getattr(result, name) for result in results) for name in _SUMMED},
+            "cold_start": any(result.cold_start for result in results), "model": last.model if last else None,
+            "role": last.role.value if last else None, "spared": self.spared,
+        }  # fmt: skip
 
     def _estimate(self) -> dict[str, int]:
         """Bytes of files that the client had neither to read nor to write, and tokens as the answering model's
@@ -152,7 +152,7 @@ class Run:
 
     def receipt(self, answer: str, error: RolecallError | None, snapshot: Snapshot | None) -> Receipt:
         """The receipt as things stand; the machine must be in a final state. `snapshot` is the decision's, if known."""
-        meta = asdict(self.meta())
+        meta = self.meta()
         texts = {
             "request": request_text(self.call),
             "answer": answer,
@@ -186,8 +186,8 @@ class Run:
 
 def request_text(call: Call) -> str:
     """The call as its receipt keeps it: every argument that was given, one to a paragraph."""
-    given = {name: getattr(call, name) for name in call.__dataclass_fields__ if name not in ("cwd", "session")}
-    return "\n\n".join(f"{name}: {value}" for name, value in given.items() if value not in (None, (), ""))
+    given = {info.alias or name: getattr(call, name) for name, info in type(call).model_fields.items()}
+    return "\n\n".join(f"{name}: {value}" for name, value in given.items() if value not in (None, [], ""))
 
 
 def _json(model: Decision | Features | State | None) -> dict[str, Any] | None:

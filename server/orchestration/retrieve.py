@@ -7,15 +7,15 @@ from itertools import accumulate
 from pathlib import Path
 
 from rolecall.config.prompts import document
-from rolecall.retrieval.contract import ANSWERABLE, Found, Passage
+from rolecall.retrieval.contract import ANSWERABLE, Filters, Found, Passage
 from rolecall.roles.contract import Role
 from rolecall.roles.errors import RoleError
 
 from ..routing.contract import TaskType
-from ..validation.answer import failed
+from ..validation.answer import checker, failed
 from ..validation.citations import Cited, citations_check, cited_sentences
 from ..validation.contract import Check, Verdict, fault
-from .ask import Ask, Said, ask, checker, settle
+from .ask import Ask, Said, ask, settle
 from .contract import Outcome, RetrieveCall
 from .privacy import for_client
 from .record import Run
@@ -39,16 +39,19 @@ async def retrieve(run: Run, staff: Staff, call: RetrieveCall) -> Outcome:
     """
     fix(run, staff, call.query, TaskType.RETRIEVAL, by_model=False)
     run.advance(Event.RETRIEVAL_CHOSEN)
-    found = await search(run, staff, call)
+    found = await search(run, staff, call.query, call.collection, call.max_results, call.filters)
     if call.mode == "passages" or not found.passages:
         return quoted(run, found)
     return await answered(run, staff, call.query, found)
 
 
-async def search(run: Run, staff: Staff, call: RetrieveCall) -> Found:
+async def search(
+    run: Run, staff: Staff, query: str, collection: str | None = None, max_results: int = 8,
+    filters: Filters | None = None,
+) -> Found:  # fmt: skip
     """What the index holds, private passages with their texts: for local models, never for a client."""
     run.tell("searching the index", None)
-    found = await staff.retriever.search(call.query, call.collection, call.max_results, call.filters)
+    found = await staff.retriever.search(query, collection, max_results, filters)
     marked = (
         each.model_copy(update={"private": each.private or staff.access.is_private(Path(each.path))})
         for each in found.passages

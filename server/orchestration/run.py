@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
 import structlog
 
 from rolecall.config.errors import RolecallError
-from rolecall.config.settings import Settings
-from rolecall.retrieval.access import AllowedFolders
-from rolecall.retrieval.contract import Retriever
-from rolecall.roles.contract import RoleModels
 
 from ..errors import Cancelled, DeadlineExceeded
-from ..routing.router import Router
 from ..telemetry.store import ReceiptStore
 from .answer import code, reason, route, validate
 from .contract import Call, OnProgress, OnText, Outcome
@@ -36,25 +31,19 @@ STEPS: dict[str, Callable[[Run, Staff, Any], Awaitable[Outcome]]] = {
 log = structlog.get_logger()
 
 
+@dataclass(slots=True)
 class Orchestrator:
-    """Runs calls; several at once. Holds no state of its own between them."""
+    """Runs calls, several at once, each with `staff`. Holds no state of its own between them."""
 
-    def __init__(
-        self, models: RoleModels, retriever: Retriever, router: Router, access: AllowedFolders, store: ReceiptStore,
-        settings: Settings,
-    ) -> None:  # fmt: skip
-        self._staff = Staff(models, retriever, router, access, settings)
-        self._store = store
-        self._telemetry = settings.telemetry
+    staff: Staff
+    store: ReceiptStore
 
     async def run(self, call: Call, on_progress: OnProgress, on_text: OnText = lambda piece: None) -> Outcome:
         """Run one call to its end. Cancelling the awaiting task stops it at once and leaves a receipt.
 
-        Raises:
-            RolecallError: always typed, and its receipt holds the same error. A receipt that cannot be written is a
-            warning, never a lost answer.
+        Whatever fails is a RolecallError, as in the receipt. One that cannot be written is a warning, no lost answer.
         """
-        run = Run(call, on_progress, self._telemetry, self._staff.models.count_tokens, on_text)
+        run = Run(call, on_progress, self.staff.settings.telemetry, self.staff.models.count_tokens, on_text)
         try:
             outcome = await self._within_budget(run, call)
         except RolecallError as error:
@@ -79,8 +68,8 @@ class Orchestrator:
     async def _within_budget(self, run: Run, call: Call) -> Outcome:
         run.advance(Event.ACCEPTED)
         with anyio.move_on_after(run.budget_s):
-            outcome = await STEPS[run.tool](run, self._staff, call)
-            self._staff.answered(run)
+            outcome = await STEPS[run.tool](run, self.staff, call)
+            self.staff.answered(run)
             return outcome
         raise DeadlineExceeded(
             "The call took longer than its budget.",
@@ -95,13 +84,13 @@ class Orchestrator:
 
     async def _keep(self, run: Run, answer: str, error: RolecallError | None = None) -> str:
         """Write the receipt; where it cannot be written, why."""
-        snapshot = self._staff.router.snapshot() if run.decision else None
+        snapshot = self.staff.router.snapshot() if run.decision else None
         if snapshot and run.decision and snapshot.sha256 != run.decision.snapshot_sha256:
             snapshot = None  # the embedder came or went meanwhile: the receipt still names what it was decided under
         receipt = run.receipt(answer, error, snapshot)
         try:
             body = snapshot.model_dump_json() if snapshot else ""
-            await self._store.add(receipt, self._telemetry.max_receipts, body)
+            await self.store.add(receipt, run.telemetry.max_receipts, body)
         except RolecallError as unkept:
             log.warning("receipt_not_kept", code=unkept.code, receipt=receipt.id)
             return f"The receipt was not kept: {unkept.message}"

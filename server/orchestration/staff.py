@@ -162,14 +162,13 @@ def choose(run: Run, staff: Staff, text: str, kind: TaskType, depth: Depth = "no
 
 async def claimed(run: Run, staff: Staff, text: str) -> Claim | None:
     """The deterministic agent's parse of the whole text, decided upon; None where no agent can take it."""
-    parsed = await anyio.to_thread.run_sync(claim, text)
-    if parsed is not None:
-        features, state = staff.router.given(text, parsed), staff.state(run.call.session)
-        decision = decide(features, staff.router.snapshot(), state)
-        run.decided(features, state, decision)
-        allow(decision)
-        return parsed if decision.agent else None
-    return None
+    if (parsed := await anyio.to_thread.run_sync(claim, text)) is None:
+        return None
+    features, state = staff.router.given(text, parsed), staff.state(run.call.session)
+    decision = decide(features, staff.router.snapshot(), state)
+    run.decided(features, state, decision)
+    allow(decision)
+    return parsed if decision.agent else None
 
 
 async def agent_answer(run: Run, staff: Staff, parsed: Claim) -> str | None:

@@ -15,8 +15,8 @@ from rolecall.roles.errors import WorkerDied, WorkerTimeout
 
 from ..errors import BadRequest
 from ..routing.contract import TaskType
-from ..validation.answer import failed
-from .ask import Ask, ask, checker
+from ..validation.answer import checker, failed
+from .ask import Ask, ask
 from .contract import Item, Outcome, SummarizeCall
 from .record import Run
 from .staff import Staff, choose

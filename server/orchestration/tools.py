@@ -11,25 +11,22 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import anyio
 import anyio.to_thread
 
 from rolecall.config.prompts import document
 from rolecall.retrieval.errors import RetrievalError
 from rolecall.roles.contract import Role
-from rolecall.roles.errors import RoleError
 
 from ..routing.agents.claims import claim, compute
 from ..routing.agents.contract import AgentContext
 from ..routing.contract import Agent, TaskType
 from ..routing.signals import met, read
 from .ask import Ask
-from .contract import RetrieveCall
 from .record import Run
 from .retrieve import in_words, search
 from .staff import Staff, local_zone
 from .states import Event
-from .turn import Turn, aside_s, ended, fits, generate, info_of, is_small, note, with_documents
+from .turn import Turn, aside, fits, generate, info_of, is_small, note, with_documents
 
 MAX_TOOLS = 3
 MAX_PASSAGES = 3
@@ -58,22 +55,19 @@ async def consult(run: Run, staff: Staff, wanted: Ask, question: str) -> tuple[A
         return wanted, ()
     texts, heard = dict[str, str](), list[str]()
     run.advance(Event.ROLE_SELECTED)
-    try:
-        with anyio.fail_after(aside_s(run)):
-            while len(texts) < MAX_TOOLS:
-                tool, request = await _asked(run, staff, wanted.role, question, "\n\n".join(heard))
-                title = f"{tool}: {request}"
-                if tool == "none" or title in texts:
-                    break
-                note(run, 1, wanted.role, f"tool: {tool}", request)
-                text, quotes = await _served(run, staff, Agent(tool), request)
-                more = replace(wanted, name="found", values=with_documents(wanted.values, document(text, title)))
-                if not fits(staff.models, more):
-                    break
-                wanted, texts[title] = more, text
-                heard.append(document(QUOTED if quotes else text, title))
-    except (RoleError, TimeoutError) as error:
-        note(run, 1, wanted.role, f"no more tools: {ended(run, error)}")
+    with aside(run, 1, wanted.role, "no more tools"):
+        while len(texts) < MAX_TOOLS:
+            tool, request = await _asked(run, staff, wanted.role, question, "\n\n".join(heard))
+            title = f"{tool}: {request}"
+            if tool == "none" or title in texts:
+                break
+            note(run, 1, wanted.role, f"tool: {tool}", request)
+            text, quotes = await _served(run, staff, Agent(tool), request)
+            more = replace(wanted, name="found", values=with_documents(wanted.values, document(text, title)))
+            if not fits(staff.models, more):
+                break
+            wanted, texts[title] = more, text
+            heard.append(document(QUOTED if quotes else text, title))
     return wanted, tuple(texts.values())
 
 
@@ -97,8 +91,7 @@ async def _served(run: Run, staff: Staff, tool: Agent, request: str) -> tuple[st
     run.tell(f"{tool}: {request}", None)
     try:
         if tool is Agent.RETRIEVAL:
-            call = RetrieveCall(query=request, max_results=MAX_PASSAGES, cwd=run.call.cwd, session=run.call.session)
-            passages = (await search(run, staff, call)).passages
+            passages = (await search(run, staff, request, max_results=MAX_PASSAGES)).passages
             return in_words(passages), bool(passages)
         return await anyio.to_thread.run_sync(_computed, request), False
     except RetrievalError as error:

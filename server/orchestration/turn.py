@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
+
 from rolecall.config.prompts import plain, prompt
 from rolecall.roles import contract as roles
-from rolecall.roles.contract import (
-    Generated,
-    GenerationRequest,
-    GenerationResult,
-    Loading,
-    Message,
-    Prefilling,
-    Queued,
-    Role,
-    RoleInfo,
-    RoleModels,
-)  # fmt: skip
+from rolecall.roles.contract import GenerationRequest, GenerationResult, Message, Role, RoleInfo, RoleModels
 from rolecall.roles.errors import PromptTooLong, RoleError, WorkerTimeout
 
 from ..validation.contract import Check
@@ -61,13 +53,13 @@ class Words:
 
     def of(self, event: roles.Event) -> str:
         match event:
-            case Queued(position):
+            case roles.Queued(position):
                 doing = f"waiting, position {position} in the queue"
-            case Loading(model, done, total):
+            case roles.Loading(model, done, total):
                 doing = f"loading {model}, {done / 1e9:.2f} of {total / 1e9:.2f} GB"
-            case Prefilling(done, total):
+            case roles.Prefilling(done, total):
                 doing = f"reading, {100 * done // max(total, 1)}% of {total} tokens"
-            case Generated(_, channel, tokens):
+            case roles.Generated(_, channel, tokens):
                 doing = f"{'thinking' if channel == 'thinking' else 'writing'}, {tokens} tokens"
                 if self._first is None:
                     self._first = tokens, self._clock()
@@ -92,12 +84,6 @@ def second(infos: Sequence[RoleInfo], role: Role, model: str) -> RoleInfo | None
     return next((info for info in able if not is_small(info)), None)
 
 
-def aside_s(run: Run) -> float | None:
-    """Seconds that a step beside the answer may take: a third of what is left of the call's budget, if it has one."""
-    left_s = run.left_s()
-    return None if left_s is None else left_s / 3
-
-
 def note(run: Run, number: int, role: Role, why: str, detail: str = "") -> None:
     """Add a step of round `number` to the receipt's trail. `detail` may quote content, `why` may not."""
     kept = detail if run.telemetry.keep_content else ""
@@ -108,6 +94,18 @@ def ended(run: Run, error: RoleError | TimeoutError) -> str:
     """Why a step came to nothing, in a word for the trail."""
     late = isinstance(error, TimeoutError) or (run.budget_s is not None and isinstance(error, WorkerTimeout))
     return "budget ended" if late else getattr(error, "code", "")
+
+
+@contextmanager
+def aside(run: Run, number: int, role: Role, without: str) -> Iterator[None]:
+    """A step beside the answer, which goes on where the step is refused, fails or would take more than a third of what
+    is left of the call's budget: the trail then has `without`, and why."""
+    left_s = run.left_s()
+    try:
+        with anyio.fail_after(left_s and left_s / 3):
+            yield
+    except (RoleError, TimeoutError) as error:
+        note(run, number, role, f"{without}: {ended(run, error)}")
 
 
 def messages(turn: Turn) -> tuple[Message, Message]:
@@ -139,8 +137,7 @@ async def generate(
         run.prompts["retry"] = prompt("retry").sha256
         found = plain(finding.detail.strip().rstrip(".")) + "."
         user = Message(role="user", content=prompt("retry").render(user=user.content, finding=found)[1])
-    max_tokens = _max_tokens(info, turn)
-    _must_fit(models, info, system.content + user.content, max_tokens)
+    max_tokens = _room(models, turn, system.content + user.content)
     left_s = run.left_s()
     deadline_s = None if left_s is None else max(0.1, left_s - HAND_BACK_S)
     timeout_s = None if left_s is None or left_s >= info.timeout_s else deadline_s
@@ -153,7 +150,7 @@ async def generate(
 
     def hear(event: roles.Event) -> None:
         run.tell(words.of(event), None)
-        if isinstance(event, Generated) and event.channel == "answer" and not aside:
+        if isinstance(event, roles.Generated) and event.channel == "answer" and not aside:
             run.on_text(event.text)
 
     if not aside:
@@ -175,19 +172,17 @@ async def generate(
 
 def fits(models: RoleModels, turn: Turn) -> bool:
     """Whether the role's context holds the turn and its answer."""
-    info, (system, user) = info_of(models, turn.role), messages(turn)
     try:
-        _must_fit(models, info, system.content + user.content, _max_tokens(info, turn))
+        _room(models, turn, "".join(message.content for message in messages(turn)))
     except PromptTooLong:
         return False
     return True
 
 
-def _max_tokens(info: RoleInfo, turn: Turn) -> int:
-    return min(turn.max_tokens or info.max_tokens, info.context_length // 2)
-
-
-def _must_fit(models: RoleModels, info: RoleInfo, text: str, max_tokens: int) -> None:
+def _room(models: RoleModels, turn: Turn, text: str) -> int:
+    """The most tokens of the answer. Raises PromptTooLong where the context does not hold them and the turn's text."""
+    info = info_of(models, turn.role)
+    max_tokens = min(turn.max_tokens or info.max_tokens, info.context_length // 2)
     room = info.context_length - max_tokens - MARGIN_TOKENS
     # Nothing is tokenised that cannot fit: no tokenizer of text averages over 16 characters a token.
     tokens = len(text) // 4 if len(text) > room * 16 else models.count_tokens(info.role, text)
@@ -198,3 +193,4 @@ def _must_fit(models: RoleModels, info: RoleInfo, text: str, max_tokens: int) ->
             allowed=f"{room:,} tokens (context {info.context_length:,}, less {max_tokens:,} for the answer)",
             advice="Shorten it; summarize takes documents of any length, and retrieve searches an indexed folder.",
         )
+    return max_tokens

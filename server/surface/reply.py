@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
 from typing import Any
 
 import mcp_types as types
-import structlog
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
@@ -17,7 +15,7 @@ from pydantic import ValidationError
 from rolecall.config.errors import RolecallError
 from rolecall.retrieval.contract import IndexState
 
-from ..errors import BadRequest, ResourceUnknown
+from ..errors import BadRequest, ResourceUnknown, told
 from ..orchestration.contract import Outcome
 from ..orchestration.jobs import Job, Jobs
 from .results import JobResult
@@ -37,8 +35,6 @@ RESOURCE_NOT_FOUND = -32002
 """Source: the specification of 2025-11-25, "Resources"; that of 2026-07-28 retires it for -32602."""
 
 _FENCED = re.compile(r"^(```+|~~~+).*?^\1[ \t]*$", re.DOTALL | re.MULTILINE)
-
-log = structlog.get_logger()
 
 
 async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) -> types.CallToolResult:
@@ -64,8 +60,8 @@ async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) 
         text += f"\n\n[status: {result['status']}]" + "".join(f"\n- {warning}" for warning in warnings)
     return types.CallToolResult(
         content=[types.TextContent(type="text", text=text), *links],
-        structured_content=_once(result, by_model=outcome.meta.model_calls > 0),
-        _meta={"rolecall/cost": asdict(outcome.meta)},
+        structured_content=_once(result, by_model=bool(outcome.meta.get("model_calls"))),
+        _meta={"rolecall/cost": outcome.meta},
     )
 
 
@@ -132,15 +128,6 @@ async def typed(ctx: ServerRequestContext, call_next: CallNext) -> HandlerResult
         data["uri"] = (ctx.params or {}).get("uri")  # the specification wants it in both eras
         code = code if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS else RESOURCE_NOT_FOUND
     raise MCPError(code, str(failed), data)
-
-
-def told(what: str, error: Exception) -> RolecallError:
-    """The error as a client may know it: of one that is not typed only the kind, the rest is in the log."""
-    if isinstance(error, RolecallError):
-        return error
-    log.error("request_failed", what=what, exc_info=True)
-    advice = "Try again; `rolecall logs` has the details."
-    return RolecallError(f"{what} failed inside the host ({type(error).__name__}).", advice=advice)
 
 
 def cut(result: dict[str, Any], max_bytes: int) -> dict[str, Any]:

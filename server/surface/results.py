@@ -10,6 +10,7 @@ from rolecall.config.profile import Frozen
 from rolecall.retrieval.contract import IndexState
 
 from ..orchestration.contract import Item, Status
+from ..validation.blocks import CodeBlock
 from ..validation.contract import Check, Verdict
 
 
@@ -20,12 +21,6 @@ class DecisionOut(Frozen):
     model: str | None
     confidence: float
     reasons: list[str]
-
-
-class BlockOut(Frozen):
-    language: str
-    code: str
-    parses: bool | None = Field(description="null: no parser for this language here")
 
 
 class PassageOut(Frozen):
@@ -61,7 +56,7 @@ class ReasonResult(Result):
 
 
 class CodeResult(Result):
-    blocks: list[BlockOut]
+    blocks: list[CodeBlock] = Field(description="`parses` is null where no parser for the language is here.")
     saved_path: str | None = None
 
 

@@ -14,26 +14,46 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 from pydantic import ValidationError
 
-from ..errors import BadRequest
+from ..errors import BadRequest, told
 from ..orchestration.contract import Call, OnProgress, Outcome
 from ..orchestration.jobs import Jobs
 from ..protocol import VERSION
-from ..session import current_session
-from .arguments import JobArguments, Tool
-from .deadline import call_deadline_s
 from .elicit import with_consent
 from .prompts import get_prompt, list_prompts
-from .reply import error_result, job_reply, reply, told, typed
+from .reply import error_result, job_reply, reply, typed
 from .resources import Resources
-from .tools import INSTRUCTIONS, TOOLS, tool_list
+from .tools import INSTRUCTIONS, JOB, TOOLS, Given, Tool, tool_list
 
 Done = TypeVar("Done")
-Given = TypeVar("Given", bound=Tool)
 
 HEARTBEAT_S = 4.5
 """A client's clock is fed at least this often. Source: the TypeScript SDK gives up after 60 s without progress."""
 
 PROGRESS_INTERVAL_S = 0.2
+
+SHORT_S = 50.0
+"""Under the 60 s of the TypeScript SDK's clients, which most are."""
+
+LONG_S = 600.0
+RESET_BY_PROGRESS = frozenset({"claude-code", "opencode"})
+"""Clients whose clock starts anew at each progress message that they ask for.
+
+Source: https://github.com/vfarcic/dot-ai/pull/708, https://github.com/anomalyco/opencode/pull/21701.
+"""
+
+OWN_LIMIT_S = {"Visual Studio Code": 240.0, "Visual Studio Code - Insiders": 240.0}
+"""Clients with a longer limit of their own, progress or not.
+
+Source: https://github.com/microsoft/vscode/issues/261734 (five minutes).
+"""
+
+
+def call_deadline_s(client: str, progress: bool) -> float:
+    """Seconds until a call goes on as a job, less than the client of this name waits, which wants progress messages or
+    not. docs/surface.md has the table."""
+    if progress and client in RESET_BY_PROGRESS:
+        return LONG_S
+    return OWN_LIMIT_S.get(client, SHORT_S)
 
 
 def build_server(
@@ -62,7 +82,7 @@ def build_server(
             client = ctx.session.client_params
             progress = bool(ctx.meta and ctx.meta.get("progress_token") is not None)
             within_s = deadline_s or call_deadline_s(client.client_info.name if client else "", progress)
-            if params.name == JobArguments.tool():
+            if params.name == "job":
                 return await follow(ctx, params.arguments or {}, within_s)
             call = parse_call(params.name, params.arguments or {})
 
@@ -78,7 +98,7 @@ def build_server(
             return error_result(told(f"The tool {params.name!r}", error), ctx.request_id)
 
     async def follow(ctx: ServerRequestContext, given: dict[str, Any], within_s: float) -> types.CallToolResult:
-        asked = _parsed(JobArguments, given)
+        asked = _parsed("job", JOB, given)
         match asked.action:
             case "status":
                 job = await jobs.status(asked.id)
@@ -106,24 +126,24 @@ def build_server(
 
 
 def parse_call(name: str, given: dict[str, Any]) -> Call:
-    """A tool's arguments as an orchestrator call, for the session that is asking.
+    """A tool's arguments as an orchestrator call.
 
     Raises:
         BadRequest: an unknown tool or argument, a missing one, or a value out of bounds.
     """
     if (tool := TOOLS.get(name)) is None:
         raise BadRequest(f"There is no tool {name[:100]!r}.", allowed=", ".join(TOOLS), advice="Call one of these.")
-    return _parsed(tool, given).call(current_session.get())
+    return _parsed(name, tool, given)
 
 
-def _parsed(tool: type[Given], given: dict[str, Any]) -> Given:
+def _parsed(name: str, tool: Tool[Given], given: dict[str, Any]) -> Given:
     try:
-        return tool.model_validate(given)
+        return tool.arguments.model_validate(given)
     except ValidationError as error:
-        raise _bad_arguments(tool, error) from None
+        raise _bad_arguments(name, tool, error) from None
 
 
-def _bad_arguments(tool: type[Tool], error: ValidationError) -> BadRequest:
+def _bad_arguments(name: str, tool: Tool[Any], error: ValidationError) -> BadRequest:
     problems = []
     for item in error.errors()[:5]:
         where = ".".join(str(part) for part in item["loc"])[:100] or "arguments"
@@ -132,9 +152,9 @@ def _bad_arguments(tool: type[Tool], error: ValidationError) -> BadRequest:
         reason = "unknown argument" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
         problems.append(f"{where}: {reason} (got {seen})")
     return BadRequest(
-        f"The arguments of {tool.tool()} are not valid.",
+        f"The arguments of {name} are not valid.",
         found="; ".join(problems),
-        allowed=", ".join(info.alias or name for name, info in tool.model_fields.items()),
+        allowed=", ".join(info.alias or field for field, info in tool.arguments.model_fields.items()),
         advice="Correct the call and send it again; long content goes into a file named in `paths`.",
     )
 

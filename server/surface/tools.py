@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import mcp_types as types
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from ..orchestration.contract import Outcome
-from .arguments import (
-    Arguments,
-    CodeArguments,
-    JobArguments,
-    ReasonArguments,
-    RetrieveArguments,
-    RouteArguments,
-    SummarizeArguments,
-    Tool,
-    ValidateArguments,
+from rolecall.config.profile import Frozen
+
+from ..orchestration.contract import (
+    Call,
+    CodeCall,
+    Name,
+    Outcome,
+    ReasonCall,
+    RetrieveCall,
+    RouteCall,
+    SummarizeCall,
+    ValidateCall,
 )  # fmt: skip
+from . import results
+
+Given = TypeVar("Given", bound=Frozen)
 
 INSTRUCTIONS = """\
 Rolecall hands work to local models and local documents on this machine: private, free per call, and outside your
@@ -31,19 +35,41 @@ passages in the user's indexed folders. - validate: check a text against evidenc
 Do it yourself when the answer needs no file and is short, or when a result has status "unverified"."""
 
 
-TOOLS: dict[str, type[Arguments]] = {
-    each.tool(): each
-    for each in (
-        RouteArguments, ReasonArguments, CodeArguments, SummarizeArguments, RetrieveArguments, ValidateArguments,
-    )
-}  # fmt: skip
+class JobArguments(Frozen):
+    """Follow a call that came back with a `job_id`: its status, its result (as the tool's own), or cancel it. Not for
+    starting work."""
+
+    id: Name = Field(description="The `job_id` of a result.")
+    action: Literal["status", "result", "cancel"] = Field(default="status", description="`result` waits for the end.")
+
+
+class Tool(NamedTuple, Generic[Given]):
+    """What a client sees of a tool; the arguments' docstring is its description. `writes`: it may create a file or stop
+    a job."""
+
+    title: str
+    arguments: type[Given]
+    result: type[BaseModel]
+    writes: bool = False
+
+
+TOOLS: dict[str, Tool[Call]] = {
+    "route": Tool("Route and answer", RouteCall, results.RouteResult),
+    "reason": Tool("Reason locally", ReasonCall, results.ReasonResult),
+    "code": Tool("Write code locally", CodeCall, results.CodeResult, writes=True),
+    "summarize": Tool("Summarize locally", SummarizeCall, results.SummarizeResult, writes=True),
+    "retrieve": Tool("Search local documents", RetrieveCall, results.RetrieveResult),
+    "validate": Tool("Validate an output", ValidateCall, results.ValidateResult),
+}
 """The six that make calls."""
+
+JOB = Tool("Follow a job", JobArguments, results.JobResult, writes=True)
 
 
 @cache
 def tool_list() -> types.ListToolsResult:
     """The answer to `tools/list`."""
-    return types.ListToolsResult(tools=[*map(_declare, TOOLS.values()), _declare(JobArguments)])
+    return types.ListToolsResult(tools=[*map(_declare, TOOLS, TOOLS.values()), _declare("job", JOB)])
 
 
 def result_of(tool: str, outcome: Outcome) -> BaseModel:
@@ -51,17 +77,17 @@ def result_of(tool: str, outcome: Outcome) -> BaseModel:
     return TOOLS[tool].result.model_validate(outcome, from_attributes=True)
 
 
-def _declare(tool: type[Tool]) -> types.Tool:
+def _declare(name: str, tool: Tool[Any]) -> types.Tool:
     return types.Tool(
-        name=tool.tool(),
+        name=name,
         title=tool.title,
-        description=" ".join((tool.__doc__ or "").split()),
-        input_schema=slim_schema(tool, "validation"),
+        description=" ".join((tool.arguments.__doc__ or "").split()),
+        input_schema=slim_schema(tool.arguments, "validation"),
         output_schema=slim_schema(tool.result, "serialization"),
         annotations=types.ToolAnnotations(
             read_only_hint=not tool.writes,
             destructive_hint=False if tool.writes else None,  # means something only where a tool writes; so the next
-            idempotent_hint=True if tool is JobArguments else None,
+            idempotent_hint=True if tool is JOB else None,
             open_world_hint=False,
         ),
         _meta={"anthropic/alwaysLoad": True},

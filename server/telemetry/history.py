@@ -86,11 +86,7 @@ class ModelHistory:
 
     async def last_day(self) -> dict[str, Any]:
         """Of the last 24 hours: the sampled bytes (None without a sample: nothing was in memory) and, in `loads`,
-        counts and seconds of loads.
-
-        Raises:
-            StoreNewer, StoreUnusable: as the receipts.
-        """
+        counts and seconds of loads. Raises as the receipts' store."""
         await self.flush()
         now = time.time()
         memory = await self._store.run((_MEMORY, (int(now // 3600) - 24,)))

@@ -17,10 +17,7 @@ SELECT *, day = date('now', 'localtime') AS today FROM usage_days WHERE day > da
 async def usage(store: ReceiptStore) -> dict[str, dict[str, Any]]:
     """Of `today` and of the `week` (seven local days, with today): `calls`, `by_tool`, `by_role`, `by_status`,
     `without_model` (the share of the answers, None where there are none) and `spared`, whose tokens are estimates.
-
-    Raises:
-        StoreNewer, StoreUnusable: as the receipts.
-    """
+    Raises as the receipts' store."""
     rows = await store.run((_WEEK, ()))
     return {"today": _summed([row for row in rows if row["today"]]), "week": _summed(rows)}
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import anyio.to_thread
 from pydantic import Field, ValidationError
@@ -47,8 +47,9 @@ written_tokens = written_tokens + excluded.written_tokens
 """
 
 # As bytes: a damaged text that is no UTF-8 would fail the whole query.
-_BODIES = "SELECT id, CAST(body AS BLOB) AS body, body_sha256 FROM receipts"
+_BODIES = "SELECT id, CAST(body AS BLOB), COALESCE(body_sha256, '') FROM receipts"
 _SNAPSHOTS = "SELECT sha256, CAST(body AS BLOB) FROM snapshots"
+_REMEMBER = "INSERT OR IGNORE INTO snapshots SELECT ?1, ?2 WHERE ?2 <> ''"
 _PRUNE = "DELETE FROM receipts WHERE id <= (SELECT id FROM receipts ORDER BY id DESC LIMIT 1 OFFSET ?)"
 
 
@@ -144,16 +145,15 @@ class Receipt(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A receipt as it lies in the file: `sha256` of its bytes now, `recorded_sha256` as written ("" if unknown)."""
+    """A receipt as it lies in the file; `recorded_sha256` is of its bytes as they were written, "" if unknown."""
 
     id: str
     body: bytes
-    sha256: str
     recorded_sha256: str
 
-    @classmethod
-    def of(cls, row: sqlite3.Row) -> Self:
-        return cls(row["id"], row["body"], hashlib.sha256(row["body"]).hexdigest(), row["body_sha256"] or "")
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.body).hexdigest()
 
     @property
     def altered(self) -> bool:
@@ -202,11 +202,7 @@ class ReceiptStore:
         spared = (receipt.spared.get(name, 0) for name in SPARED)
         await self.run(
             ("INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?)", row),
-            *(
-                [("INSERT OR IGNORE INTO snapshots VALUES (?, ?)", (receipt.snapshot_sha256, snapshot))]
-                if snapshot
-                else []
-            ),
+            (_REMEMBER, (receipt.snapshot_sha256, snapshot)),
             (_PRUNE, (max_receipts,)),
             (_COUNT, (receipt.started_at, receipt.tool, receipt.role or "", ended, *spared)),
         )
@@ -223,11 +219,11 @@ class ReceiptStore:
         return tuple(receipt for each in await self.latest(n) if (receipt := each.receipt()))
 
     async def latest(self, n: int) -> list[Kept]:
-        return [Kept.of(row) for row in await self.run((f"{_BODIES} ORDER BY id DESC LIMIT ?", (n,)))]
+        return [Kept(*row) for row in await self.run((f"{_BODIES} ORDER BY id DESC LIMIT ?", (n,)))]
 
     async def kept(self, ids: Sequence[str]) -> list[Kept]:
         """Those of the receipts that there are, in the order asked."""
-        return [Kept.of(row) for each in ids for row in await self.run((f"{_BODIES} WHERE id = ?", (each,)))]
+        return [Kept(*row) for each in ids for row in await self.run((f"{_BODIES} WHERE id = ?", (each,)))]
 
     async def snapshots(self) -> dict[str, bytes]:
         """What decisions were made under, as JSON, by hash."""

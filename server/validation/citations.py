@@ -12,7 +12,7 @@ from .text import content
 from .verdict import combine
 
 ATTRIBUTION = 0.6
-"""Share of a sentence's longer words that a passage must hold to be cited for it where the model cited nothing."""
+"""Share of a sentence's content words that a passage must hold to be cited for it where the model cited nothing."""
 
 UNCONFIRMED = "(unconfirmed)"
 """Stands after a sentence whose passage neither bears it out nor contradicts it, as far as words can tell."""
@@ -98,11 +98,7 @@ def _against(text: str, numbers: tuple[int, ...], texts: Sequence[str], question
 
 
 def _rests_on(sentence: str, texts: Sequence[str]) -> tuple[int, ...]:
-    words = _long_words(sentence)
-    shared = [len(words & _long_words(text)) for text in texts]
+    words = set(content(sentence))
+    shared = [len(words.intersection(content(text))) for text in texts]
     best = max(shared, default=0)
     return (shared.index(best) + 1,) if words and best >= ATTRIBUTION * len(words) else ()
-
-
-def _long_words(text: str) -> set[str]:
-    return set(re.findall(r"\w{4,}|\d+", text.lower()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
 
 from rolecall.config.profile import Frozen
 
@@ -12,16 +11,6 @@ class Verdict(StrEnum):
     SUPPORTED = "supported"
     UNSUPPORTED = "unsupported"
     ABSTAIN = "abstain"
-
-
-class Subject(Frozen):
-    """An output to check: against `evidence`, a JSON Schema, the question it answers, or a language's grammar."""
-
-    output: str
-    evidence: tuple[str, ...] = ()
-    question: str | None = None
-    schema_: dict[str, Any] | None = None
-    language: str | None = None
 
 
 class Check(Frozen):

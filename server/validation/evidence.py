@@ -11,7 +11,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from .contract import Check, Verdict, fault, said
-from .text import MAX_CHARS, Number, content, denied, numbers, sentences, without_marks, words
+from .text import MAX_CHARS, content, denied, numbers, sentences, without_marks, words
 
 MAX_SENTENCES = 100
 """Sentences of an output that are checked; the detail says where there were more."""
@@ -57,28 +57,26 @@ class Source:
     stems: frozenset[str]
     pairs: frozenset[tuple[str, str]]
     sentences: tuple[tuple[frozenset[str], frozenset[str], frozenset[str]], ...]
-    numbers: tuple[Number, ...]
     text: str
     cut: bool
 
 
-def read_source(evidence: tuple[str, ...]) -> Source:
-    whole = "\n".join(evidence)
+def _read(whole: str) -> Source:
     text = whole[:MAX_CHARS]
     stems = content(text)
     pairs = {(one, other) for at, one in enumerate(stems) for other in stems[at + 1 : at + 5]}
     parts = tuple((frozenset(content(s)), frozenset(words(s)), denied(s)) for s in sentences(text))
-    return Source(frozenset(stems), frozenset(pairs), parts, tuple(numbers(text)), _plain(text), len(whole) > MAX_CHARS)
+    return Source(frozenset(stems), frozenset(pairs), parts, _plain(text), len(whole) > MAX_CHARS)
 
 
 def evidence_checks(output: str, evidence: tuple[str, ...], question: str | None) -> tuple[Check, ...]:
     """`grounding` or `overlap`, `numbers`, `negation` (these decide), and `names`, `quotes` (these inform)."""
-    source, asked = read_source(evidence), question or ""
+    source, asked = _read("\n".join(evidence)), question or ""
     text = without_marks(output)
     # Headings, lead-ins ("In short:") and words such as "Yes." claim nothing that could stand in the evidence.
     claims = [claim for claim in sentences(text) if content(claim) and not claim.startswith("#") and claim[-1] != ":"]
     read = claims[:MAX_SENTENCES]
-    numbered = missing_numbers(text, source, asked)
+    numbered = missing_numbers(text, evidence, asked)
     known = set(words(source.text + " " + asked))
     absent = [name for name in _NAME.findall(text) if not known & {name.lower(), name.lower().removesuffix("'s")}]
     quotes = [quote for quote in _QUOTED.findall(text) if _plain(quote) not in source.text]
@@ -94,7 +92,7 @@ def evidence_checks(output: str, evidence: tuple[str, ...], question: str | None
         unread = f"only the first {MAX_SENTENCES} sentences and {MAX_CHARS} characters are read; {worst.detail}"
         worst = said("grounding", Verdict.ABSTAIN, unread)
     return (
-        _unless_cut(worst, source),
+        _unless_cut(worst, source.cut),
         numbered,
         fault("negation", next((flip for claim in read if (flip := _flip(claim, source))), "")),
         fault("names", _listed("names that the evidence lacks: ", absent), decisive=False),
@@ -102,9 +100,9 @@ def evidence_checks(output: str, evidence: tuple[str, ...], question: str | None
     )
 
 
-def _unless_cut(check: Check, source: Source) -> Check:
+def _unless_cut(check: Check, cut: bool) -> Check:
     """What is missing from the part of the evidence that was read may stand in the rest."""
-    if check.verdict is not Verdict.UNSUPPORTED or not source.cut:
+    if check.verdict is not Verdict.UNSUPPORTED or not cut:
         return check
     return said(check.name, Verdict.ABSTAIN, f"in the first {MAX_CHARS} characters of evidence: {check.detail}")
 
@@ -135,12 +133,13 @@ def _grounded(claim: str, source: Source, asked: frozenset[str], clean: bool) ->
     return said("grounding", Verdict.ABSTAIN, f"{detail}; words alone do not decide")
 
 
-def missing_numbers(output: str, source: Source, question: str) -> Check:
+def missing_numbers(output: str, evidence: tuple[str, ...], question: str) -> Check:
     """The check `numbers`: each number of the output, with its unit, stands in the evidence or the question.
 
     Another unit ("5 miles" for "5 km") does not count; a number said to be rounded may be off by a tenth.
     """
-    given = [*source.numbers, *numbers(question)]
+    whole = "\n".join(evidence)
+    given = [*numbers(whole), *numbers(question)]
     units: dict[Fraction, set[str]] = {}
     for number in given:
         units.setdefault(number.value, set()).add(number.unit)
@@ -151,7 +150,7 @@ def missing_numbers(output: str, source: Source, question: str) -> Check:
         if not near and not (found if not number.unit else found & {number.unit, ""}):
             exact = number.value.denominator == 1
             absent.append(f"{number.value if exact else float(number.value)} {number.unit}".strip())
-    return _unless_cut(fault("numbers", _listed("numbers that the evidence lacks: ", absent)), source)
+    return _unless_cut(fault("numbers", _listed("numbers that the evidence lacks: ", absent)), len(whole) > MAX_CHARS)
 
 
 def _flip(claim: str, source: Source) -> str:

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from rolecall.config.profile import Strict
 from rolecall.server.errors import BadRequest
 
 from .arithmetic import arithmetic_check
-from .blocks import can_parse, code_blocks, parse_check, parse_fault, schema_check
-from .contract import Check, Subject, Validation, Verdict
+from .blocks import broken_check, parse_check, parses, schema_check
+from .contract import Check, Validation, Verdict
 from .evidence import evidence_checks
 from .form import form_checks
 
@@ -27,28 +28,33 @@ _PRECISION: dict[tuple[str, Verdict], float] = {
 }
 
 
-def validate(subject: Subject) -> Validation:
+def validate(
+    output: str,
+    evidence: tuple[str, ...] = (),
+    question: str | None = None,
+    schema: dict[str, Any] | None = None,
+    language: str | None = None,
+) -> Validation:
     """Checks an output against its evidence, schema, language or own arithmetic, without a model and without executing.
 
     Pure and deterministic. Texts are read up to `text.MAX_CHARS`; what rests on an unread rest is an abstention. Odd
     content never raises.
     """
-    coded = subject.schema_ is not None or bool(subject.language)
-    data = not coded and _is_data(subject.output)
-    checks = list(form_checks(subject.output, subject.question, coded=coded or data))
-    if subject.schema_ is not None:
-        checks.append(schema_check(subject.output, subject.schema_))
-    if subject.language:
-        checks.append(parse_check(subject.output, subject.language))
-    elif broken := next((block for block in code_blocks(subject.output) if block.parses is False), None):
-        checks.append(parse_check(broken.code, broken.language))
+    coded = schema is not None or bool(language)
+    data = not coded and _is_data(output)
+    checks = list(form_checks(output, question, coded=coded or data))
+    if schema is not None:
+        checks.append(schema_check(output, schema))
+    if language:
+        checks.append(parse_check(output, language))
+    elif broken := broken_check(output):
+        checks.append(broken)
     if not coded:
-        checks.append(arithmetic_check(subject.output, subject.question))
-    if any(piece.strip() for piece in subject.evidence):
-        found = evidence_checks(subject.output, subject.evidence, subject.question)
+        checks.append(arithmetic_check(output, question))
+    if any(piece.strip() for piece in evidence):
         # The words of code and data (keys, names, labels) need not stand in the evidence: there they only inform. The
         # numbers of data must, where no schema decides.
-        for check in found:
+        for check in evidence_checks(output, evidence, question):
             decides = check.decisive and not coded and (not data or check.name == "numbers")
             checks.append(check.model_copy(update={"decisive": decides}))
     return combine(tuple(checks))
@@ -56,7 +62,7 @@ def validate(subject: Subject) -> Validation:
 
 def _is_data(text: str) -> bool:
     """Whether the whole text is a JSON object or list."""
-    return text.lstrip()[:1] in ("{", "[") and can_parse("json", text) and parse_fault(text, "json") is None
+    return text.lstrip()[:1] in ("{", "[") and parses(text, "json")[0] is True
 
 
 def combine(checks: tuple[Check, ...]) -> Validation:
@@ -72,20 +78,23 @@ def _listed(given: Any) -> Any:
     return [given] if isinstance(given, str) else [] if given is None else given
 
 
-class _Line(Subject, strict=True):
+class _Line(Strict):
     id: str | int | None = None
+    output: str
     evidence: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_listed)] = ()
+    question: str | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    language: str | None = None
 
 
-def subject_from_line(line: Any) -> Subject:
-    """The subject of one line `{"id","output","evidence"?,"question"?,"schema"?,"language"?}`.
+def verdict_line(line: Any) -> dict[str, Any]:
+    """`{"id","verdict","confidence","checks":[{"name","verdict","decisive","detail"}]}` for a line of a batch.
 
     Raises:
         BadRequest: not an object, an unknown key, a missing `output`, or a value of the wrong type.
     """
     try:
-        return _Line.model_validate(line)
+        given = _Line.model_validate(line)
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
         why = f"`{str(first['loc'][0])[:100]}`: {first['msg']}" if first["loc"] else "it is not a JSON object"
@@ -95,8 +104,5 @@ def subject_from_line(line: Any) -> Subject:
             allowed="an object with the keys id, output, evidence, question, schema, language",
             advice="`output` is required; `evidence` is a string or a list of strings, `schema` an object.",
         ) from None
-
-
-def batch_line(id: str | int | None, validation: Validation) -> dict[str, Any]:
-    """`{"id","verdict","confidence","checks":[{"name","verdict","decisive","detail"}]}`, ready for `json.dumps`."""
-    return {"id": id, **validation.model_dump(mode="json")}
+    found = validate(given.output, given.evidence, given.question, given.schema_, given.language)
+    return {"id": given.id, **found.model_dump(mode="json")}

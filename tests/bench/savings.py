@@ -16,9 +16,10 @@ from typing import Any
 import anyio
 import numpy
 from mcp import Client
+from scipy.stats import bootstrap
 
 from rolecall.config.home import Home
-from rolecall.server.evaluation.intervals import Interval, ratio, wilson
+from rolecall.server.evaluation.intervals import Interval, wilson
 
 from .stage import command, rolecall_client, show, starter_home
 from .tasks import Task, in_the_first, tasks
@@ -108,7 +109,12 @@ def _totals(rows: list[dict[str, Any]], listed: int) -> dict[str, Any]:
 
 def _ratio(a: Any, b: Any) -> dict[str, float]:
     """Of the sums, with a 95% interval by bootstrap over the tasks."""
-    return {"bytes": int(a.sum()), "of": int(b.sum()), **_figures(a.sum() / b.sum(), ratio(a, b))}
+
+    def ratio(x: Any, y: Any, axis: int = -1) -> Any:
+        return x.sum(axis=axis) / y.sum(axis=axis)
+
+    found = bootstrap((a, b), ratio, paired=True, method="percentile", rng=5).confidence_interval
+    return {"bytes": int(a.sum()), "of": int(b.sum()), **_figures(ratio(a, b), (float(found.low), float(found.high)))}
 
 
 def _share(found: Any) -> dict[str, float]:

@@ -1,17 +1,22 @@
-"""The starter models, as `make setup` put them on this machine."""
+"""The starter models, as `make setup` put them on this machine, and the product's commands and clients over them."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mcp import Client, StdioServerParameters
 
 from rolecall.config.home import Home
 from rolecall.roles.manifest import write_manifest
 from rolecall.roles.starter import STARTER_MODELS, starter_missing
+from tests.conftest import ROLECALL
 
 Tell = Callable[[str], None]
 BRISK = """\
@@ -71,6 +76,22 @@ def staffed(home: Home, starter_models: Path) -> Home:
     home.models.symlink_to(starter_models)
     home.settings_file.write_text(BRISK)
     return home
+
+
+def command(*arguments: str, code: int = 0, input_: str | None = None, env: dict[str, str] | None = None) -> str:
+    """What a command prints; it must end with this code."""
+    environment = {**os.environ, **(env or {})}
+    done = subprocess.run([ROLECALL, *arguments], capture_output=True, text=True, input=input_, env=environment)
+    assert done.returncode == code, (done.stdout[-2000:], done.stderr)
+    return done.stdout
+
+
+@asynccontextmanager
+async def connected(cwd: Path, **options: Any) -> AsyncIterator[Client]:
+    """A client of `rolecall serve`."""
+    server = StdioServerParameters(command=ROLECALL, args=["serve"], env=dict(os.environ), cwd=str(cwd))
+    async with Client(server, **options) as client:
+        yield client
 
 
 def _link(source: str, target: str) -> None:

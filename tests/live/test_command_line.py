@@ -9,28 +9,22 @@ import pty
 import re
 import struct
 import subprocess
-import sys
 import termios
 from pathlib import Path
 
 import pytest
 
 from rolecall.config.home import Home
-from tests.conftest import eventually
+from tests.conftest import ROLECALL, eventually
+
+from .conftest import command
 
 pytestmark = pytest.mark.live
-ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 TEXTS = {
     "crane": "The harbour crane lifts at most 43 tonnes.",
     "depot": "The north depot opens at seven.",
     "ferry": "The ferry carries forty cars.",
 }
-
-
-def command(*arguments: str, code: int = 0) -> str:
-    done = subprocess.run([ROLECALL, *arguments], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done.stdout
 
 
 @pytest.mark.soak

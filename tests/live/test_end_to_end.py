@@ -6,10 +6,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,16 @@ import anyio
 import mcp_types as types
 import psutil
 import pytest
-from mcp import Client, MCPError, StdioServerParameters
+from mcp import Client, MCPError
 
 from rolecall.config.home import Home
 from rolecall.server.connect import lock_holder
+from tests.conftest import ROLECALL
+
+from .conftest import command, connected
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
-ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 LONG_ANSWER = "Write a long story about a lighthouse keeper, with many details."
 
 
@@ -37,23 +37,6 @@ def notes(tmp_path: Path) -> Path:
     (folder / "tool.py").write_text("def lift(tonnes: int) -> bool:\n    return tonnes <= 43\n")
     (folder / ".env").write_text("SECRET=1\n")
     return folder
-
-
-def environment() -> dict[str, str]:
-    return dict(os.environ)
-
-
-@asynccontextmanager
-async def client(cwd: Path) -> AsyncIterator[Client]:
-    server = StdioServerParameters(command=ROLECALL, args=["serve"], env=environment(), cwd=str(cwd))
-    async with Client(server) as connected:
-        yield connected
-
-
-def command(*arguments: str, input_: str | None = None, code: int = 0) -> str:
-    done = subprocess.run([ROLECALL, *arguments], env=environment(), input=input_, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done.stdout
 
 
 async def cli(*arguments: str, code: int = 0) -> Any:
@@ -77,7 +60,7 @@ async def test_six_tools_answer_on_real_input_and_files_outside_allowed_folders_
 ) -> None:
     report = await cli("index", "add", str(notes))
     assert (report["indexed"], report["failed"]) == (3, [])
-    async with client(notes) as ask:
+    async with connected(notes) as ask:
         routed = data(await ask.call_tool("route", {"request": "what is 17 * 23?"}))
         reasoned = data(await ask.call_tool("reason", {"question": "What is the capital of France?", "depth": "quick"}))
         coded = data(await ask.call_tool("code", {"task": "Write reverse_string(s).", "language": "python"}))
@@ -112,7 +95,7 @@ async def test_a_schema_is_satisfied_or_refused_and_a_saved_file_is_never_overwr
         "required": ["year"],
         "additionalProperties": False,
     }
-    async with client(notes) as ask:
+    async with connected(notes) as ask:
         extracted = data(
             await ask.call_tool("reason", {"question": "When was it built?", "paths": ["crane.txt"], "schema": schema})
         )
@@ -127,7 +110,7 @@ async def test_a_schema_is_satisfied_or_refused_and_a_saved_file_is_never_overwr
 
 
 async def test_a_killed_worker_and_a_killed_host_cost_one_typed_error_each(staffed: Home, notes: Path) -> None:
-    async with client(notes) as ask:
+    async with connected(notes) as ask:
         data(await ask.call_tool("reason", {"question": "Name a colour.", "depth": "quick"}))
         worker = (await cli("models", "ps"))[0]["pid"]
         codes, seconds = await _killed_during_generation(ask, worker)
@@ -144,7 +127,7 @@ async def test_a_killed_worker_and_a_killed_host_cost_one_typed_error_each(staff
 
 @pytest.mark.soak
 async def test_twenty_kills_of_workers_cost_one_typed_error_each(staffed: Home, notes: Path) -> None:
-    async with client(notes) as ask:
+    async with connected(notes) as ask:
         for _ in range(20):
             data(await ask.call_tool("reason", {"question": "Name a colour.", "depth": "quick"}))
             worker = next(item["pid"] for item in await cli("models", "ps") if "reasoning" in item["roles"])
@@ -156,7 +139,7 @@ async def test_twenty_kills_of_workers_cost_one_typed_error_each(staffed: Home, 
 async def test_fifty_kills_of_the_host_cost_each_open_call_one_typed_error_and_the_session_goes_on(
     staffed: Home, notes: Path
 ) -> None:
-    async with client(notes) as ask:
+    async with connected(notes) as ask:
         data(await ask.call_tool("route", {"request": "what is 17 * 23?"}))
         for _ in range(50):
             host = lock_holder(staffed)
@@ -204,7 +187,7 @@ async def test_five_clients_share_one_copy_of_each_model_and_stop_leaves_no_proc
     ]
     answers: list[dict[str, Any]] = []
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(client(notes)) for _ in calls]
+        clients = [await stack.enter_async_context(connected(notes)) for _ in calls]
 
         async def one(each: Client, tool: str, arguments: dict[str, Any]) -> None:
             answers.append(data(await each.call_tool(tool, arguments)))
@@ -248,9 +231,7 @@ def test_a_bad_batch_line_is_named_and_nothing_is_printed(staffed: Home, tmp_pat
     batch = tmp_path / "batch.jsonl"
     batch.write_text('{"id": "1", "text": "hello"}\nnot json\n')
 
-    done = subprocess.run(
-        [ROLECALL, "route", "--batch", str(batch), "--json"], env=environment(), capture_output=True, text=True
-    )
+    done = subprocess.run([ROLECALL, "route", "--batch", str(batch), "--json"], capture_output=True, text=True)
 
     assert done.returncode == 1 and done.stdout == ""
     error: dict[str, Any] = json.loads(done.stderr)["error"]

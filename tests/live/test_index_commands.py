@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rolecall.config.home import Home
-from tests.conftest import eventually
+from tests.conftest import ROLECALL
+
+from . import conftest
 
 pytestmark = pytest.mark.live
-ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 
 
 def command(*arguments: str, code: int = 0) -> Any:
-    done = subprocess.run([ROLECALL, *arguments, "--json"], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(conftest.command(*arguments, "--json", code=code))
 
 
 def watching(*arguments: str) -> subprocess.Popen[str]:
@@ -79,11 +77,3 @@ def test_a_watch_ends_with_its_host_and_says_so(staffed: Home, notes: Path) -> N
         assert command("stop")["stopped"]
         assert watch.wait(30) == 0
         assert watch.stderr.read().endswith("The host was stopped, and the watch with it.\n")
-
-
-def test_where_the_settings_say_so_the_host_keeps_the_index_fresh(staffed: Home, notes: Path) -> None:
-    with staffed.settings_file.open("a") as settings:
-        settings.write("retrieval: {watch: true}\n")
-    command("index", "add", str(notes), code=3)
-    (notes / "ferry.md").write_text("The ferry carries forty cars.\n")
-    eventually(lambda: command("index", "list")[0]["files"] == 3, "the new file is indexed unasked")

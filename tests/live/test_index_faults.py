@@ -26,8 +26,7 @@ from rolecall.server.host.control import ControlClient
 from tests.conftest import eventually
 from tests.retrieval.embedding import assert_whole, stored
 
-from .conftest import Tell
-from .test_clients import connected
+from .conftest import Tell, connected
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 

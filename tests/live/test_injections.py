@@ -12,7 +12,9 @@ from rolecall.retrieval.retriever import LanceRetriever
 from rolecall.roles.manager import ModelManager
 from rolecall.server.orchestration.contract import ReasonCall, RetrieveCall, RouteCall, SummarizeCall
 from rolecall.server.orchestration.run import Orchestrator
+from rolecall.server.orchestration.staff import Staff
 from rolecall.server.routing.router import Router
+from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.surface.tools import result_of
 from rolecall.server.telemetry.store import ReceiptStore
 
@@ -39,17 +41,15 @@ async def test_no_tool_is_called_nothing_changed_and_nothing_private_told(starte
             (folder / below / name).write_text(text)
     status, told = dict[str, int](), list[str]()
     async with ModelManager(starter_home, settings) as models:
-        embedder = models.embedder()
-        identity = embedder.identity if embedder else None
-        index = LanceRetriever(starter_home, settings.retrieval, models.embed, lambda: identity, access)
+        index = LanceRetriever(starter_home, settings.retrieval, models.embed, models.embedder, access)
         await index.add(folder / "harbour", "harbour")
         await index.add(folder / "vault", "vault", private=True)
         before = sorted(folder.rglob("*")), starter_home.allowed_file.read_bytes()
-        orchestrator = Orchestrator(models, index, Router(models, "starter"), access, store, settings)
+        orchestrator = Orchestrator(Staff(models, index, Router(models, "starter"), access, settings), store)
+        current_session.set(SessionInfo("s", folder))
         for number in range(0, PLANTED, 5):
             tool, arguments = calls(SHIPS[number])[number // 5 % 4]
-            given = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-            outcome = await orchestrator.run(KINDS[tool](cwd=folder, session="s", **given), lambda *_: None)
+            outcome = await orchestrator.run(KINDS[tool](**arguments), lambda *_: None)
             (receipt,) = await store.recent(1)
             told += [result_of(tool, outcome).model_dump_json(), receipt.for_client().model_dump_json()]
             status[outcome.status] = status.get(outcome.status, 0) + 1

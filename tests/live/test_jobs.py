@@ -13,8 +13,8 @@ from mcp import Client
 from rolecall.config.home import Home
 from rolecall.server.host.control import ControlClient, stop_host
 
-from .conftest import Tell
-from .test_clients import FACTS, connected
+from .conftest import Tell, connected
+from .test_clients import FACTS
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 

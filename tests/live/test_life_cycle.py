@@ -17,13 +17,12 @@ import pytest
 from rolecall.config.home import Home
 from rolecall.server.connect import lock_holder
 from rolecall.server.host.control import ControlClient
-from tests.conftest import Stdio, eventually
+from tests.conftest import ROLECALL, Stdio, eventually
 
 from .conftest import Tell
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
-ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 GONE_S = 1.0
 PATIENCE_S = 5.0  # where other tests run beside: the second itself is asserted by the full count, alone
 LONG_ANSWER = "Write a long story about a lighthouse keeper, with many details."

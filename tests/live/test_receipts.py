@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rolecall.config.home import Home
-from tests.conftest import Stdio
+from tests.conftest import ROLECALL, Stdio
+
+from .conftest import command
 
 pytestmark = pytest.mark.live
-ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 SUBJECTS = (
     "the harbour crane", "our leave policy", "a list of 40 orders", "the depot's ledger", "Rayleigh scattering",
     "une grue portuaire", "die Quittung vom Montag", "\u6e2f\u306e\u30af\u30ec\u30fc\u30f3", "an off-by-one error",
@@ -39,13 +38,6 @@ def requests(count: int) -> list[str]:
         text = wording.format(number + 2 if exact else subject)
         made.append(text if exact or number < 100 else f"{text} Case {number}.")
     return made
-
-
-def command(*arguments: str, code: int = 0, input_: str | None = None, env: dict[str, str] | None = None) -> str:
-    environment = {**os.environ, **(env or {})}
-    done = subprocess.run([ROLECALL, *arguments], capture_output=True, text=True, input=input_, env=environment)
-    assert done.returncode == code, (done.stdout[-2000:], done.stderr)
-    return done.stdout
 
 
 def verified(*arguments: str, code: int = 0) -> list[dict[str, Any]]:

@@ -16,8 +16,10 @@ from rolecall.roles.errors import SchemaRefused
 from rolecall.roles.manager import ModelManager
 from rolecall.server.orchestration.contract import CodeCall, ReasonCall, RetrieveCall, SummarizeCall
 from rolecall.server.orchestration.run import Orchestrator
+from rolecall.server.orchestration.staff import Staff
 from rolecall.server.orchestration.tools import SCHEMA
 from rolecall.server.routing.router import Router
+from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.telemetry.store import ReceiptStore
 
 from ..server.desk import ListRetriever, passage
@@ -53,10 +55,11 @@ async def test_requests_end_within_three_rounds_and_say_why_each_was(
     failed = 0
     async with ModelManager(starter_home, settings) as models:
         access = AllowedFolders(starter_home)
-        orchestrator = Orchestrator(models, retriever, Router(models, "starter"), access, store, settings)
+        orchestrator = Orchestrator(Staff(models, retriever, Router(models, "starter"), access, settings), store)
+        current_session.set(SessionInfo("s", starter_home.root))
         for kind, arguments in requests:
             with suppress(SchemaRefused):
-                await orchestrator.run(kind(cwd=starter_home.root, session="s", **arguments), lambda *_: None)
+                await orchestrator.run(kind(**arguments), lambda *_: None)
             (receipt,) = await store.recent(1)
             steps = [f"{step['round']} {step['role']} {step['why']}" for step in receipt.trail]
             tell(f"{receipt.status or receipt.state:10} {receipt.timings['total_s']:5.1f} s  {'; '.join(steps)}")

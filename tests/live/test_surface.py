@@ -16,10 +16,10 @@ import pytest
 from rolecall.config.home import Home
 from rolecall.server.connect import lock_holder
 from rolecall.server.host.control import ControlClient
-from tests.conftest import Stdio
+from tests.conftest import ROLECALL, Stdio
 
-from .conftest import BRISK, Tell
-from .test_clients import FACTS, ROLECALL, connected
+from .conftest import BRISK, Tell, connected
+from .test_clients import FACTS
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 

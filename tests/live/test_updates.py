@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,23 +13,20 @@ from typing import Any
 import anyio
 import mcp_types as types
 import pytest
-from mcp import Client, StdioServerParameters
+from mcp import Client
 from mcp.client.subscriptions import ResourceUpdated
 
 from rolecall.config.home import Home
 from rolecall.server.connect import lock_holder
 from rolecall.server.surface.updates import MODELS, STATUS
 
+from .conftest import command, connected
+
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
-ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 PATIENCE_S = 60.0
 
 Next = Callable[[], Awaitable[str]]
-
-
-async def command(*arguments: str) -> None:
-    await anyio.to_thread.run_sync(lambda: subprocess.run([ROLECALL, *arguments], check=True, capture_output=True))
 
 
 @asynccontextmanager
@@ -43,9 +38,8 @@ async def subscribed(era: str, cwd: Path) -> AsyncIterator[tuple[Client, Next]]:
         if isinstance(message, types.ResourceUpdatedNotification):
             send.send_nowait(str(message.params.uri))
 
-    server = StdioServerParameters(command=ROLECALL, args=["serve"], env=dict(os.environ), cwd=str(cwd))
     with send, receive:
-        async with Client(server, mode=era, message_handler=hear) as client:
+        async with connected(cwd, mode=era, message_handler=hear) as client:
             if era == "legacy":
                 for uri in (MODELS, STATUS):
                     params = types.SubscribeRequestParams(uri=uri)
@@ -84,9 +78,9 @@ async def test_a_loaded_model_and_an_indexed_folder_are_heard_of_also_after_a_cr
                 while await following() != uri or not holds(await read(client, uri)):
                     pass
 
-        await command("models", "load", "reasoning")
+        await anyio.to_thread.run_sync(command, "models", "load", "reasoning")
         await until(MODELS, lambda found: bool(found["resident"]))
-        await command("index", "add", str(notes))
+        await anyio.to_thread.run_sync(command, "index", "add", str(notes))
         await until(STATUS, lambda found: bool(found["collections"]))
         text = (await client.read_resource("rolecall://doc/notes/depot.md")).contents[0]
         assert isinstance(text, types.TextResourceContents) and "4711" in text.text
@@ -98,7 +92,7 @@ async def test_a_loaded_model_and_an_indexed_folder_are_heard_of_also_after_a_cr
             while lock_holder(staffed) in (None, host):  # the shim starts the next host for the subscriptions' sake
                 await anyio.sleep(0.05)
         assert not (await read(client, MODELS))["resident"]
-        await command("models", "load", "reasoning")
+        await anyio.to_thread.run_sync(command, "models", "load", "reasoning")
         await until(MODELS, lambda found: bool(found["resident"]))
-        await command("models", "unload", "reasoning")
+        await anyio.to_thread.run_sync(command, "models", "unload", "reasoning")
         await until(MODELS, lambda found: not found["resident"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from mcp import Client
 
 from rolecall.config.home import Home
 from rolecall.config.settings import Settings, load_settings
@@ -32,7 +33,9 @@ from rolecall.roles.contract import RoleInfo
 from rolecall.server.orchestration.contract import Call, Outcome
 from rolecall.server.orchestration.jobs import Jobs, RunCall
 from rolecall.server.orchestration.run import Orchestrator
+from rolecall.server.orchestration.staff import Staff
 from rolecall.server.routing.router import Router
+from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.telemetry.store import Receipt, ReceiptStore
 
 from .scripted import Answer, Script, ScriptedModels
@@ -119,7 +122,9 @@ class Desk:
         return await self.orchestrator.run(call, lambda words, fraction: self.said.append(words))
 
     def call(self, kind: type[Any], **arguments: Any) -> Any:
-        return kind(cwd=self.folder, session="s1", **arguments)
+        """A call of the session `s1`, which is current from now on."""
+        current_session.set(SessionInfo("s1", self.folder))
+        return kind(**arguments)
 
     def receipt(self) -> Receipt:
         return anyio.run(self.store.recent, 1)[0]
@@ -155,10 +160,8 @@ def desk(tmp_path: Path) -> Iterator[MakeDesk]:
         access.add(folder)
         models, store = models or ScriptedModels(script, roles), ReceiptStore(home.receipts_db)
         settings = change(load_settings(home, profile="starter"))
-        orchestrator = Orchestrator(
-            models, ListRetriever(passages, pending), Router(models, "starter"), access, store, settings
-        )
-        made.append(Desk(models, store, orchestrator, access, folder))
+        staff = Staff(models, ListRetriever(passages, pending), Router(models, "starter"), access, settings)
+        made.append(Desk(models, store, Orchestrator(staff, store), access, folder))
         return made[-1]
 
     yield make
@@ -174,3 +177,14 @@ async def served(run: RunCall, store: ReceiptStore) -> AsyncIterator[Jobs]:
             yield Jobs(run, store, tasks)
         finally:
             tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def client_of(server: Any, cwd: Path = Path("/"), session: str = "s1", **options: Any) -> AsyncIterator[Client]:
+    """A client in memory, of a server or a transport to it, whose session has this id and folder."""
+    token = current_session.set(SessionInfo(session, cwd))
+    try:
+        async with Client(server, **options) as client:
+            yield client
+    finally:
+        current_session.reset(token)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import anyio
 import anyio.lowlevel
 
 from rolecall.roles.contract import (
-    EmbedderInfo,
     Generated,
     GenerationRequest,
     GenerationResult,
@@ -86,7 +86,7 @@ class ScriptedModels:
     async def score_labels(self, role: Role, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         return tuple(-float(self.count_tokens(role, label)) for label in labels)
 
-    def embedder(self) -> EmbedderInfo | None:
+    def embedder(self) -> str | None:
         return None
 
     def roles(self) -> tuple[RoleInfo, ...]:
@@ -125,3 +125,20 @@ class ScriptedModels:
 
     async def aclose(self) -> None:
         self._resident.clear()
+
+
+class Stuck(ScriptedModels):
+    """Gives its answers, then never another; `asked` is set when it is asked for that."""
+
+    def __init__(self, answers: Sequence[Answer] = (), roles: tuple[RoleInfo, ...] | None = None) -> None:
+        super().__init__(answers, roles)
+        self._left = len(answers)
+        self.asked = anyio.Event()
+
+    async def generate(
+        self, role: Role, request: GenerationRequest, on_event: OnEvent | None = None
+    ) -> GenerationResult:
+        if len(self.requests) == self._left:
+            self.asked.set()
+            await anyio.sleep_forever()
+        return await super().generate(role, request, on_event)

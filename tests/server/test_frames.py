@@ -7,38 +7,15 @@ import pytest
 from mcp.types import JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
 from rolecall.server.host.sessions import Lines, Refusal, parse_message
-from rolecall.server.protocol import MAX_FRAME_BYTES
 
-PARSE, REQUEST, PARAMS = -32700, -32600, -32602
+PARSE = -32700
 
 
 @pytest.mark.parametrize(
     ("frame", "code", "request_id"),
-    [
-        (b"nonsense", PARSE, None),
-        (b'{"jsonrpc":"2.0","id":3,"method":"ping"', PARSE, 3),
-        (b'{"jsonrpc":"2.0","id":4,"method":"ping","params":{"x":"\\ud800"}}', PARSE, 4),
-        (b'{"jsonrpc":"2.0","id":5,"method":"ping","params":{"x":"\xff"}}', PARSE, 5),
-        (b'{"jsonrpc":"2.0","id":6,"method":"ping","params":{"x":NaN}}', PARSE, 6),
-        (b'{"jsonrpc":"2.0","id":"seven","method":"ping","params":{"x":' + b"[" * 50_000, PARSE, "seven"),
+    [  # what the seeded frames of test_malformed do not hold
         (b'{"params":{"id":9,"x":[1,]},"id":8,"jsonrpc":"2.0"}', PARSE, None),
-        (b'{"jsonrpc":"2.0","id":3,"method":"' + b"x" * MAX_FRAME_BYTES, REQUEST, 3),
         (b'{"id":"\\ud800","jsonrpc":"2.0","method":"ping"}', PARSE, None),
-        (b"[]", REQUEST, None),
-        (b'[{"jsonrpc":"2.0","id":1,"method":"ping"}]', REQUEST, None),
-        (b"3", REQUEST, None),
-        (b"{}", REQUEST, None),
-        (b'{"jsonrpc":"2.0","id":8}', REQUEST, 8),
-        (b'{"jsonrpc":"2.0","id":9,"method":5}', REQUEST, 9),
-        (b'{"id":10,"method":"ping"}', REQUEST, 10),
-        (b'{"jsonrpc":"2.0","id":15,"method":"ping","error":{"code":1,"message":"m"}}', REQUEST, 15),
-        (b'\xef\xbb\xbf{"jsonrpc":"2.0","id":16,"method":"ping"}', PARSE, 16),
-        (b'{"jsonrpc":"1.0","id":11,"method":"ping"}', REQUEST, 11),
-        (b'{"jsonrpc":"2.0","id":null,"method":"ping"}', REQUEST, None),
-        (b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}', REQUEST, None),
-        (b'{"jsonrpc":"2.0","id":true,"method":"ping"}', REQUEST, None),
-        (b'{"jsonrpc":"2.0","id":12,"method":"ping","params":[1]}', PARAMS, 12),
-        (b'{"jsonrpc":"2.0","id":13,"method":"ping","params":null}', PARAMS, 13),
         (b'{"jsonrpc":"2.0","id":14,"method":"ping","params":{"x":' + b"[" * 200 + b"]" * 200 + b"}}", PARSE, 14),
     ],
 )

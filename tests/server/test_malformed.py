@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -18,12 +17,11 @@ from mcp.types import jsonrpc_message_adapter
 
 from rolecall.config.home import Home
 from rolecall.server.connect import lock_holder
-from tests.conftest import StartClient, Stdio
+from tests.conftest import ROLECALL, StartClient, Stdio
 
 from .listening import listening
 from .malformed import Frame, bad_arguments, frames
 
-ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 GROWTH_BYTES = 50_000_000
 ANSWERED_S = 1.0
 FLOOD = 10_000

@@ -20,7 +20,10 @@ from rolecall.roles.errors import ModelUnknown
 from rolecall.server.errors import BadRequest
 from rolecall.server.host.compose import _open_history
 from rolecall.server.host.downloads import Downloads
-from rolecall.server.host.operations import Desk, Operations
+from rolecall.server.host.operations import Operations
+from rolecall.server.orchestration.run import Orchestrator
+from rolecall.server.orchestration.staff import Staff
+from rolecall.server.routing.router import Router
 from rolecall.server.telemetry.history import ModelHistory
 from rolecall.server.telemetry.store import ReceiptStore
 from tests.roles.openai_server import serving
@@ -40,7 +43,7 @@ def operations(tmp_path: Path) -> Iterator[Operations]:
     async def pull(name: str, seen: Any) -> object:
         raise AssertionError("unasked")
 
-    def desk() -> Desk:
+    def desk() -> Orchestrator:
         raise AssertionError("unasked")
 
     yield Operations(
@@ -155,7 +158,9 @@ REPORT = AddReport(collection="a", indexed=0, skipped=0, failed=(), seconds=0.0)
 @pytest.fixture
 def index(operations: Operations) -> tuple[Operations, Recorder]:
     recorder = Recorder()
-    desk = Desk(recorder, None, None)  # type: ignore[arg-type]  # the index's operations ask nobody else
+    router = Router(operations.models, "starter")
+    staff = Staff(operations.models, recorder, router, operations.access, operations.settings)
+    desk = Orchestrator(staff, operations.store)
     return replace(operations, desk=lambda: desk), recorder
 
 

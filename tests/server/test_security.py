@@ -8,10 +8,8 @@ import os
 import random
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import mcp_types as types
@@ -23,14 +21,13 @@ from rolecall.retrieval.retriever import LanceRetriever
 from rolecall.server.connect import connect, hello, lock_holder
 from rolecall.server.errors import HostUnavailable
 from rolecall.server.host.lock import bind_socket
-from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.surface.resources import Resources
 from rolecall.server.surface.server import build_server
 from rolecall.server.surface.updates import Updates
 from tests.conftest import TOY_HOST
 from tests.retrieval.embedding import HashEmbedder
 
-from .desk import Desk, MakeDesk, served
+from .desk import Desk, MakeDesk, client_of, served
 
 pytestmark = pytest.mark.anyio
 
@@ -103,24 +100,14 @@ async def ground(desk: MakeDesk, tmp_path: Path) -> AsyncIterator[Ground]:
     (inside / "loop").symlink_to("loop")
     (inside / "dangling.md").symlink_to(outside / "new.md")
     home, embedder = Home(tmp_path / "home"), HashEmbedder()
-    settings = here.orchestrator._staff.settings.retrieval
+    settings = here.orchestrator.staff.settings.retrieval
     retriever = LanceRetriever(home, settings, embedder, lambda: embedder.identity, here.access)
     await retriever.add(inside, "work")
     async with served(here.orchestrator.run, here.store) as jobs:
         resources = Resources(here.models, here.access, here.store, jobs, lambda: retriever, Updates())
-        async with _client(build_server(jobs, resources=resources), inside) as client:
+        async with client_of(build_server(jobs, resources=resources), inside) as client:
             yield Ground(here, client, retriever, inside, outside)
     await retriever.aclose()
-
-
-@asynccontextmanager
-async def _client(server: Any, cwd: Path) -> AsyncIterator[Client]:
-    token = current_session.set(SessionInfo("s1", cwd))
-    try:
-        async with Client(server) as client:
-            yield client
-    finally:
-        current_session.reset(token)
 
 
 def hostile_paths(seed: int, ground: Ground, count: int, file: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from rolecall.config.home import Home
@@ -16,8 +17,9 @@ from rolecall.retrieval.contract import ANSWERABLE
 
 from ...errors import BadRequest
 from ..intervals import mean, wilson
-from ..score import Control, Score, rounded, verdict
-from .retrieval import ADVICE, Judged, OnStep, Text, indexed, mean_of
+from ..score import Control, OnStep, Score, rounded, verdict
+from .retrieval import ADVICE, Judged, Text, indexed
+from .retrieval import load as load  # for the command line: the same data
 
 
 def halved(data: Judged) -> tuple[list[Text], list[tuple[Text, bool]]]:
@@ -36,9 +38,10 @@ async def evaluate(
     documents, asked = halved(data)
     items = list[dict[str, Any]]()
     async with indexed(documents, home, settings, say) as index:
+        default = [*index.legs.values()][-1]
         for number, (query, left) in enumerate(asked):
             say({"done": number, "total": len(asked), "words": "asking"})
-            found = await index.default(query.text)
+            found = await default(query.text)
             if found.answerable is None:
                 raise BadRequest("Search has no vectors, and so no threshold.", advice="Run `rolecall setup`.")
             items.append({"id": query.id, "left": left, "answerable": rounded(found.answerable)})
@@ -52,23 +55,16 @@ def score(items: Sequence[dict[str, Any]], threshold: float = ANSWERABLE) -> Sco
         for left in (True, False)
     }
     if min(map(len, right.values())) < 2:
-        failed = "Too few questions are left, or too few gone."
-        raise BadRequest(
-            failed, found=f"{len(right[True])} and {len(right[False])}", allowed="2 at least", advice=ADVICE
-        )
-    weight = {left: len(items) / len(each) / 2 for left, each in right.items()}
-    balanced = [weight[left] * each for left, values in right.items() for each in values]
-    errors = {left: len(values) - sum(values) for left, values in right.items()}
-    detail = {
-        "threshold": threshold,
-        "gone": {"n": len(right[False]), "answered": 1 - mean_of(right[False]),
-                 "interval": wilson(int(errors[False]), len(right[False]))},
-        "left": {"n": len(right[True]), "abstained": 1 - mean_of(right[True]),
-                 "interval": wilson(int(errors[True]), len(right[True]))},
-    }  # fmt: skip
+        failed, found = "Too few questions are left, or too few gone.", f"{len(right[True])} and {len(right[False])}"
+        raise BadRequest(failed, found=found, allowed="2 at least", advice=ADVICE)
+    balanced = [len(items) / len(values) / 2 * each for values in right.values() for each in values]
+    detail: dict[str, Any] = {"threshold": threshold}
+    for name, error, left in (("gone", "answered", False), ("left", "abstained", True)):
+        n, wrong = len(right[left]), right[left].count(0.0)
+        detail[name] = {"n": n, error: wrong / n, "interval": wilson(wrong, n)}
     interval = mean(balanced)
     return Score(
-        suite="abstention", n=len(items), score=rounded(mean_of(balanced)), interval=rounded(interval),
+        suite="abstention", n=len(items), score=fmean(balanced), interval=interval,
         control=Control(name="always answer", score=0.5),
-        verdict=verdict(mean_of(balanced), interval, 0.5), detail=rounded(detail),
+        verdict=verdict(fmean(balanced), interval, 0.5), detail=detail,
     )  # fmt: skip

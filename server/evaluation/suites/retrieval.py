@@ -13,6 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,15 +23,13 @@ from rolecall.config.home import Home
 from rolecall.config.profile import Frozen
 from rolecall.config.settings import Settings
 from rolecall.retrieval.access import AllowedFolders
-from rolecall.retrieval.contract import Found, Leg, Rerank
+from rolecall.retrieval.contract import Found, Leg
 from rolecall.retrieval.retriever import LanceRetriever
 from rolecall.roles.manager import ModelManager
 
 from ...errors import BadRequest
 from ..intervals import difference, mean
-from ..score import Control, Score, items_of, rounded, verdict
-
-OnStep = Callable[[dict[str, Any]], None]
+from ..score import Control, OnStep, Score, evenly, items_of, parsed, verdict
 
 ADVICE = (
     'Use a folder with corpus.jsonl ({"_id", "title", "text"}), queries.jsonl ({"_id", "text"}) and qrels.tsv '
@@ -40,8 +39,7 @@ NDCG = "ndcg@10"
 MARGIN = 0.01
 """How far the default search may be under the better leg in nDCG@10."""
 PASSAGES = 100
-"""Passages a query, as many as a search gives."""
-RESULTS = 100
+"""Passages a query, as many as a search gives; of no more documents."""
 LEGS: tuple[Leg, ...] = ("text", "dense", "fused")
 _FILES = 1_000
 """In one folder."""
@@ -67,31 +65,26 @@ class Judged:
 def load(folder: Path, limit: int = 0) -> Judged:
     """A folder's documents and its queries that have a relevant one (`limit` of them, evenly taken; 0: all). Raises
     BadRequest for what is not in BEIR's form."""
-    gains = _gains(folder / "qrels.tsv")
-    documents = items_of(Text, _rows(folder / "corpus.jsonl"), ADVICE)
-    queries = [each for each in items_of(Text, _rows(folder / "queries.jsonl"), ADVICE) if each.id in gains]
+    gains = parsed(folder / "qrels.tsv", _gains, ADVICE)
+    documents, asked = (
+        items_of(Text, parsed(folder / f"{name}.jsonl", _rows, ADVICE), ADVICE) for name in ("corpus", "queries")
+    )
+    queries = [each for each in asked if each.id in gains]
     if len(queries) < 2:
         raise BadRequest("Fewer than two queries have relevant documents.", found=str(len(queries)), advice=ADVICE)
-    count = min(max(limit, 2), len(queries)) if limit else len(queries)
-    return Judged(documents, [queries[number * len(queries) // count] for number in range(count)], gains)
+    return Judged(documents, evenly(queries, limit), gains)
 
 
-def _rows(file: Path) -> list[Any]:
-    try:
-        return [json.loads(line) for line in file.read_bytes().split(b"\n") if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadRequest(f"{file.name} cannot be read.", found=f"{file}: {error}"[:300], advice=ADVICE) from None
+def _rows(data: bytes) -> list[Any]:
+    return [json.loads(line) for line in data.split(b"\n") if line.strip()]
 
 
-def _gains(file: Path) -> dict[str, dict[str, int]]:
+def _gains(data: bytes) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    try:
-        for line in file.read_text("utf-8").splitlines()[1:]:
-            query, document, score = line.split("\t")
-            if int(score) > 0:
-                found.setdefault(query, {})[document] = int(score)
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{file.name} cannot be read.", found=f"{file}: {error}"[:300], advice=ADVICE) from None
+    for line in data.decode().splitlines()[1:]:
+        query, document, score = line.split("\t")
+        if int(score) > 0:
+            found.setdefault(query, {})[document] = int(score)
     return found
 
 
@@ -104,14 +97,6 @@ class Index:
     ids: Mapping[str, str]
     home: Home
 
-    @property
-    def default(self) -> Callable[[str], Awaitable[Found]]:
-        return list(self.legs.values())[-1]
-
-    def ranking(self, found: Found) -> list[str]:
-        """The documents of the passages, best first."""
-        return list(dict.fromkeys(self.ids[passage.path] for passage in found.passages))[:RESULTS]
-
 
 @asynccontextmanager
 async def indexed(documents: Sequence[Text], home: Home, settings: Settings, say: OnStep) -> AsyncIterator[Index]:
@@ -123,18 +108,11 @@ async def indexed(documents: Sequence[Text], home: Home, settings: Settings, say
         own, folder = Home(Path(scratch).resolve() / "home").create(), Path(scratch).resolve() / "documents"
         ids = _written(documents, folder)
         async with ModelManager(home, settings) as models:
-
-            def identity() -> str | None:
-                return info.identity if (info := models.embedder()) else None
-
-            def retriever(rerank: Rerank | None) -> LanceRetriever:
-                tokenizer = home.models / profile.embedder.model / "tokenizer.json"
-                return LanceRetriever(
-                    own, local, models.embed, identity, AllowedFolders(own), tokenizer,
-                    embed_query=partial(models.embed, query=True), rerank=rerank,
-                )  # fmt: skip
-
-            async with aclosing(retriever(None)) as plain, aclosing(retriever(models.rerank)) as reranking:
+            retriever = partial(
+                LanceRetriever, own, local, models.embed, models.embedder, AllowedFolders(own),
+                home.models / profile.embedder.model / "tokenizer.json", embed_query=partial(models.embed, query=True),
+            )  # fmt: skip
+            async with aclosing(retriever()) as plain, aclosing(retriever(rerank=models.rerank)) as reranking:
                 await plain.add(
                     folder, None, lambda n, total, *_: say({"done": n, "total": total, "words": "indexing"})
                 )
@@ -170,46 +148,39 @@ async def evaluate(
         for number, query in enumerate(data.queries):
             say({"done": number, "total": len(data.queries), "words": "searching"})
             for name, search in index.legs.items():
-                rankings[name].append(index.ranking(await search(query.text)))
+                passages = (await search(query.text)).passages
+                rankings[name].append(list(dict.fromkeys(index.ids[each.path] for each in passages)))
     gains = [data.gains[query.id] for query in data.queries]
-    measured = {name: _measured(each, gains) for name, each in rankings.items()}
+    measured = {
+        leg: {
+            name: [measure(results, gain) for results, gain in zip(rankings[leg], gains, strict=True)]
+            for name, measure in MEASURES.items()
+        }
+        for leg in rankings
+    }
     default = [*measured][-1]
     ours, better = measured[default][NDCG], max(("text", "dense"), key=lambda leg: sum(measured[leg][NDCG]))
-    gain, interval = mean_of(ours) - mean_of(measured[better][NDCG]), difference(ours, measured[better][NDCG])
+    gain, interval = fmean(ours) - fmean(measured[better][NDCG]), difference(ours, measured[better][NDCG])
     detail = {
         "default": default,
         "documents": len(data.documents),
         "over_better_leg": {"gain": gain, "interval": interval, "margin": MARGIN},
         "legs": {
-            name: {key: value for measure, each in figures.items() for key, value in _shown(measure, each)}
-            for name, figures in measured.items()
+            leg: {
+                key: value
+                for name, each in figures.items()
+                for key, value in ((name, fmean(each)), (f"{name} 95%", mean(each)))
+            }
+            for leg, figures in measured.items()
         },
     }
     score = Score(
-        suite="retrieval", n=len(ours), score=rounded(mean_of(ours)), interval=rounded(mean(ours)),
-        control=Control(name=f"{better} leg alone", score=rounded(mean_of(measured[better][NDCG]))),
-        verdict=verdict(gain, interval, -MARGIN), detail=rounded(detail),
+        suite="retrieval", n=len(ours), score=fmean(ours), interval=mean(ours),
+        control=Control(name=f"{better} leg alone", score=fmean(measured[better][NDCG])),
+        verdict=verdict(gain, interval, -MARGIN), detail=detail,
     )  # fmt: skip
     runs = zip(data.queries, rankings[default], strict=True)
     return score, [{"query_id": query.id, "results": results} for query, results in runs]
-
-
-def _measured(rankings: Sequence[Sequence[str]], gains: Sequence[Mapping[str, int]]) -> dict[str, list[float]]:
-    pairs = list(zip(rankings, gains, strict=True))
-    return {
-        NDCG: [ndcg(results, gain, 10) for results, gain in pairs],
-        "recall@10": [recall(results, gain, 10) for results, gain in pairs],
-        "recall@100": [recall(results, gain, 100) for results, gain in pairs],
-        "mrr@10": [reciprocal_rank(results, gain, 10) for results, gain in pairs],
-    }
-
-
-def _shown(measure: str, values: Sequence[float]) -> list[tuple[str, Any]]:
-    return [(measure, mean_of(values)), (f"{measure} 95%", mean(values))]
-
-
-def mean_of(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def ndcg(results: Sequence[str], gains: Mapping[str, int], k: int) -> float:
@@ -228,3 +199,11 @@ def recall(results: Sequence[str], gains: Mapping[str, int], k: int) -> float:
 
 def reciprocal_rank(results: Sequence[str], gains: Mapping[str, int], k: int) -> float:
     return next((1 / rank for rank, each in enumerate(results[:k], 1) if each in gains), 0.0)
+
+
+MEASURES: dict[str, Callable[[Sequence[str], Mapping[str, int]], float]] = {
+    NDCG: partial(ndcg, k=10),
+    "recall@10": partial(recall, k=10),
+    "recall@100": partial(recall, k=100),
+    "mrr@10": partial(reciprocal_rank, k=10),
+}

@@ -10,7 +10,7 @@ from rolecall.config.profile import Frozen
 
 from ...routing.contract import TaskType
 from ..intervals import wilson
-from ..score import Control, Score, items_of, rounded, verdict
+from ..score import Control, Score, evenly, items_of, verdict
 
 SHAPE = '{"id": ..., "text": "...", "label": one of the seven task types, "source": "..."}'
 TARGET = 0.90
@@ -29,9 +29,9 @@ class Labelled(Frozen):
     source: str = ""
 
 
-def labelled(rows: Iterable[Any]) -> list[Labelled]:
-    """Raises BadRequest for a row of another shape."""
-    return items_of(Labelled, rows, f"Write lines like {SHAPE}.")
+def labelled(rows: Iterable[Any], limit: int = 0) -> list[Labelled]:
+    """`limit` of the rows, evenly taken; 0: all. Raises BadRequest for one of another shape."""
+    return evenly(items_of(Labelled, rows, f"Write lines like {SHAPE}."), limit)
 
 
 def item(request: Labelled, line: dict[str, Any]) -> dict[str, Any]:
@@ -67,15 +67,15 @@ def score(items: Sequence[dict[str, Any]]) -> Score:
         "sources": sources,
     }
     return Score(
-        suite="routing", n=n, score=rounded(right / n), interval=rounded(interval),
-        control=Control(name=f"always {majority}", score=rounded(most / n)),
-        verdict=verdict(right / n, interval, TARGET, missed), detail=rounded(detail),
+        suite="routing", n=n, score=right / n, interval=interval,
+        control=Control(name=f"always {majority}", score=most / n),
+        verdict=verdict(right / n, interval, TARGET, missed), detail=detail,
     )  # fmt: skip
 
 
 def _share(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    right = sum(each["right"] for each in items)
-    return {"n": len(items), "accuracy": right / len(items), "interval": wilson(right, len(items))}
+    n, right = len(items), sum(each["right"] for each in items)
+    return {"n": n, "accuracy": right / n if n else None, "interval": wilson(right, n)}
 
 
 def _classes(items: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -103,8 +103,7 @@ def _confusion(items: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
 
 def _covered(items: Sequence[dict[str, Any]], least: float) -> dict[str, Any]:
     kept = [each for each in items if each["confidence"] >= least]
-    share = _share(kept) if kept else {"n": 0, "accuracy": None, "interval": wilson(0, 0)}
-    return {"coverage": len(kept) / len(items), **share}
+    return {"coverage": len(kept) / len(items), **_share(kept)}
 
 
 def _ece(items: Sequence[dict[str, Any]]) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rolecall.server.errors import BadRequest
-from rolecall.server.evaluation.intervals import difference, mean, ratio, wilson
+from rolecall.server.evaluation.intervals import difference, mean, wilson
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,6 @@ def test_a_paired_difference_is_surer_than_its_sides() -> None:
     assert mean(hard.tolist())[1] - mean(hard.tolist())[0] > 0.05
     with pytest.raises(ValueError, match="shorter"):
         difference([1.0, 2.0], [1.0])
-
-
-def test_a_ratio_is_of_the_sums() -> None:
-    assert ratio([1.0, 3.0, 5.0], [2.0, 6.0, 10.0]) == pytest.approx((0.5, 0.5))
-    low, high = ratio([1.0, 100.0, 1.0], [10.0, 100.0, 10.0])
-    assert (low, high) == pytest.approx((0.1, 1.0))
 
 
 def test_where_nothing_varies_the_interval_is_the_value() -> None:

@@ -11,7 +11,7 @@ import pytest
 from rolecall.server.errors import BadRequest
 from rolecall.server.evaluation.score import Verdict
 from rolecall.server.evaluation.suites import abstention, retrieval
-from rolecall.server.evaluation.suites.retrieval import Judged, ndcg, recall, reciprocal_rank
+from rolecall.server.evaluation.suites.retrieval import ndcg, recall, reciprocal_rank
 
 
 def beir(folder: Path, documents: int = 8) -> Path:
@@ -62,7 +62,7 @@ def test_a_folder_of_another_form_is_refused(file: str, broken: str, named: str,
 
 
 def test_half_of_the_documents_go_the_same_at_each_run(tmp_path: Path) -> None:
-    data: Judged = retrieval.load(beir(tmp_path / "set"))
+    data = retrieval.load(beir(tmp_path / "set"))
     left, asked = abstention.halved(data)
     assert len(left) == 4 and abstention.halved(data) == (left, asked)
     assert [is_left for _, is_left in asked] == [f"d/{n}" in {each.id for each in left} for n in range(8)]

@@ -11,9 +11,8 @@ import pytest
 
 from rolecall.config.home import Home
 from rolecall.server.cli.app import main
-from rolecall.server.cli.evaluate import _evenly
 from rolecall.server.errors import BadRequest
-from rolecall.server.evaluation.score import Verdict, verdict
+from rolecall.server.evaluation.score import Verdict, evenly, verdict
 from rolecall.server.evaluation.suites import llmrouter, routing
 
 MODELS = ("a-code", "b-talk", "c-dear")
@@ -28,11 +27,10 @@ PRICES = {name: {"input_price": price, "output_price": price} for name, price in
         (0.95, 0.89, 0.9, (), Verdict.NOT_PROVEN),
         (0.89, 0.85, 0.9, (), Verdict.NOT_MET),
         (0.95, 0.91, 0.9, ("tool precision",), Verdict.NOT_MET),
-        (0.95, 0.91, None, (), Verdict.NOT_PROVEN),
     ],
 )
 def test_a_target_is_met_where_the_whole_interval_is(
-    score: float, low: float, target: float | None, missed: tuple[str, ...], said: Verdict
+    score: float, low: float, target: float, missed: tuple[str, ...], said: Verdict
 ) -> None:
     assert verdict(score, (low, 1.0), target, missed) is said
 
@@ -71,8 +69,8 @@ def test_few_right_answers_prove_nothing_and_many_do() -> None:
 
 
 def test_a_limit_takes_items_evenly() -> None:
-    assert _evenly(range(10), 4) == [0, 2, 5, 7]
-    assert _evenly([1, 2], 9) == _evenly([1, 2], 0) == [1, 2]
+    assert evenly(range(10), 4) == [0, 2, 5, 7]
+    assert evenly([1, 2], 9) == evenly([1, 2], 0) == [1, 2]
 
 
 def table(folder: Path, count: int = 60) -> Path:
@@ -93,15 +91,16 @@ def table(folder: Path, count: int = 60) -> Path:
     return folder
 
 
-def embed(texts: list[str]) -> llmrouter.Array:
+def vectors(*tables: llmrouter.Table) -> llmrouter.Array:
     """One axis of talk, one of noise."""
-    noise = np.random.default_rng(0).normal(0, 0.1, len(texts))
-    return np.stack([np.array([float("talk" in text) for text in texts]) - 0.5, noise, noise**2], axis=1)
+    talk = np.array([float("talk" in question) for each in tables for question in each.questions])
+    noise = np.random.default_rng(0).normal(0, 0.1, len(talk))
+    return np.stack([talk - 0.5, noise, noise**2], axis=1)
 
 
 def test_a_selector_that_can_tell_questions_apart_beats_the_best_single_model(tmp_path: Path) -> None:
     train, test, costs = llmrouter.load(table(tmp_path / "table"))
-    score, items = llmrouter.evaluate(train, test, costs, embed)
+    score, items = llmrouter.score(train, test, costs, vectors(train, test))
     selectors = score.detail["given"]["selectors"]
     assert costs.tolist() == [0.25, 0.25, 1.0]
     assert (score.n, score.score, score.verdict) == (60, 1.0, Verdict.MET)
@@ -114,9 +113,9 @@ def test_a_selector_that_can_tell_questions_apart_beats_the_best_single_model(tm
 
 
 def test_a_tie_with_the_best_is_right(tmp_path: Path) -> None:
-    train, test, costs = llmrouter.load(table(tmp_path / "table", 10))
+    train, test, costs = llmrouter.load(table(tmp_path / "table", 10), limit=7)
     test.quality[:] = [1.0, 1.0, 1.0]
-    score, items = llmrouter.evaluate(train, test, costs, embed, limit=7)
+    score, items = llmrouter.score(train, test, costs, vectors(train, test))
     selectors = score.detail["given"]["selectors"]
     assert score.n == len(items) == 7
     assert {each["right"] for each in selectors.values()} == {1.0}
@@ -126,10 +125,10 @@ def test_a_tie_with_the_best_is_right(tmp_path: Path) -> None:
     ("file", "broken", "named"),
     [
         ("train.json", '[{"question": "q", "scores": {"a": NaN}}]', "finite"),
-        ("train.json", '[{"question": "q", "scores": {"a": 7}}]', "outside 0 to 1"),
-        ("train.json", '[{"question": "q", "scores": {"a": 1}}, {"question": "q", "scores": {}}]', "Item 2"),
-        ("train.json", '[{"question": "q", "scores": {}}]', "no scores"),
-        ("train.json", '[{"question": "q", "scores": {"a": 1}}]', "different models"),
+        ("train.json", '[{"question": "q", "scores": {"a": 7}}]', "less than or equal to 1"),
+        ("train.json", '[{"question": "q", "scores": {"a": 1}}, {"question": "q", "scores": {"b": 1}}]', "Item 2"),
+        ("train.json", '[{"question": "q", "scores": {}}]', "at least 1 item"),
+        ("train.json", '[{"question": "q", "scores": {"a": 1}}]', "Item 1 of test.json"),
         ("train.json", '{"question": "q"}', "scores"),
         ("train.json", "[]", "no items"),
         ("test.json", "nonsense", "test.json cannot be read"),
@@ -145,15 +144,6 @@ def test_a_table_of_another_form_is_refused(file: str, broken: str, named: str, 
         llmrouter.load(folder)
 
 
-def test_the_same_curve_is_the_same_plot(tmp_path: Path) -> None:
-    curve = {"cost_weight": [0.0, 0.5, 1.0], "selector": [0.9, 0.6, 0.5], "random": [0.5, 0.2, 0.0]}
-    for name in ("one.svg", "two.svg"):
-        llmrouter.plot(curve, tmp_path / name)
-    plotted = (tmp_path / "one.svg").read_text()
-    assert plotted == (tmp_path / "two.svg").read_text()
-    assert "<svg" in plotted and "best single" not in plotted and "selector" in plotted
-
-
 @pytest.mark.parametrize(
     ("argv", "code", "named"),
     [
@@ -162,7 +152,6 @@ def test_the_same_curve_is_the_same_plot(tmp_path: Path) -> None:
         (["routing", "--data", "missing.jsonl"], 1, "missing.jsonl"),
         (["routing", "--data", "bad.jsonl"], 1, "item 2, label"),
         (["routing", "--data", "bad.jsonl", "--role", "coding"], 1, "--role"),
-        (["routing", "--data", "bad.jsonl", "--plot", "x.svg"], 1, "--plot"),
         (["llmrouter", "--data", "missing"], 1, "train.json"),
     ],
 )

@@ -85,7 +85,7 @@ def test_where_the_model_finds_no_answer_it_says_so(desk: MakeDesk) -> None:
 
 def test_where_the_passages_hardly_hold_an_answer_no_model_is_asked(desk: MakeDesk) -> None:
     at = desk(["never asked"], passages=PASSAGES * 3)
-    index = at.orchestrator._staff.retriever
+    index = at.orchestrator.staff.retriever
     assert isinstance(index, ListRetriever)
     index.answerable = 0.0
 

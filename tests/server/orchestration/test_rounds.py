@@ -23,7 +23,7 @@ from rolecall.server.orchestration.contract import (
 )  # fmt: skip
 
 from ..desk import Desk, MakeDesk, passage
-from ..scripted import Answer, ScriptedModels, infos
+from ..scripted import Answer, ScriptedModels, Stuck, infos
 
 LARGE = infos(size_bytes=2_000_000_000, context_length=8192)
 GOOD, BROKEN = "```python\ndef one():\n    return 1\n```", "```python\ndef one(:\n```"
@@ -100,7 +100,7 @@ def test_a_first_answer_that_fails_a_check_is_repaired_escalated_or_handed_back(
 
     assert outcome.status == status, outcome
     assert trail(at) == steps
-    assert outcome.meta.rounds == at.receipt().rounds <= 3 and outcome.meta.model_calls <= 5
+    assert outcome.meta["rounds"] == at.receipt().rounds <= 3 and outcome.meta["model_calls"] <= 5
     assert (status == "unverified") == any("Do this yourself" in warning for warning in outcome.warnings)
 
 
@@ -170,32 +170,17 @@ def test_what_the_users_rules_forbid_no_later_round_asks_either(
     desk: MakeDesk, then: dict[str, Any], steps: list[str]
 ) -> None:
     at = desk([BROKEN], roles=LARGE)
-    staff = at.orchestrator._staff
+    staff = at.orchestrator.staff
     rules = RoutingSettings.model_validate({"rules": [{"name": "mine", "then": then}]})
-    at.orchestrator._staff = replace(staff, router=staff.router.with_policy(rules))
+    at.orchestrator.staff = replace(staff, router=staff.router.with_policy(rules))
 
     at.run(CodeCall, **CODE)
 
     assert trail(at) == steps
 
 
-class Waits(ScriptedModels):
-    """Gives its answers, then none until it is cancelled."""
-
-    def __init__(self, answers: Sequence[Answer]) -> None:
-        super().__init__(answers, LARGE)
-        self.left = len(answers)
-
-    async def generate(
-        self, role: Role, request: GenerationRequest, on_event: OnEvent | None = None
-    ) -> GenerationResult:
-        if len(self.requests) == self.left:
-            await anyio.sleep_forever()
-        return await super().generate(role, request, on_event)
-
-
 def test_the_budget_ends_the_rounds_and_the_answer_so_far_stands(desk: MakeDesk) -> None:
-    at = desk(models=Waits(["2 + 2 = 5"]))
+    at = desk(models=Stuck(["2 + 2 = 5"], LARGE))
 
     outcome = at.run(RouteCall, request=WHY, budget_s=1.0)
 
@@ -208,7 +193,7 @@ def test_the_budget_ends_the_rounds_and_the_answer_so_far_stands(desk: MakeDesk)
 
 
 def test_a_plan_takes_a_third_of_the_budget_at_most(desk: MakeDesk) -> None:
-    at = desk(models=Waits([BROKEN]))
+    at = desk(models=Stuck([BROKEN], LARGE))
 
     outcome = at.run(RouteCall, request="Write a Python function that reverses a string.", budget_s=1.2)
 
@@ -217,20 +202,6 @@ def test_a_plan_takes_a_third_of_the_budget_at_most(desk: MakeDesk) -> None:
         "2 reasoning plan: parses", "2 reasoning no plan: budget ended", "2 coding repair: parses",
         "2 coding no answer: budget ended",
     ]  # fmt: skip
-
-
-def test_a_trail_quotes_nothing_where_no_content_is_kept(desk: MakeDesk) -> None:
-    at = desk(
-        ["2 + 2 = 5"],
-        change=lambda settings: settings.model_copy(
-            update={"telemetry": settings.telemetry.model_copy(update={"keep_content": False})}
-        ),
-    )
-
-    at.run(ReasonCall, question=WHY)
-
-    assert [step["detail"] for step in at.receipt().trail] == [""] * 4
-    assert "2 + 2" not in at.receipt().model_dump_json()
 
 
 class Judging(ScriptedModels):

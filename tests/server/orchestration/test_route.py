@@ -6,8 +6,6 @@ import pytest
 
 from rolecall.roles.contract import Role
 from rolecall.server.orchestration.contract import ReasonCall, RouteCall
-from rolecall.server.routing.contract import Features, State
-from rolecall.server.routing.decide import decide
 
 from ..desk import MakeDesk
 
@@ -62,12 +60,13 @@ def test_code_through_route_comes_with_its_blocks_and_the_channel_preloads(desk:
     assert at.models.preloaded == [Role.CODING] and at.models.requests[0][0] is Role.CODING
 
 
-def test_a_session_about_the_machine_preloads_reasoning(desk: MakeDesk) -> None:
+def test_the_state_of_the_machine_is_told_without_a_model_and_its_channel_preloads_reasoning(desk: MakeDesk) -> None:
     at = desk(["never asked"])
 
-    at.run(RouteCall, request="How many CPU cores does this machine have?", channel="system_health")
+    outcome = at.run(RouteCall, request="How many CPU cores does this machine have?", channel="system_health")
 
-    assert at.models.preloaded == [Role.REASONING]
+    assert at.models.preloaded == [Role.REASONING] and at.models.requests == []
+    assert outcome.decision is not None and outcome.decision.agent == "system" and "cores" in outcome.answer
 
 
 def test_without_an_index_route_asks_a_model_and_says_that_nothing_supports_it(desk: MakeDesk) -> None:
@@ -77,29 +76,6 @@ def test_without_an_index_route_asks_a_model_and_says_that_nothing_supports_it(d
 
     assert outcome.status == "unverified" and "rolecall index add" in outcome.warnings[0]
     assert at.states()[1:3] == ["RETRIEVAL_ONLY", "MODEL_SELECTION"]
-
-
-def test_a_decision_can_be_recomputed_from_its_receipt(desk: MakeDesk) -> None:
-    at = desk(["An answer."])
-    at.run(RouteCall, request="Write a poem about the sea")
-    receipt = at.receipt()
-
-    assert receipt.features is not None and receipt.router_state is not None and receipt.decision is not None
-    again = decide(
-        Features.model_validate(receipt.features),
-        at.orchestrator._staff.router.snapshot(),
-        State.model_validate(receipt.router_state),
-    )
-
-    assert again.model_dump(mode="json") == receipt.decision
-    assert receipt.snapshot_sha256 == again.snapshot_sha256
-
-
-def test_the_state_of_the_machine_is_told_without_a_model(desk: MakeDesk) -> None:
-    outcome = desk(["never asked"]).run(RouteCall, request="How many CPU cores does this machine have?")
-
-    assert outcome.decision is not None and outcome.decision.agent == "system"
-    assert "cores" in outcome.answer
 
 
 def test_a_summary_through_route_is_of_the_files(desk: MakeDesk) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import takewhile
 
 import anyio
@@ -10,31 +9,13 @@ import pytest
 
 from rolecall.config.errors import RolecallError
 from rolecall.retrieval.errors import PathNotAllowed
-from rolecall.roles.contract import GenerationRequest, GenerationResult, OnEvent, Role
+from rolecall.roles.contract import GenerationResult, Role
 from rolecall.roles.errors import PromptTooLong, SchemaRefused, WorkerDied, WorkerTimeout
 from rolecall.server.errors import BadRequest, DeadlineExceeded
 from rolecall.server.orchestration.contract import CodeCall, ReasonCall, RouteCall, SummarizeCall, ValidateCall
 
 from ..desk import MakeDesk
-from ..scripted import Answer, ScriptedModels, infos
-
-
-class Stuck(ScriptedModels):
-    """Gives its answers, then never another; `asked` is set when it is asked for that."""
-
-    def __init__(self, answers: Sequence[Answer] = ()) -> None:
-        super().__init__(answers)
-        self.left = len(answers)
-        self.asked = anyio.Event()
-
-    async def generate(
-        self, role: Role, request: GenerationRequest, on_event: OnEvent | None = None
-    ) -> GenerationResult:
-        if len(self.requests) < self.left:
-            return await super().generate(role, request, on_event)
-        self.asked.set()
-        await anyio.sleep_forever()
-        raise AssertionError("unreachable")
+from ..scripted import Answer, Stuck, infos
 
 
 def test_a_question_is_answered_and_its_receipt_holds_all_of_it(desk: MakeDesk) -> None:
@@ -54,11 +35,12 @@ def test_a_question_is_answered_and_its_receipt_holds_all_of_it(desk: MakeDesk) 
     assert "sky" in receipt.content.request
     assert receipt.decision is not None and receipt.decision["task_type"] == "reasoning"
     assert any("writing" in words for words in at.said)
+    assert "checking the answer" in at.said
 
 
 def test_content_is_left_out_of_the_receipt_where_the_user_said_so(desk: MakeDesk) -> None:
     at = desk(
-        ["An answer."],
+        ["2 + 2 = 5"],
         change=lambda settings: settings.model_copy(
             update={"telemetry": settings.telemetry.model_copy(update={"keep_content": False})}
         ),
@@ -70,7 +52,8 @@ def test_content_is_left_out_of_the_receipt_where_the_user_said_so(desk: MakeDes
 
     receipts = anyio.run(at.store.recent)
     assert [receipt.content for receipt in receipts] == [None, None] and receipts[0].checks
-    assert not any("sky" in receipt.model_dump_json() for receipt in receipts)
+    assert not any(quote in receipt.model_dump_json() for receipt in receipts for quote in ("sky", "2 + 2"))
+    assert [step["detail"] for step in receipts[1].trail] == [""] * 4
 
 
 def test_thinking_goes_to_the_receipt_only(desk: MakeDesk) -> None:
@@ -85,9 +68,9 @@ def test_thinking_goes_to_the_receipt_only(desk: MakeDesk) -> None:
     content = at.receipt().content
     assert content is not None and content.thinking == "two and two"
     assert "two and two" not in repr(outcome)
-    assert outcome.meta.thinking_tokens == 3
+    assert outcome.meta["thinking_tokens"] == 3
     assert (
-        outcome.meta.cached_tokens
+        outcome.meta["cached_tokens"]
         == 7
         == at.receipt().calls[0]["cached_tokens"]
         == at.receipt().tokens["cached_tokens"]
@@ -105,33 +88,12 @@ def test_depth_sets_role_and_thinking(desk: MakeDesk) -> None:
     assert deep_role is Role.REASONING_HEAVY
 
 
-def test_a_wrong_answer_is_asked_again_with_the_finding(desk: MakeDesk) -> None:
-    at = desk(["2 + 2 = 5", "2 + 2 = 4"])
-
-    outcome = at.run(ReasonCall, question="Explain why numbers add up.")
-
-    assert (outcome.answer, outcome.status) == ("2 + 2 = 4", "ok")
-    assert "rejected" in at.prompts()[1] and "rejected" not in at.prompts()[0]
-    assert at.receipt().rounds == 2
-    assert set(at.receipt().prompts) == {"answer", "retry"}
-
-
 def test_a_model_that_hands_its_document_back_is_asked_again(desk: MakeDesk) -> None:
     at = desk(['<document "context">It lifts 43 tonnes.', "It lifts 43 tonnes."])
 
     outcome = at.run(ReasonCall, question="How much does it lift?", context="It lifts 43 tonnes.")
 
     assert (outcome.answer, outcome.status) == ("It lifts 43 tonnes.", "ok")
-
-
-def test_then_a_heavier_role_is_asked(desk: MakeDesk) -> None:
-    at = desk(lambda role, request: "2 + 2 = 4" if role is Role.REASONING_HEAVY else "2 + 2 = 5")
-
-    outcome = at.run(ReasonCall, question="Explain why numbers add up.")
-
-    assert [role for role, _ in at.models.requests] == [Role.REASONING, Role.REASONING, Role.REASONING_HEAVY]
-    assert (outcome.answer, outcome.status) == ("2 + 2 = 4", "ok")
-    assert at.states().count("MODEL_SELECTION") == 2
 
 
 def test_a_role_on_an_endpoint_may_be_the_heavier_one_and_is_not_kept_short(desk: MakeDesk) -> None:
@@ -145,16 +107,6 @@ def test_a_role_on_an_endpoint_may_be_the_heavier_one_and_is_not_kept_short(desk
     assert [role for role, _ in at.models.requests] == [Role.REASONING, Role.REASONING, Role.REASONING_HEAVY]
     at.run(ReasonCall, question="Why do numbers add up?", context="They do.", depth="deep")
     assert "sentences" in at.prompts()[0] and "sentences" not in at.prompts()[-1]
-
-
-def test_where_nobody_gets_it_right_the_answer_is_unverified_and_names_the_check(desk: MakeDesk) -> None:
-    at = desk(["2 + 2 = 5"])
-
-    outcome = at.run(ReasonCall, question="Explain why numbers add up.")
-
-    assert outcome.status == "unverified"
-    assert "arithmetic" in outcome.warnings[0] and "yourself" in outcome.warnings[0]
-    assert len(at.models.requests) == 3
 
 
 def test_the_same_model_under_another_role_is_no_escalation(desk: MakeDesk) -> None:
@@ -171,22 +123,12 @@ def stopped(text: str) -> GenerationResult:
     )
 
 
-@pytest.mark.parametrize("second", [WorkerDied("The worker died."), stopped("2 + 2 is")])
-def test_where_the_second_attempt_fails_the_first_answer_stands(desk: MakeDesk, second: Answer) -> None:
-    at = desk(["2 + 2 = 5", second])
+def test_where_the_second_attempt_is_cut_off_the_first_answer_stands(desk: MakeDesk) -> None:
+    at = desk(["2 + 2 = 5", stopped("2 + 2 is")])
 
     outcome = at.run(ReasonCall, question="Explain why numbers add up.")
 
     assert (outcome.answer, outcome.status) == ("2 + 2 = 5", "unverified")
-
-
-def test_a_second_attempt_that_would_outlast_the_budget_does_not_cost_the_first_answer(desk: MakeDesk) -> None:
-    at = desk(models=Stuck(["2 + 2 = 5"]))
-
-    outcome = at.run(RouteCall, request="Explain why numbers add up.", budget_s=1.0)
-
-    assert (outcome.answer, outcome.status) == ("2 + 2 = 5", "unverified")
-    assert at.states()[-3:] == ["VALIDATION", "SYNTHESIS", "COMPLETED"]
 
 
 def test_a_stand_in_is_degraded_and_the_warning_has_the_command(desk: MakeDesk) -> None:
@@ -303,15 +245,6 @@ def test_ten_questions_to_the_same_files_share_all_of_the_prompt_up_to_the_quest
 def shared(texts: list[str]) -> str:
     """The prefix that all texts have."""
     return "".join(takewhile(bool, (each[0] if len(set(each)) == 1 else "" for each in zip(*texts, strict=False))))
-
-
-def test_a_path_outside_the_allowed_folders_is_refused(desk: MakeDesk) -> None:
-    at = desk(["never asked"])
-
-    with pytest.raises(PathNotAllowed):
-        at.run(ReasonCall, question="What does it say?", paths=("/etc/hostname",))
-
-    assert at.receipt().error is not None and at.receipt().error["code"] == "path_not_allowed"
 
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}

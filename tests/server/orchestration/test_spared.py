@@ -21,8 +21,8 @@ def test_files_that_were_read_count_in_bytes_and_in_tokens_of_the_model_that_ans
 
     outcome = at.run(SummarizeCall, paths=("*.txt",))
 
-    assert outcome.meta.spared == NONE | {"read_bytes": 2200, "read_tokens": 400}
-    assert at.receipt().spared == outcome.meta.spared
+    assert outcome.meta["spared"] == NONE | {"read_bytes": 2200, "read_tokens": 400}
+    assert at.receipt().spared == outcome.meta["spared"]
 
 
 def test_without_a_model_four_bytes_count_as_a_token(desk: MakeDesk) -> None:
@@ -31,7 +31,7 @@ def test_without_a_model_four_bytes_count_as_a_token(desk: MakeDesk) -> None:
 
     outcome = at.run(ValidateCall, output="It is so.", paths=("a.txt",))
 
-    assert outcome.meta.spared == NONE | {"read_bytes": 400, "read_tokens": 100}
+    assert outcome.meta["spared"] == NONE | {"read_bytes": 400, "read_tokens": 100}
 
 
 def test_a_count_that_fails_at_the_end_does_not_cost_the_answer(desk: MakeDesk) -> None:
@@ -46,7 +46,7 @@ def test_a_count_that_fails_at_the_end_does_not_cost_the_answer(desk: MakeDesk) 
 
     outcome = at.run(ReasonCall, question="What is it?", paths=("a.txt",))
 
-    assert (outcome.answer, outcome.meta.spared["read_tokens"]) == ("It is so.", 24 // 4)
+    assert (outcome.answer, outcome.meta["spared"]["read_tokens"]) == ("It is so.", 24 // 4)
     assert at.receipt().state == "COMPLETED"
 
 
@@ -56,7 +56,7 @@ def test_a_file_that_was_written_counts(desk: MakeDesk) -> None:
     outcome = at.run(CodeCall, task="Add.", language="python", save_to="new.py")
 
     written = (at.folder / "new.py").stat().st_size
-    assert outcome.meta.spared == NONE | {"written_bytes": written, "written_tokens": 5}
+    assert outcome.meta["spared"] == NONE | {"written_bytes": written, "written_tokens": 5}
 
 
 def test_an_answer_to_check_a_failure_and_a_text_in_the_arguments_spare_nothing(desk: MakeDesk) -> None:

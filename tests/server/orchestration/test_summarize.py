@@ -42,7 +42,7 @@ def test_a_long_text_is_read_to_its_end_in_parts_that_fit(desk: MakeDesk) -> Non
 
     read = " ".join(at.prompts())
     assert all(f"s{number} " in read for number in range(60))
-    assert at.states()[-1] == "COMPLETED" and outcome.meta.model_calls == len(at.models.requests) > 5
+    assert at.states()[-1] == "COMPLETED" and outcome.meta["model_calls"] == len(at.models.requests) > 5
     assert set(at.receipt().prompts) == {"summarize"}
     assert any("part 2 of" in words for words in at.said)
 

@@ -237,7 +237,7 @@ def test_the_least_that_has_to_go_is_displaced(wanted: int, displaced: int) -> N
 def test_a_state_prices_what_is_not_in_memory_and_remembers_who_answered(desk: MakeDesk) -> None:
     roles = infos(size_bytes=6_000_000_000)
     at = desk(["An answer."], roles=roles)
-    staff = at.orchestrator._staff
+    staff = at.orchestrator.staff
     cold = staff.state("s1")
     assert (cold.resident, cold.session_model) == ((), None)
     assert cold.ready_s == {f"scripted/{each}": 2.0 for each in Role}  # 6 GB at 3 GB/s

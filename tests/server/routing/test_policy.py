@@ -172,10 +172,10 @@ def test_other_rules_are_another_snapshot_whose_policy_alone_differs() -> None:
 @pytest.mark.parametrize("text", ["What is 17 * 23?", "Write a poem about the sea."])
 def test_a_denied_request_is_a_typed_error_and_nobody_is_asked(desk: MakeDesk, kind: type, text: str) -> None:
     at = desk(["never asked"])
-    staff = at.orchestrator._staff
+    staff = at.orchestrator.staff
     rules = routing_of({"rules": [rule("d", deny="Not on this machine.")]}, ROLES, "rules.yaml")
     denying = staff.router.with_policy(rules)
-    at.orchestrator._staff = replace(staff, router=denying)
+    at.orchestrator.staff = replace(staff, router=denying)
     with pytest.raises(PolicyDenied, match="Not on this machine") as raised:
         at.run(kind, **{"request" if kind is RouteCall else "question": text})
     assert raised.value.code == "policy_denied" and "'d'" in raised.value.found

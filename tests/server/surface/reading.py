@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,11 @@ from rolecall.retrieval.contract import Retriever
 from rolecall.retrieval.retriever import LanceRetriever
 from rolecall.server.orchestration.jobs import Jobs
 from rolecall.server.orchestration.run import Orchestrator
-from rolecall.server.routing.router import Router
-from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.surface.resources import Resources
 from rolecall.server.surface.server import build_server
 from rolecall.server.surface.updates import STATUS, Updates
 from tests.retrieval.embedding import HashEmbedder
-from tests.server.desk import Desk, served
+from tests.server.desk import Desk, client_of, served
 
 ERAS = pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
 
@@ -44,14 +42,8 @@ class Reading:
     index: Retriever
     embedder: HashEmbedder
 
-    @asynccontextmanager
-    async def client(self, era: str, session: str = "s1", **callbacks: Any) -> AsyncIterator[Client]:
-        token = current_session.set(SessionInfo(session, self.desk.folder))
-        try:
-            async with Client(InMemoryTransport(self.server), mode=era, **callbacks) as client:
-                yield client
-        finally:
-            current_session.reset(token)
+    def client(self, era: str, session: str = "s1", **callbacks: Any) -> AbstractAsyncContextManager[Client]:
+        return client_of(InMemoryTransport(self.server), self.desk.folder, session, mode=era, **callbacks)
 
 
 @asynccontextmanager
@@ -72,9 +64,7 @@ async def reading(desk: Desk, retriever: Retriever | None = None) -> AsyncIterat
 
 def over(desk: Desk, index: Retriever) -> Desk:
     """The desk with an orchestrator that searches this index."""
-    settings = desk.orchestrator._staff.settings
-    router = Router(desk.models, "starter")
-    return replace(desk, orchestrator=Orchestrator(desk.models, index, router, desk.access, desk.store, settings))
+    return replace(desk, orchestrator=Orchestrator(replace(desk.orchestrator.staff, retriever=index), desk.store))
 
 
 def text_of(result: types.ReadResourceResult) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ from mcp.client._memory import InMemoryTransport
 
 from rolecall.server.orchestration.contract import Call, Item, OnProgress, Outcome
 from rolecall.server.orchestration.jobs import Jobs
-from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.surface import server as surface
-from rolecall.server.surface.deadline import call_deadline_s
 from rolecall.server.surface.reply import BYTES_PER_TOKEN
-from rolecall.server.surface.server import build_server
+from rolecall.server.surface.server import build_server, call_deadline_s
 from rolecall.server.surface.tools import tool_list
 from rolecall.server.telemetry.store import ReceiptStore
+from tests.server import desk
 from tests.server.desk import passage, served
 
 pytestmark = pytest.mark.anyio
@@ -61,23 +59,15 @@ async def at_once(call: Call, tell: OnProgress) -> Outcome:
     raise AssertionError("nothing is to be run")
 
 
-@asynccontextmanager
-async def store_at(folder: Path) -> AsyncIterator[ReceiptStore]:
-    store = ReceiptStore(folder / "receipts.sqlite3")
-    try:
-        yield store
-    finally:
-        await store.aclose()
+def store_at(folder: Path) -> aclosing[ReceiptStore]:
+    return aclosing(ReceiptStore(folder / "receipts.sqlite3"))
 
 
-@asynccontextmanager
-async def client_of(jobs: Jobs, era: str, session: str = "s1", deadline_s: float = SOON_S) -> AsyncIterator[Client]:
-    token = current_session.set(SessionInfo(session, Path("/")))
-    try:
-        async with Client(InMemoryTransport(build_server(jobs, deadline_s=deadline_s)), mode=era) as client:
-            yield client
-    finally:
-        current_session.reset(token)
+def client_of(
+    jobs: Jobs, era: str, session: str = "s1", deadline_s: float | None = SOON_S, **options: Any
+) -> AbstractAsyncContextManager[Client]:
+    server = InMemoryTransport(build_server(jobs, deadline_s=deadline_s))
+    return desk.client_of(server, session=session, mode=era, **options)
 
 
 def text_of(result: types.CallToolResult) -> str:
@@ -287,19 +277,17 @@ async def test_the_deadline_follows_the_client(client: str, progress: bool, seco
 async def test_a_client_that_names_itself_is_given_its_own_deadline(
     tmp_path: Path, era: str, name: str, wants: bool, patient: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rolecall.server.surface.deadline.SHORT_S", SOON_S)
+    monkeypatch.setattr(surface, "SHORT_S", SOON_S)
     slow = Slow()
 
     async def heard(progress: float, total: float | None, message: str | None) -> None:
         if patient:
             slow.gate.set()
 
-    token = current_session.set(SessionInfo("s1", Path("/")))
     info = types.Implementation(name=name, version="1")
     async with (
         store_at(tmp_path) as store, served(slow, store) as jobs,
-        Client(InMemoryTransport(build_server(jobs)), mode=era, client_info=info) as client,
+        client_of(jobs, era, deadline_s=None, client_info=info) as client,
     ):  # fmt: skip
         result = await client.call_tool("reason", ASKED["reason"], progress_callback=heard if wants else None)
-    current_session.reset(token)
     assert content_of("reason", result)["status"] == ("ok" if patient else "partial")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from mcp import Client
 
 from rolecall.retrieval.contract import IndexState
 from rolecall.server.orchestration.contract import Call, OnProgress, Outcome
-from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.surface.reply import freshness
 from rolecall.server.surface.server import build_server
 from rolecall.server.surface.tools import tool_list
 from rolecall.server.telemetry.store import ReceiptStore
-from tests.server.desk import MakeDesk, passage, served
+from tests.server.desk import MakeDesk, client_of, passage, served
 
 pytestmark = pytest.mark.anyio
 
@@ -31,14 +30,11 @@ Run = Callable[[Call, OnProgress], Awaitable[Outcome]]
 
 @asynccontextmanager
 async def connected(run: Run, cwd: Path = Path("/")) -> AsyncIterator[Client]:
-    token = current_session.set(SessionInfo("s1", cwd))
-    store = ReceiptStore(cwd / "results.sqlite3")
-    try:
-        async with served(run, store) as jobs, Client(build_server(jobs)) as client:
-            yield client
-    finally:
-        current_session.reset(token)
-        await store.aclose()
+    async with (
+        aclosing(ReceiptStore(cwd / "results.sqlite3")) as store, served(run, store) as jobs,
+        client_of(build_server(jobs), cwd) as client,
+    ):  # fmt: skip
+        yield client
 
 
 async def unasked(call: Call, tell: OnProgress) -> Outcome:

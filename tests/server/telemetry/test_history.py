@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -16,13 +15,6 @@ from rolecall.server.telemetry.store import ReceiptStore
 from ..scripted import ScriptedModels
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[ReceiptStore]:
-    made = ReceiptStore(tmp_path / "receipts.sqlite3")
-    yield made
-    made._close()
 
 
 def memory(measured: int, reserved: int) -> MemoryState:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +11,6 @@ import pytest
 
 from rolecall.server.errors import StoreNewer, StoreUnusable
 from rolecall.server.telemetry.store import MIGRATIONS, Content, Receipt, ReceiptStore, connect, receipt_id
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[ReceiptStore]:
-    made = ReceiptStore(tmp_path / "receipts.sqlite3")
-    yield made
-    anyio.run(made.aclose)
 
 
 def receipt(**changes: object) -> Receipt:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import anyio
-import pytest
 
 from rolecall.server.telemetry.savings import usage
 from rolecall.server.telemetry.store import ReceiptStore
 
 from .test_receipt_store import receipt
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[ReceiptStore]:
-    made = ReceiptStore(tmp_path / "receipts.sqlite3")
-    yield made
-    anyio.run(made.aclose)
 
 
 def keep(store: ReceiptStore, days_ago: int = 0, **changes: Any) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from rolecall.server.validation.answer import check_answer, failed
-from rolecall.server.validation.blocks import can_parse, code_blocks, parse_fault, schema_check
+from rolecall.server.validation.answer import checker, failed
+from rolecall.server.validation.blocks import code_blocks, parses, schema_check
 from rolecall.server.validation.contract import Verdict
 from rolecall.server.validation.form import looping
 
@@ -13,12 +13,8 @@ OBJECT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 PROSE = "The weir was built by hand, and it still holds the river back in spring."
 
 
-def failing(answer: str, **changed: Any) -> str | None:
-    call: dict[str, Any] = {
-        "task_type": "reasoning", "question": "", "evidence": (), "structured": False, "language": None,
-        "finish": "stop", "max_words": None,
-    }  # fmt: skip
-    found = failed(check_answer(answer, **{**call, **changed}))
+def failing(answer: str, task_type: str = "reasoning", finish: str = "stop", **how: Any) -> str | None:
+    found = failed(checker(task_type, **{"question": "", **how})(answer, finish))
     return found.name if found else None
 
 
@@ -75,7 +71,7 @@ def test_the_reason_for_no_value_says_where_the_fault_is() -> None:
     assert schema_check("none", OBJECT).detail.startswith("the answer is not JSON")
     for text in ("none", '{"n": NaN}', "[" * 100_000):
         assert schema_check(text, {}).verdict is Verdict.UNSUPPORTED
-    assert "levels deep" in schema_check("[" * 100_000, {}).detail
+    assert "recursion limit" in schema_check("[" * 100_000, {}).detail
 
 
 @pytest.mark.parametrize(
@@ -109,25 +105,22 @@ def test_a_value_is_checked_by_the_draft_that_its_schema_names() -> None:
         ("json", '{"a": [1]}', '{"a": NaN}'),
         ("yaml", "a: 1\n---\nb: [2]", "a: [1"),
         ("toml", "a = 1", "a ="),
-        ("xml", "<a><b/></a>", "<a><b></a>"),
     ],
 )
 def test_each_parser_tells_good_code_from_bad(language: str, good: str, bad: str) -> None:
-    assert can_parse(language, good)
-    assert parse_fault(good, language) is None
-    assert parse_fault(bad, language)
+    assert parses(good, language) == (True, "")
+    assert parses(bad, language)[0] is False
 
 
 def test_shell_is_read_and_never_run(tmp_path: Any) -> None:
-    assert not can_parse("sh") or parse_fault(f"touch {tmp_path}/made", "sh") is None
-    assert not can_parse("sh") or parse_fault("if true; then", "sh")
+    assert parses(f"touch {tmp_path}/made", "sh")[0] is not False
+    assert not parses("if true; then", "sh")[0]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bomb_of_entities_and_a_tower_of_brackets_are_faults_not_crashes() -> None:
-    assert "entity" in str(parse_fault('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "xml"))
+def test_a_tower_of_brackets_is_a_fault_not_a_crash() -> None:
     for language in ("python", "json", "yaml", "toml"):
-        assert parse_fault("[" * 40_000, language)
+        assert parses("[" * 40_000, language)[0] is False
 
 
 def test_blocks_are_found_in_order_and_an_unclosed_fence_runs_to_the_end() -> None:

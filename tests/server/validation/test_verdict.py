@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolecall.server.errors import BadRequest
-from rolecall.server.validation.contract import Check, Subject, Validation, Verdict
-from rolecall.server.validation.verdict import batch_line, combine, subject_from_line, validate
+from rolecall.server.validation.contract import Check, Validation, Verdict
+from rolecall.server.validation.verdict import combine, validate, verdict_line
 
 RIVER = (
     "The Orle is 412 km long. It rises in the Tamm hills and was not dammed before 1931, when Ada Brink built a weir."
@@ -17,7 +17,7 @@ RIVER = (
 
 
 def verdict(output: str, **rest: Any) -> Verdict:
-    return validate(Subject(output=output, **rest)).verdict
+    return validate(output, **rest).verdict
 
 
 def named(validation: Validation, name: str) -> Check:
@@ -38,7 +38,7 @@ def test_one_foreign_sentence_spoils_an_output() -> None:
 
 
 def test_a_number_that_the_evidence_lacks_is_unsupported_and_named() -> None:
-    found = validate(Subject(output="The Orle is 421 km long.", evidence=(RIVER,)))
+    found = validate("The Orle is 421 km long.", evidence=(RIVER,))
     assert found.verdict is Verdict.UNSUPPORTED
     assert "421" in named(found, "numbers").detail
 
@@ -61,7 +61,7 @@ def test_a_number_with_another_unit_is_unsupported() -> None:
 def test_a_number_in_words_in_another_spelling_or_rounded_aloud_is_no_missing_number(
     output: str, evidence: str
 ) -> None:
-    assert named(validate(Subject(output=output, evidence=(evidence,))), "numbers").verdict is Verdict.ABSTAIN
+    assert named(validate(output, evidence=(evidence,)), "numbers").verdict is Verdict.ABSTAIN
 
 
 def test_the_figures_of_a_number_in_another_spelling_are_no_foreign_words() -> None:
@@ -74,7 +74,7 @@ def test_what_only_frames_a_claim_does_not_change_its_verdict(before: str) -> No
 
 
 def test_the_words_of_code_and_data_are_not_held_against_the_evidence() -> None:
-    assert verdict('{"length_km": 412, "label": "river"}', schema_={}, evidence=(RIVER,)) is Verdict.SUPPORTED
+    assert verdict('{"length_km": 412, "label": "river"}', schema={}, evidence=(RIVER,)) is Verdict.SUPPORTED
     assert verdict("def flow():\n    return 1", language="python", evidence=(RIVER,)) is Verdict.SUPPORTED
 
 
@@ -87,7 +87,7 @@ def test_the_words_of_code_and_data_are_not_held_against_the_evidence() -> None:
     ],
 )
 def test_a_reversed_sentence_is_unsupported(claim: str, evidence: str) -> None:
-    found = validate(Subject(output=claim, evidence=(evidence,)))
+    found = validate(claim, evidence=(evidence,))
     assert found.verdict is Verdict.UNSUPPORTED
     assert named(found, "negation").decisive
 
@@ -100,7 +100,7 @@ def test_a_short_answer_is_judged_by_what_it_adds_to_the_question() -> None:
 
 
 def test_names_and_quotations_that_the_evidence_lacks_are_told_but_do_not_decide() -> None:
-    found = validate(Subject(output='In it, Maud Fenn said "the water is cold".', evidence=(RIVER,)))
+    found = validate('In it, Maud Fenn said "the water is cold".', evidence=(RIVER,))
     assert "'Fenn'" in named(found, "names").detail
     assert not named(found, "names").decisive
     assert "the water is cold" in named(found, "quotes").detail
@@ -118,7 +118,7 @@ def test_several_pieces_of_evidence_count_together() -> None:
 
 
 def test_without_evidence_schema_or_equation_there_is_an_abstention_of_confidence_zero() -> None:
-    found = validate(Subject(output="Rivers are pleasant."))
+    found = validate("Rivers are pleasant.")
     assert (found.verdict, found.confidence) == (Verdict.ABSTAIN, 0.0)
 
 
@@ -128,9 +128,9 @@ def test_an_empty_output_is_unsupported() -> None:
 
 def test_a_schema_and_a_language_decide_both_ways() -> None:
     schema = {"type": "object", "required": ["a"]}
-    assert verdict('{"a": 1}', schema_=schema) is Verdict.SUPPORTED
-    assert verdict("[]", schema_={"type": "array"}) is Verdict.SUPPORTED
-    assert verdict('{"b": 1}', schema_=schema) is Verdict.UNSUPPORTED
+    assert verdict('{"a": 1}', schema=schema) is Verdict.SUPPORTED
+    assert verdict("[]", schema={"type": "array"}) is Verdict.SUPPORTED
+    assert verdict('{"b": 1}', schema=schema) is Verdict.UNSUPPORTED
     assert verdict("x = 1", language="python") is Verdict.SUPPORTED
     assert verdict("x = = 1", language="python") is Verdict.UNSUPPORTED
     assert verdict("let x = 1;", language="rust") is Verdict.ABSTAIN
@@ -159,24 +159,23 @@ def test_only_decisive_checks_move_the_verdict_and_unsupported_wins(pairs: list[
 def test_odd_content_never_raises_and_the_same_input_gives_the_same_answer(
     output: str, evidence: str, question: str, language: str | None
 ) -> None:
-    subject = Subject(output=output, evidence=(evidence,), question=question, language=language)
-    assert validate(subject) == validate(subject)
+    given: dict[str, Any] = {"evidence": (evidence,), "question": question, "language": language}
+    assert validate(output, **given) == validate(output, **given)
 
 
 @pytest.mark.parametrize("unit", ["a", "1+1=2 ", '"aaaaaaaa', "He won 3. ", "9", "\u6f22\u5b57", "not a. ", "1,", "[{"])
 def test_a_megabyte_of_awkward_text_is_judged_within_a_bound(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     start = time.monotonic()
-    validate(Subject(output=text, evidence=(text,), question=text))
+    validate(text, evidence=(text,), question=text)
     assert time.monotonic() - start < 30  # a pattern that is not linear takes hours
 
 
-def test_a_line_of_a_batch_becomes_a_subject_and_its_verdict_a_line() -> None:
-    subject = subject_from_line({"id": "7", "output": "3 + 4 = 8", "evidence": ["a", "b"], "question": None})
-    assert subject.evidence == ("a", "b")
-    line = batch_line("7", validate(Subject(output="3 + 4 = 8")))
+def test_a_line_of_a_batch_gets_its_verdict_as_a_line() -> None:
+    line = verdict_line({"id": "7", "output": "3 + 4 = 8", "evidence": ["a", "b"], "question": None})
     assert list(line) == ["id", "verdict", "confidence", "checks"]
-    assert line["verdict"] == "unsupported"
+    assert (line["id"], line["verdict"]) == ("7", "unsupported")
+    assert verdict_line({"output": "a river runs", "evidence": "a river runs"})["verdict"] == "supported"
     assert all(list(item) == ["name", "verdict", "decisive", "detail"] for item in line["checks"])
 
 
@@ -195,7 +194,7 @@ def test_a_line_of_a_batch_becomes_a_subject_and_its_verdict_a_line() -> None:
 )
 def test_a_wrong_line_is_a_typed_error_that_names_the_fault(line: Any, says: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        subject_from_line(line)
+        verdict_line(line)
     assert says in str(caught.value)
 
 
