@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,7 +27,7 @@ from .contract import (
     Role,
     RoleInfo,
 )
-from .errors import DoesNotFit, EndpointUnavailable, ModelCorrupt, ModelMissing, PromptTooLong, RoleError, SchemaRefused
+from .errors import EndpointUnavailable, ModelCorrupt, ModelMissing, PromptTooLong, RoleError, SchemaRefused
 from .footprint import footprints, quick_footprint, remember
 from .life import StartWorker
 from .manifest import corrupt, read_manifest, verify, weights_bytes, write_manifest
@@ -127,7 +126,7 @@ class ModelManager:
                 return await self._generate_here(role, request, on_event, stand_in=last)
             endpoint, spec = self._endpoint(engine), self._staff.profile.roles[role]
             made = await endpoint.generate(*_filled(request, spec), on_event)
-            return GenerationResult(**asdict(made), role=role, model=endpoint.model)
+            return GenerationResult(**dict(made), role=role, model=endpoint.model)
 
         result, gave_way = await self._by_engines(role, by)
         if gave_way:
@@ -155,11 +154,12 @@ class ModelManager:
 
     async def embed(self, texts: Sequence[str], *, alone: bool = False, query: bool = False) -> Vectors:
         async with self._encoder("embedder") as worker:
-            return await worker.embed(texts, alone, query)
+            return await worker.encode(texts, alone, query)
 
     async def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
         async with self._encoder("reranker") as worker:
-            return list(await worker.rerank(query, texts))
+            scores = await worker.encode([(query, text) for text in texts])
+        return [float(score) for score in scores[:, 0]]
 
     def embedder(self) -> EmbedderInfo | None:
         return self._staff.embedder()
@@ -201,7 +201,6 @@ class ModelManager:
                 )
             self._pool.pin(model, False)
             return self._resident(model)
-        await self._leave_room(model)
         async with self._pool.place(model, "", None):
             self._pool.pin(model, True)
             return self._resident(model)
@@ -251,7 +250,7 @@ class ModelManager:
             made = await worker.generate(*_filled(request, spec), on_event)
         model.made(made.completion_tokens, made.decode_s)
         return GenerationResult(
-            **asdict(made),
+            **dict(made),
             role=role,
             model=model.model,
             model_sha256=model.weights_sha256,
@@ -279,21 +278,6 @@ class ModelManager:
             return name
         spec = self._staff.profile.roles.get(name)
         return key_of(spec) if spec else resolve(name, self._staff.profile)
-
-    async def _leave_room(self, model: PooledModel) -> None:
-        """Refuse to pin what would leave no room for any other role's model."""
-        keys = {key_of(spec) for spec in self._staff.profile.roles.values()} - {model.model}
-        others = [await self._model(key) for key in keys if self._staff.present(key)]
-        need_bytes = min((other.base_bytes for other in others if not other.pinned), default=0)
-        pinned = [other for other in self._pool.models.values() if other.pinned or other is model]
-        left_bytes = max(0, self._pool.budget_bytes - sum(other.base_bytes for other in pinned))
-        if left_bytes < need_bytes:
-            raise DoesNotFit(
-                f"With model {model.model!r} pinned, no other role's model could be loaded.",
-                found=f"{left_bytes / GB:.1f} GB of the {self._pool.budget_bytes / GB:.1f} GB budget would be left; "
-                f"the smallest of the others needs {need_bytes / GB:.1f} GB",
-                advice="Lower its context_length or concurrency, unpin another, or raise memory.budget_gb.",
-            )
 
     async def _model(self, key: str) -> PooledModel:
         """The pool's entry for a model on disk."""

@@ -18,7 +18,6 @@ class Machine(Protocol):
 
     def available_bytes(self) -> int:
         """What programs could take now without swapping."""
-        ...
 
 
 class ThisMachine:

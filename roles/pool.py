@@ -411,7 +411,7 @@ class WorkerPool:
     def _does_not_fit(self, model: PooledModel, tokens: int, verdict: Refuse) -> DoesNotFit:
         size, possible_bytes = model.reservation, max(0, verdict.possible_bytes)
         need_bytes, reason = size.bytes_at(tokens), ""
-        advice = "Choose a smaller model, or raise memory.budget_gb."
+        advice = "Choose a smaller model, unpin another, or raise memory.budget_gb."
         if model.base_bytes <= verdict.possible_bytes:
             advice = "Send less text, ask for a shorter answer, or raise memory.budget_gb."
         if need_bytes <= verdict.possible_bytes + self.configured_bytes - self.budget_bytes:

@@ -17,7 +17,7 @@ import mlx.core as mx
 import psutil
 from mlx_lm.models.cache import can_trim_prompt_cache
 
-from rolecall.roles.contract import Generated, GenerationRequest, Prefilling
+from rolecall.roles.contract import Channel, EngineResult, Finish, Generated, GenerationRequest, Prefilling
 from rolecall.roles.dry_run import kv_of
 from rolecall.roles.errors import PromptTooLong, WorkerTimeout
 from rolecall.roles.footprint import stepped
@@ -28,7 +28,7 @@ from .loading import MAX_PREFILL_STEP, MIN_PREFILL_STEP, first_rates, read_model
 from .prefixes import Layers, Prefixes
 from .scoring import label_tokens, score
 from .steering import Grammars, Steering, closing, sampler
-from .wire import Channel, Finish, Loaded, Scored, WorkerResult, WorkerSpec
+from .wire import Loaded, Scored, WorkerSpec
 
 LEASE_PATIENCE_S = 1.0  # how often a worker that waits for its lease looks at time-outs and says it lives
 _CHARACTERS_PER_TOKEN = 64  # far above any text's: longer prompts are refused without being tokenised
@@ -97,26 +97,18 @@ class TextEngine:
             decode_tokens_per_s=decode_rate,
         )
 
-    def submit(self, id: int, message: wire.Generate | wire.Score | wire.Embed | wire.Rerank) -> None:
-        """Queue one request.
-
-        Raises: PromptTooLong, SchemaRefused.
-        """
-        assert self._generator is not None and not isinstance(message, wire.Embed | wire.Rerank)
-        labels: tuple[str, ...] = ()
-        if isinstance(message, wire.Score):
-            labels, messages = message.labels, message.messages
-            longest = max(len(self._tokenizer.encode(label)) for label in labels)
-            message = wire.Generate(GenerationRequest(messages=messages, max_tokens=longest), False, 0)
+    def submit(self, id: int, message: wire.Generate | wire.Encode) -> None:
+        """Queue one request. Raises PromptTooLong, SchemaRefused."""
+        assert self._generator is not None and isinstance(message, wire.Generate)
         request = message.request
         prompt, text = self._prompt(request, message.thinks and message.thinking_budget != 0)
         thinking, budget = self._thinking(prompt, message)
-        if labels and thinking:  # a label is an answer, no thought
+        if message.labels and thinking:  # a label is an answer, no thought
             prompt += closing(self._tokenizer)
         matcher = self._grammars.matcher(request)
         steering = Steering(self._tokenizer, matcher, request.repetition_penalty, thinking, message.thinks, budget)
         stream = TextStream(self._tokenizer, thinking=thinking, stop=request.stop)
-        tokens = label_tokens(self._tokenizer, prompt, text, labels)
+        tokens = label_tokens(self._tokenizer, prompt, text, message.labels)
         self._waiting.append(_Job(id, request, prompt, steering, stream, tokens))
 
     def cancel(self, id: int) -> None:
@@ -315,7 +307,7 @@ class TextEngine:
         now = time.monotonic()
         self._say(job, job.stream.finish())
         self._drop(uid)
-        result = WorkerResult(
+        result = EngineResult(
             text=job.stream.text("answer"),
             thinking=job.stream.text("thinking"),
             finish=finish,

@@ -21,11 +21,21 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from rolecall.config.errors import RolecallError
 from rolecall.roles import errors
-from rolecall.roles.contract import Generated, GenerationRequest, Loading, Message, OnEvent, Prefilling, Vectors, tell
+from rolecall.roles.contract import (
+    EngineResult,
+    Generated,
+    GenerationRequest,
+    Loading,
+    Message,
+    OnEvent,
+    Prefilling,
+    Vectors,
+    tell,
+)
 from rolecall.roles.lease import PrefillLease
 
 from . import wire
-from .wire import Loaded, WorkerResult, WorkerSpec
+from .wire import Loaded, WorkerSpec
 
 START_TIMEOUT_S = 120.0  # imports take 2 to 5 s; a cold disk or a busy machine takes much longer
 EXIT_GRACE_S = 4.0  # for each rung of the ladder that ends a process
@@ -34,7 +44,7 @@ CANCEL_GRACE_S = 2.0
 HUNG_AFTER_S = 60.0  # one step is measured to take under a second, so this is a worker that will not come back
 LINE_LIMIT_BYTES = 1 << 30
 
-T = TypeVar("T", Loaded, WorkerResult, wire.Scored, wire.Embedded, wire.Reranked)
+T = TypeVar("T", Loaded, EngineResult, wire.Scored, wire.Encoded)
 OnBody = Callable[[Any], None]
 _log = structlog.get_logger(__name__)
 Outcome = wire.Result | RolecallError
@@ -115,30 +125,29 @@ class Worker:
         thinks: bool = False,
         thinking_budget: int | None = None,
         on_event: OnEvent | None = None,
-    ) -> WorkerResult:
+    ) -> EngineResult:
         """One generation; several run at once, batched, up to the spec's concurrency, the rest in order.
 
         Cancelling the awaiting task stops the work within a prefill chunk or a token, and then returns.
 
         Raises: PromptTooLong, SchemaRefused, WorkerTimeout (no token within `request.timeout_s`), WorkerDied.
         """
-        return await self._call(WorkerResult, wire.Generate(request, thinks, thinking_budget), on_event)
+        return await self._call(EngineResult, wire.Generate(request, thinks, thinking_budget), on_event)
 
     async def score(self, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         """Natural log-probability of each label as the answer to `messages`, in order; see `RoleModels.score_labels`.
 
         Raises: PromptTooLong, WorkerDied.
         """
-        return (await self._call(wire.Scored, wire.Score(tuple(messages), tuple(labels)))).logprobs
+        longest = max(len(label.encode("utf-8", "replace")) for label in labels)  # no more tokens than bytes
+        request = GenerationRequest(messages=tuple(messages), max_tokens=longest)
+        return (await self._call(wire.Scored, wire.Generate(request, False, 0, tuple(labels)))).logprobs
 
-    async def embed(self, texts: Sequence[str], alone: bool = False, query: bool = False) -> Vectors:
-        """Unit-length vectors, shape (len(texts), dimensions), float32, in order; see `RoleModels.embed`."""
-        done = await self._call(wire.Embedded, wire.Embed(tuple(texts), alone, query))
-        return np.frombuffer(base64.b64decode(done.base64), np.float32).reshape(done.rows, done.dimensions)
-
-    async def rerank(self, query: str, texts: Sequence[str]) -> tuple[float, ...]:
-        """The relevance of each text to the query, in order; see `RoleModels.rerank`."""
-        return (await self._call(wire.Reranked, wire.Rerank(query, tuple(texts)))).scores
+    async def encode(self, inputs: Sequence[wire.Input], alone: bool = False, query: bool = False) -> Vectors:
+        """Shape (len(inputs), columns), float32, in order: unit-length vectors, see `RoleModels.embed`, or of a
+        reranker one score each."""
+        done = await self._call(wire.Encoded, wire.Encode(tuple(inputs), alone, query))
+        return np.frombuffer(base64.b64decode(done.base64), np.float32).reshape(done.rows, done.columns)
 
     def grant_prefill(self) -> None:
         """Let it prefill one chunk. Returns at once; a worker that died meanwhile is not told."""

@@ -23,7 +23,7 @@ from anyio.lowlevel import checkpoint
 from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
 
-from rolecall.roles.contract import Event, Generated, GenerationRequest, Message, Prefilling
+from rolecall.roles.contract import EngineResult, Event, Generated, GenerationRequest, Message, Prefilling
 from rolecall.roles.errors import (
     ModelCorrupt,
     ModelRefused,
@@ -35,7 +35,7 @@ from rolecall.roles.errors import (
 )
 from rolecall.roles.manifest import MANIFEST
 from rolecall.roles.starter import TEXT_FP32
-from rolecall.roles.worker.process import Worker, WorkerResult, WorkerSpec
+from rolecall.roles.worker.process import Worker, WorkerSpec
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
@@ -96,7 +96,7 @@ async def test_an_answer_is_streamed_as_it_is_made(worker: Worker) -> None:
 
 
 async def test_requests_run_together_and_those_over_the_concurrency_follow(worker: Worker) -> None:
-    results: list[WorkerResult] = []
+    results: list[EngineResult] = []
     order: list[int] = []
 
     async def one(number: int) -> None:
