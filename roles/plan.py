@@ -65,7 +65,7 @@ class ProfilePlan:
 
     A role's `reserved_bytes` is what a worker for it alone would reserve, `bytes_per_8k` what 8,192 more tokens of
     context would add to its cache, `fixed_bytes` what a sequence takes whatever its length. `source` is there where
-    figures are not computed from the architecture; `planned` holds those that a worker's measurement replaced.
+    figures are not computed from the architecture.
     """
 
     profile: str
@@ -181,7 +181,7 @@ def working_set_bytes() -> int | None:
 
 def _role(name: str, spec: RoleSpec, size: Footprint, reserved_bytes: int) -> dict[str, Any]:
     told = size.source if size.source in ("published", "measured") else None
-    more = {"source": told, "planned": size.planned, "download_bytes": size.figures.get("download_bytes")}
+    more = {"source": told, "download_bytes": size.figures.get("download_bytes")}
     return {
         "role": name,
         **spec.model_dump(include={"model", "quantization", "context_length", "concurrency"}),
