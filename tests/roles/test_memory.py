@@ -108,20 +108,6 @@ async def test_pressure_stops_a_load_that_nobody_waits_for_and_only_that() -> No
 
 
 @on_a_clock
-async def test_a_budget_lowered_below_what_is_resident_ends_what_no_longer_fits() -> None:
-    farm = machine_of(1000)
-    router, coding = pooled("router", 100, pinned=True), pooled("coding", 300)
-    async with pooling(farm, 800, router, coding) as pool:
-        await use(pool, "router")
-        await use(pool, "coding")
-        pool.limit(300)
-        await coding.gone.wait()
-        assert router.phase is Phase.READY and pool.reserved_bytes == 100
-        with pytest.raises(DoesNotFit, match=r"raise memory\.budget_gb"):
-            await use(pool, "coding")
-
-
-@on_a_clock
 async def test_memory_that_comes_back_late_is_not_taken_for_another_programs() -> None:
     farm = machine_of(1000, one=600, two=600)
     one, two = pooled("one", 600), pooled("two", 600)

@@ -113,3 +113,4 @@ async def test_of_a_hundred_at_once_the_queue_takes_its_bound_and_all_it_took_ar
                 group.start_soon(call, n)
         assert len(farm.order) == 1 + 66 and len(refused) == 34
         assert all(isinstance(error, QueueFull) and "Try again in about" in error.advice for error in refused)
+        assert refused[0].allowed == "64 (host.queue_limit)"

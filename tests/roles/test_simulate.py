@@ -13,17 +13,16 @@ from typing import Any
 import anyio
 import pytest
 
-from rolecall.config.errors import ConfigError
 from rolecall.config.settings import load_profile
 from rolecall.roles.errors import WorkerDied, WorkerTimeout
 from rolecall.roles.lease import PrefillLease
 from rolecall.roles.worker.wire import WorkerSpec
 from tests.simulate.clock import Stuck, on_a_clock, run_virtual
 from tests.simulate.device import Device, SimulatedMachine
-from tests.simulate.rates import PREFILL_FLOPS, DeviceRates, ModelRates, m4_max, read_rates
+from tests.simulate.rates import PREFILL_FLOPS, DeviceRates, ModelRates, m4_max
 from tests.simulate.run import POLICIES, Run, simulate, summarise
 from tests.simulate.worker import Call, SimulatedWorker
-from tests.simulate.workload import Session, draw_day, read_trace
+from tests.simulate.workload import Session, draw_day
 
 PROFILE = load_profile("mac-128")
 RATES = m4_max(PROFILE)
@@ -179,14 +178,6 @@ async def test_a_killed_worker_fails_its_calls_at_once_and_gives_its_memory_and_
         await serve(dying, call())
 
 
-@on_a_clock
-async def test_a_stop_that_is_cancelled_ends_the_worker_all_the_same() -> None:
-    (worker,) = await loaded()
-    with anyio.move_on_after(0.1):
-        await worker.stop()
-    assert worker.exited.is_set() and not worker.machine.held
-
-
 def test_the_reported_rates_hold_at_the_context_they_were_reported_at_and_a_14b_is_bound_by_bandwidth() -> None:
     router = RATES.models[PROFILE.roles["router"].model]
     assert 2048 / router.prefill_s(2048, 0) == pytest.approx(1607, rel=0.01)
@@ -291,26 +282,3 @@ def test_attention_s_part_of_a_prefill_counts_the_layers_that_have_it() -> None:
     hybrid = m4_max(load_profile("mac-128-2026")).models["mlx-community/Qwen3.6-35B-A3B-8bit"]
     attention_flops = 4 * 10 * 16 * 256  # 10 of its 40 layers, 16 heads of 256
     assert hybrid.prefill_half_context == pytest.approx(PREFILL_FLOPS / 1518 / attention_flops)
-
-
-def test_files_that_cannot_be_used_are_typed_errors_that_name_what_is_wrong(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    for text, wrong in (('{"models": {"m": {"speed": 3}}}', "speed"), ('{"decode_share_beside_prefill": 1}', "beside")):
-        file.write_text(text)
-        with pytest.raises(ConfigError, match=rf"file of rates cannot be used.*{wrong}"):
-            read_rates(file)
-    line = {"at_s": 1, "client": "a", "role": "poet", "prompt_tokens": 1, "completion_tokens": 1, "max_tokens": 1}
-    for change, wrong in (
-        ({"prompt_tokens": 0}, "trace cannot be read.*prompt_tokens"),
-        ({}, "roles that the profile does not have.*poet"),
-    ):
-        file.write_text(json.dumps(line | change))
-        with pytest.raises(ConfigError, match=wrong):
-            read_trace(file, PROFILE)
-    done = command("--trace", tmp_path / "none")
-    assert done.returncode == 1 and "The trace cannot be read" in done.stderr and done.stdout == ""
-
-
-def test_a_model_that_is_asked_and_was_not_measured_is_a_typed_error() -> None:
-    with pytest.raises(ConfigError, match=r"no rates for models that are asked.*Coder.*--profile"):
-        simulate(PROFILE, DEVICE, (at(60, "coding"),), POLICIES["ours"], lambda now_s: 0.0)

@@ -13,7 +13,6 @@ from typing import Any
 
 import anyio
 
-from rolecall.config.errors import ConfigError
 from rolecall.config.profile import Profile
 from rolecall.config.settings import GB
 from rolecall.roles.contract import ModelEvent
@@ -201,13 +200,8 @@ class Run:
 def simulate(
     profile: Profile, rates: DeviceRates, sessions: Sequence[Session], policy: Policy, others: Callable[[float], float]
 ) -> Run:
-    """Run the sessions to their end. Same arguments, same record. Raises ConfigError where rates are missing."""
+    """Run the sessions to their end. Same arguments, same record."""
     run = Run(profile, rates, policy, SimulatedMachine(int(rates.machine_bytes), others))
-    if unrated := {run.model_of(call.role) for session in sessions for call in session.calls} - rates.models.keys():
-        advice = "Choose the --profile that the --rates were measured for."
-        raise ConfigError(
-            "There are no rates for models that are asked.", found=", ".join(sorted(unrated)), advice=advice
-        )
     limit_s = max((session.calls[0].at_s for session in sessions), default=0.0) + AFTER_S
     run_virtual(run.play, sessions, on_turn=run.see, limit_s=limit_s)
     run.outcomes.sort(key=lambda outcome: (outcome.call.at_s, outcome.call.client, outcome.call.role))
