@@ -96,12 +96,6 @@ class ModelManager:
             on_event=on_event,
         )
 
-    @property
-    def budget_bytes(self) -> int:
-        """Configured, at most the machine less the reserve, at most Metal's recommended working set, and less where
-        other programs need the memory."""
-        return self._pool.budget_bytes
-
     async def __aenter__(self) -> ModelManager:
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._heed_metal)
@@ -192,17 +186,14 @@ class ModelManager:
 
     async def pin(self, name: str, pinned: bool) -> Resident:
         model = await self._model(self._key(name))
-        if not pinned:
-            if any(spec.pinned for spec in model.specs):
-                raise RoleError(
-                    f"Model {model.model!r} is pinned by the profile.",
-                    found=", ".join(self._staff.roles_of(model.model)),
-                    advice="Set `pinned: false` for its roles in config.yaml.",
-                )
-            self._pool.pin(model, False)
-            return self._resident(model)
-        async with self._pool.place(model, "", None):
-            self._pool.pin(model, True)
+        if not pinned and any(spec.pinned for spec in model.specs):
+            raise RoleError(
+                f"Model {model.model!r} is pinned by the profile.",
+                found=", ".join(self._staff.roles_of(model.model)),
+                advice="Set `pinned: false` for its roles in config.yaml.",
+            )
+        async with self._pool.place(model, "", None) if pinned else contextlib.nullcontext():
+            self._pool.pin(model, pinned)
             return self._resident(model)
 
     def memory(self) -> MemoryState:

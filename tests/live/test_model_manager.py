@@ -55,7 +55,7 @@ async def test_models_share_a_budget_and_a_process_that_dies_alone_and_is_replac
             assert "Paris" in first.text and first.model == TEXT_FP32 and first.load_s > 0
             (text,) = manager.resident()  # the budget holds one of the two
             assert text.model == TEXT_FP32
-            assert 0 < text.measured_bytes <= text.reserved_bytes <= manager.budget_bytes
+            assert 0 < text.measured_bytes <= text.reserved_bytes <= manager.memory().budget_bytes
             again = await manager.generate(Role.VALIDATION, question)
             assert (again.text, again.cold_start) == (first.text, False)
             paris, london = await manager.score_labels(Role.ROUTER, question.messages, ["The capital", "No capital"])
@@ -129,4 +129,4 @@ async def test_two_long_requests_have_more_kv_reserved_which_another_models_load
             await manager.generate(Role.CODING, ask("Say yes.", 2))
             first, second = manager.resident()
             assert first.reserved_bytes == grown.reserved_bytes - 256 * 45 * 1024 and first.pid == grown.pid
-            assert first.reserved_bytes + second.reserved_bytes <= manager.budget_bytes
+            assert first.reserved_bytes + second.reserved_bytes <= manager.memory().budget_bytes

@@ -143,7 +143,7 @@ class Farm:
     def check_budget(self) -> None:
         if self.manager is None:
             return
-        assert sum(line.reserved_bytes for line in self.manager.resident()) <= self.manager.budget_bytes
+        assert sum(line.reserved_bytes for line in self.manager.resident()) <= self.manager.memory().budget_bytes
 
     def alive(self, model: str) -> list[FakeWorker]:
         return [w for w in self.workers if w.spec and w.spec.model == model and not w.exited.is_set()]
