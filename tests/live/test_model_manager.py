@@ -15,7 +15,6 @@ from rolecall.config.home import Home
 from rolecall.config.settings import Settings, load_settings
 from rolecall.roles.contract import Event, Generated, GenerationRequest, Message, ModelEvent, Role
 from rolecall.roles.errors import WorkerDied
-from rolecall.roles.footprint import footprints
 from rolecall.roles.manager import ModelManager
 from rolecall.roles.starter import TEXT_4BIT, TEXT_FP32
 
@@ -91,13 +90,6 @@ async def test_models_share_a_budget_and_a_process_that_dies_alone_and_is_replac
         assert {event.kind for event in events} == {"loaded", "evicted", "died", "unloaded"}
         assert all(event.size_bytes > 0 for event in events if event.kind == "loaded")
         assert not any(psutil.pid_exists(pid) for pid in [text.pid, embedder.pid, *pids])
-
-
-async def test_predicted_bytes_are_the_measured_ones(starter_home: Home) -> None:
-    sizes = footprints(starter_home, [TEXT_FP32, TEXT_4BIT])
-    assert (sizes[TEXT_FP32].weights_bytes, sizes[TEXT_FP32].kv_bytes_per_token) == (538_060_032, 45 * 1024)
-    assert sizes[TEXT_4BIT].source == "files"
-    assert sizes[TEXT_4BIT].kv_bytes_per_token == 45 * 1024  # its norms are float32, and so its cache is
 
 
 @pytest.mark.soak

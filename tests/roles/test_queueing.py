@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import anyio
 import pytest
 from hypothesis import given
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 
 from rolecall.roles.errors import QueueFull, RoleError, WorkerTimeout
 from rolecall.roles.pool import PATIENCE_S
-from rolecall.roles.queueing import Turns, order
+from rolecall.roles.pooled import Turns
 from tests.roles.farm import Farm, pooled, pooling, until, use
 from tests.simulate.clock import on_a_clock
 
@@ -19,14 +17,12 @@ from tests.simulate.clock import on_a_clock
 def served(arrivals: list[str]) -> list[str]:
     """The clients in the order in which they are served, all waiting at once."""
     turns = Turns()
-    waiting = [(order(False, turns.take(client), math.inf, n), client) for n, client in enumerate(arrivals)]
-    return [client for _, client in sorted(waiting)]
+    waiting = [(turns.take(client), n, client) for n, client in enumerate(arrivals)]
+    return [client for _, _, client in sorted(waiting)]
 
 
-def test_clients_take_turns_and_the_pinned_role_none() -> None:
+def test_clients_take_turns() -> None:
     assert served(["a", "a", "a", "b", "b", "c"]) == ["a", "b", "c", "a", "b", "a"]
-    assert order(True, 9, math.inf, 9) < order(False, 0, 0.0, 0)
-    assert order(False, 1, 5.0, 9) < order(False, 1, 6.0, 0)
 
 
 def test_who_runs_already_counts_and_who_comes_anew_starts_where_the_others_are() -> None:
