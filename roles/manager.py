@@ -31,7 +31,7 @@ from .errors import EndpointUnavailable, ModelCorrupt, ModelMissing, PromptTooLo
 from .footprint import footprints, quick_footprint, remember
 from .life import StartWorker
 from .manifest import corrupt, read_manifest, verify, weights_bytes, write_manifest
-from .memory import Machine, ThisMachine
+from .memory import Machine
 from .plan import ENCODER_OVERHEAD_BYTES, Reservation, adapter_bytes, reserve, working_set_bytes
 from .pool import WorkerPool
 from .pooled import Phase, PooledModel
@@ -76,7 +76,7 @@ class ModelManager:
     ) -> None:
         self._home = home
         self._settings = settings
-        self._machine = machine or ThisMachine()
+        self._machine = machine or Machine()
         self._staff = Staff(home, settings.profile, self._in_memory)
         self._tasks = anyio.create_task_group()
         self._tokenizers: dict[Path, Any] = {}

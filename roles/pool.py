@@ -25,8 +25,8 @@ from .contract import ModelEvent, OnEvent, OnModelEvent, tell
 from .errors import DoesNotFit, RoleError, WorkerDied, WorkerTimeout
 from .footprint import KV_STEP_TOKENS
 from .forecast import Forecast
-from .lease import Holder, PrefillLease
-from .life import Spare, StartWorker, bring_up, take_down
+from .lease import PrefillLease
+from .life import MEMORY_BACK_S, Spare, StartWorker, bring_up, take_down
 from .memory import Machine, budget_now
 from .plan import PROCESS_OVERHEAD_BYTES, context_tokens
 from .pooled import End, Phase, PooledModel, Ticket
@@ -335,7 +335,7 @@ class WorkerPool:
         chances = self.forecast.next_use()
         return [model.resident(chances.get(model.model, 0.0)) for model in self._there() if model is not besides]
 
-    def _decoding(self, prefilling: Collection[Holder]) -> bool:
+    def _decoding(self, prefilling: Collection[Worker]) -> bool:
         text = (model for model in self._there() if model.kind == "text")
         return any(model.worker not in prefilling for model in text if any(ticket.role for ticket in model.active))
 
@@ -395,9 +395,8 @@ class WorkerPool:
         model.phase, worker = Phase.ENDING, model.worker
         if worker is not None:
             size_bytes = model.held_bytes
-            due = [other.reservation.bytes_at(tokens) for _, other, tokens in self._wishes()]
-            wanted_bytes = None if self._closing else max(due, default=0)
-            missing_bytes = await take_down(worker, model, self.machine, wanted_bytes)
+            wait_s = 0.0 if self._closing else MEMORY_BACK_S
+            missing_bytes = await take_down(worker, model, self.machine, wait_s)
             self._returning = missing_bytes, anyio.current_time() + RETURNING_S
             if self.lease is not None:
                 self.lease.leave(worker)

@@ -93,7 +93,7 @@ class Ticket:
 
     @property
     def order(self) -> tuple[bool, int, float, int]:
-        """Among those that wait: pinned roles, then clients in turns, then the nearest deadline, then who came first."""
+        """Among those that wait: pinned roles, then clients in turns, then the nearest deadline, then the first."""
         return (not self.pinned, self.turn, self.queued_at + self.time_s, self.number)
 
     def tell(self, event: Queued | Loading) -> None:

@@ -8,16 +8,14 @@ import contextlib
 import itertools
 import os
 import signal
-import subprocess
 import sys
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import anyio
-import anyio.abc
 import numpy as np
 import structlog
-from anyio.streams.buffered import BufferedByteReceiveStream
 
 from rolecall.config.errors import RolecallError
 from rolecall.roles import errors
@@ -59,15 +57,13 @@ class Worker:
     A model whose spec is `leased` prefills as `lease` lets it (`comes_first`: before others); without one, freely.
     """
 
-    def __init__(self, process: anyio.abc.Process) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
         self._ids = itertools.count(1)
         self._calls: dict[int, tuple[asyncio.Future[Outcome], OnBody | None]] = {}
         self._ready = anyio.Event()
         self._heard_at = 0.0
         self._silent_s = 0.0  # for how long, where it was killed for that
-        self._untold = b""
-        self._telling: asyncio.Task[None] | None = None
         self.lease: PrefillLease | None = None
         self.comes_first = False
         self.spec: WorkerSpec | None = None
@@ -86,13 +82,11 @@ class Worker:
         Raises: WorkerDied: it ended, or was not ready in 120 s.
         """
         command = [sys.executable, "-P", "-m", "rolecall.roles.worker", spec.kind if spec else "text"]
-        pipe = subprocess.PIPE
         # A session of its own: an interrupt at the terminal of the host is the host's to handle.
-        worker = cls(
-            await anyio.open_process(
-                command, stdin=pipe, stdout=pipe, stderr=None, env=_environment(), start_new_session=True
-            )
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, env=_environment(), start_new_session=True, limit=LINE_LIMIT_BYTES
         )
+        worker = cls(process)
         try:
             with anyio.move_on_after(START_TIMEOUT_S) as patience:
                 await worker._ready.wait()
@@ -151,19 +145,19 @@ class Worker:
 
     def grant_prefill(self) -> None:
         """Let it prefill one chunk. Returns at once; a worker that died meanwhile is not told."""
-        self._tell("grant")
+        self._write(wire.ToWorker(0, "grant"))
 
     def limit_kv(self, kv_bytes: int) -> None:
         """Let KV caches take so much in place of the spec's, from before any later request on; what is kept of earlier
         ones goes at once where it is more. Returns at once, as `grant_prefill`."""
-        self._tell(wire.Limit(kv_bytes))
+        self._write(wire.ToWorker(0, wire.Limit(kv_bytes)))
 
     async def stop(self) -> Literal["exited", "terminated", "killed"]:
         """End the process; pending calls raise `WorkerDied`. Returns what it took: the end of its input, on which it
         finishes its step and frees the device; SIGTERM; or SIGKILL, after which macOS may keep wired memory."""
         assert self._process.stdin is not None
         with anyio.CancelScope(shield=True):
-            await self._process.stdin.aclose()
+            self._process.stdin.close()
             if await self._ends_in(EXIT_GRACE_S):
                 return "exited"
             self._signal(signal.SIGTERM)  # its default action ends a process whose interpreter hangs, too
@@ -181,21 +175,13 @@ class Worker:
             await self.exited.wait()
         return self.exited.is_set()
 
-    def _tell(self, body: wire.Limit | Literal["grant"]) -> None:
-        async def send() -> None:
-            with contextlib.suppress(RolecallError):
-                await self._send()
-
-        self._untold += wire.to_worker.dump_json(wire.ToWorker(0, body)) + b"\n"
-        self._telling = asyncio.create_task(send())
-
     async def _call(self, kind: type[T], body: wire.Request, on_event: OnBody | None = None) -> T:
         if self.exited.is_set():
             raise self._death()
         id, done, asked_at = next(self._ids), asyncio.get_running_loop().create_future(), anyio.current_time()
         self._calls[id] = done, on_event
         try:
-            await self._send(wire.ToWorker(id, body))
+            self._write(wire.ToWorker(id, body))
             while not done.done():
                 await asyncio.wait([done], timeout=HUNG_AFTER_S)
                 # a worker at work reports its memory every second, save in a load, where a slow disk may be silent
@@ -206,8 +192,8 @@ class Worker:
                     await self.stop()
         except asyncio.CancelledError:
             if kind is not Loaded:
-                with anyio.move_on_after(CANCEL_GRACE_S, shield=True), contextlib.suppress(RolecallError):
-                    await self._send(wire.ToWorker(id, None))
+                self._write(wire.ToWorker(id, None))
+                with anyio.move_on_after(CANCEL_GRACE_S, shield=True):
                     await asyncio.wait([done])
             raise
         finally:
@@ -218,34 +204,25 @@ class Worker:
         assert isinstance(outcome, kind)
         return outcome
 
-    async def _send(self, message: wire.ToWorker | None = None) -> None:
-        """Write what is untold, and then the message."""
+    def _write(self, message: wire.ToWorker) -> None:
+        """Say it after all that was said before. A dead worker is not told: its calls fail by themselves."""
         assert self._process.stdin is not None
         try:
-            line = wire.to_worker.dump_json(message) + b"\n" if message else b""
-            lines, self._untold = self._untold + line, b""
-            await self._process.stdin.send(lines)
+            self._process.stdin.write(wire.to_worker.dump_json(message) + b"\n")
         except ValueError as error:
             raise errors.RoleError(
                 "The request cannot be given to a model.",
                 found=str(error)[:200],
                 allowed="Unicode text (no half surrogate pairs), and a schema that is not too deep",
             ) from None
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            await self.exited.wait()
-            raise self._death() from None
 
     async def _read(self) -> None:
         """Deliver what the worker says until its pipe ends, then fail what is pending."""
         assert self._process.stdout is not None
-        stdout = BufferedByteReceiveStream(self._process.stdout)
         try:
-            while True:
-                line = await stdout.receive_until(b"\n", LINE_LIMIT_BYTES)
+            while (line := await self._process.stdout.readline()).endswith(b"\n"):
                 self._deliver(wire.from_worker.validate_json(line))
-        except (anyio.IncompleteRead, anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
-            pass
-        except (ValueError, anyio.DelimiterNotFound) as error:
+        except (OSError, ValueError) as error:  # the second of a line over the limit, too
             _log.error("worker_protocol", pid=self.pid, error=type(error).__name__)
         finally:
             with anyio.move_on_after(PIPE_GRACE_S):
@@ -258,7 +235,8 @@ class Worker:
                 self.lease.leave(self)
             for id in self._calls:
                 self._finish(id, self._death())
-            await self._process.aclose()
+            if self._process.stdin:
+                self._process.stdin.close()
 
     def _deliver(self, message: wire.FromWorker) -> None:
         self._heard_at = anyio.current_time()

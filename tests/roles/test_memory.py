@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rolecall.roles.errors import DoesNotFit
-from rolecall.roles.memory import BAND_SHARE, LOW_SHARE, ThisMachine, budget_now
+from rolecall.roles.memory import BAND_SHARE, LOW_SHARE, Machine, budget_now
 from rolecall.roles.pool import LOOK_S
 from rolecall.roles.pooled import Phase
 from tests.roles.farm import Farm, pooled, pooling, use
@@ -44,7 +44,7 @@ def test_the_budget_comes_back_whole() -> None:
 
 
 def test_this_machine_has_memory() -> None:
-    machine = ThisMachine()
+    machine = Machine()
     assert 0 < machine.available_bytes() <= machine.total_bytes == psutil.virtual_memory().total
 
 
