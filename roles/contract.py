@@ -218,12 +218,6 @@ class MemoryState(_Frozen):
 Vectors: TypeAlias = "npt.NDArray[np.float32]"
 
 
-class EmbedderInfo(_Frozen):
-    """`identity` changes whenever vectors would: model id and SHA-256 of its weights."""
-
-    identity: str
-
-
 class RoleModels(Protocol):
     """The staff of models. All methods are for one event loop; every failure is a `roles.errors.RoleError`."""
 
@@ -256,8 +250,9 @@ class RoleModels(Protocol):
         """Natural log-probability of each label as the answer to `messages`, in one forward pass over the shared
         prompt. Not normalised over the labels. Raises as `generate`, and ValueError for an empty label."""
 
-    def embedder(self) -> EmbedderInfo | None:
-        """The embedding model, or None where it is not on disk."""
+    def embedder(self) -> str | None:
+        """What changes whenever vectors would: the embedder's id and the SHA-256 of its weights; None where it is not
+        on disk."""
 
     def roles(self) -> tuple[RoleInfo, ...]: ...
 

@@ -16,7 +16,6 @@ from rolecall.config.profile import Encoder, RoleSpec
 from rolecall.config.settings import GB, Settings
 
 from .contract import (
-    EmbedderInfo,
     GenerationRequest,
     GenerationResult,
     MemoryState,
@@ -155,7 +154,7 @@ class ModelManager:
             scores = await worker.encode([(query, text) for text in texts])
         return [float(score) for score in scores[:, 0]]
 
-    def embedder(self) -> EmbedderInfo | None:
+    def embedder(self) -> str | None:
         return self._staff.embedder()
 
     def roles(self) -> tuple[RoleInfo, ...]:

@@ -12,7 +12,7 @@ from rolecall.config.models import models_table
 from rolecall.config.profile import Profile, RoleSpec
 from rolecall.config.settings import load_profile
 
-from .contract import EmbedderInfo, Role
+from .contract import Role
 from .errors import ModelCorrupt, ModelMissing
 from .manifest import read_manifest
 from .worker.wire import Kind
@@ -89,8 +89,8 @@ class Staff:
         roles = [name for name, spec in self.profile.roles.items() if key_of(spec) == key]
         return (*roles, *(name for name, spec in self.profile.encoders.items() if spec.model == key))
 
-    def embedder(self) -> EmbedderInfo | None:
-        """The embedder on disk, or None."""
+    def embedder(self) -> str | None:
+        """The identity of the embedder on disk, or None."""
         model = self.profile.embedder.model
         if not self.present(model):
             return None
@@ -98,7 +98,7 @@ class Staff:
             manifest = read_manifest(self.home.models / model)
         except ModelCorrupt:
             return None
-        return EmbedderInfo(identity=f"{model}:{manifest.weights_sha256 if manifest else 'unhashed'}")
+        return f"{model}:{manifest.weights_sha256 if manifest else 'unhashed'}"
 
 
 def key_of(spec: RoleSpec) -> str:

@@ -114,8 +114,7 @@ def _router(home: Home, settings: Settings, client: ControlClient) -> Router:
         """Models as they lie on the disk; none is loaded here."""
 
         async def embed(self, texts: Sequence[str], *, alone: bool = False, query: bool = False) -> Vectors:
-            embedder = self.embedder()
-            asked = {"texts": list(texts), "identity": embedder.identity if embedder else ""}
+            asked = {"texts": list(texts), "identity": self.embedder() or ""}
             return np.array(await client.call("embed", asked), dtype=np.float32)
 
     return Router(Elsewhere(home, settings), settings.profile.name, settings.routing)

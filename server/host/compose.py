@@ -66,11 +66,8 @@ async def open_services(home: Home, config_path: Path | None) -> AsyncIterator[S
             from ..orchestration.run import Orchestrator
             from ..routing.router import Router
 
-            def embedder_identity() -> str | None:
-                return info.identity if (info := models.embedder()) else None
-
             retriever = LanceRetriever(
-                home, settings.retrieval, models.embed, embedder_identity, access,
+                home, settings.retrieval, models.embed, models.embedder, access,
                 home.models / settings.profile.embedder.model / "tokenizer.json", indexed,
                 embed_query=partial(models.embed, query=True),
                 rerank=models.rerank if settings.profile.reranker else None,

@@ -126,9 +126,9 @@ class Operations:
         """Unit-length vectors as of `RoleModels.embed`; refused where the caller means another embedder than the
         host's."""
         mine = self.models.embedder()
-        if identity and (mine is None or mine.identity != identity):
+        if identity and mine != identity:
             failed, advice = "The host embeds with another model.", "Run `rolecall stop`, and try again."
-            raise BadRequest(failed, found=mine.identity if mine else "none", allowed=identity, advice=advice)
+            raise BadRequest(failed, found=mine or "none", allowed=identity, advice=advice)
         return (await self.models.embed(texts, alone=alone, query=query)).tolist()
 
     async def validate(self, _: Tell, line: Any) -> Any:

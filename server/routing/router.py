@@ -171,8 +171,8 @@ class Router:
 
     def _identity(self) -> str | None:
         """The embedder's, read from the disk: once for each decision. None for one that the weights do not know."""
-        info = self.models.embedder()
-        return info.identity if info and info.identity.startswith(f"{FITTED_WITH}:") else None
+        identity = self.models.embedder()
+        return identity if identity and identity.startswith(f"{FITTED_WITH}:") else None
 
     @cached_property
     def _rules(self) -> tuple[PolicyRule, ...]:

@@ -77,7 +77,7 @@ async def _indexing(home: Home, rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"rolecall": [], "peer": []}
     async with ModelManager(home, settings) as models:
         tokenizer = home.models / embedder.model / "tokenizer.json"
-        identity = getattr(models.embedder(), "identity", "")
+        identity = models.embedder() or ""
         async with retrieving(home, settings.retrieval, models.embed, identity, tokenizer) as retriever:
             await retriever.add(parts[0])
             with peer_process(peer_words, **pipes) as peer:

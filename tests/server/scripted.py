@@ -8,7 +8,6 @@ from typing import Any
 import anyio.lowlevel
 
 from rolecall.roles.contract import (
-    EmbedderInfo,
     Generated,
     GenerationRequest,
     GenerationResult,
@@ -86,7 +85,7 @@ class ScriptedModels:
     async def score_labels(self, role: Role, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         return tuple(-float(self.count_tokens(role, label)) for label in labels)
 
-    def embedder(self) -> EmbedderInfo | None:
+    def embedder(self) -> str | None:
         return None
 
     def roles(self) -> tuple[RoleInfo, ...]:

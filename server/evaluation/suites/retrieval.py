@@ -124,13 +124,10 @@ async def indexed(documents: Sequence[Text], home: Home, settings: Settings, say
         ids = _written(documents, folder)
         async with ModelManager(home, settings) as models:
 
-            def identity() -> str | None:
-                return info.identity if (info := models.embedder()) else None
-
             def retriever(rerank: Rerank | None) -> LanceRetriever:
                 tokenizer = home.models / profile.embedder.model / "tokenizer.json"
                 return LanceRetriever(
-                    own, local, models.embed, identity, AllowedFolders(own), tokenizer,
+                    own, local, models.embed, models.embedder, AllowedFolders(own), tokenizer,
                     embed_query=partial(models.embed, query=True), rerank=rerank,
                 )  # fmt: skip
 

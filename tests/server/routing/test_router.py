@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolecall.roles.contract import EmbedderInfo, Role, RoleInfo, RoleModels, Vectors
+from rolecall.roles.contract import Role, RoleInfo, RoleModels, Vectors
 from rolecall.roles.errors import WorkerDied
 from rolecall.server.routing.classify import FITTED_WITH
 from rolecall.server.routing.contract import (
@@ -55,8 +55,8 @@ class Staff:
             for role, context in CONTEXTS.items()
         )  # fmt: skip
 
-    def embedder(self) -> EmbedderInfo | None:
-        return EmbedderInfo(identity=f"{FITTED_WITH}:1") if self.embeds else None
+    def embedder(self) -> str | None:
+        return f"{FITTED_WITH}:1" if self.embeds else None
 
     async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
         assert alone
@@ -235,8 +235,8 @@ def test_a_broken_embedder_is_said_and_asked_again() -> None:
 
 def test_an_embedder_that_the_weights_were_not_fitted_with_is_not_asked() -> None:
     class Foreign(Staff):
-        def embedder(self) -> EmbedderInfo | None:
-            return EmbedderInfo(identity="another/embedder:1")
+        def embedder(self) -> str | None:
+            return "another/embedder:1"
 
     staff = Foreign()
     assert any("without an embedding" in reason for reason in decided("tell me about the moon", staff=staff).reasons)
@@ -264,7 +264,7 @@ def test_a_decision_reads_the_embedders_identity_once() -> None:
     class Counting(Staff):
         reads = 0
 
-        def embedder(self) -> EmbedderInfo | None:
+        def embedder(self) -> str | None:
             self.reads += 1
             return super().embedder()
 
