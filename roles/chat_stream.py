@@ -7,8 +7,7 @@ from typing import Any
 
 import anyio
 
-from .contract import Generated, OnEvent, tell
-from .worker.wire import Channel, Finish, WorkerResult
+from .contract import Channel, EngineResult, Finish, Generated, OnEvent, tell
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -48,7 +47,7 @@ class ChatStream:
                 self._thinking_tokens += self._state in ("thinking", "assumed")
             self.ended = choice.finish_reason or self.ended
 
-    def result(self, prompt_tokens: int) -> WorkerResult:
+    def result(self, prompt_tokens: int) -> EngineResult:
         """What came; `prompt_tokens` where the server gave no usage."""
         finish: Finish = "timeout" if self.ended == "timeout" else "length" if self.ended == "length" else "stop"
         self._say("thinking" if self._state in ("thinking", "assumed") else "answer", self._held)
@@ -57,7 +56,7 @@ class ChatStream:
             self._thinking_tokens = 0
         now, usage = anyio.current_time(), self.usage
         prompt, completion = (getattr(usage, f"{kind}_tokens_details", None) for kind in ("prompt", "completion"))
-        return WorkerResult(
+        return EngineResult(
             text=self.texts["answer"].strip("\n").rstrip(),
             thinking=self.texts["thinking"].strip(),
             finish=finish,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # the host answers its first requests without numpy
     import numpy.typing as npt
 
 T = TypeVar("T")
+Finish = Literal["stop", "length", "timeout"]
+Channel = Literal["thinking", "answer"]
 
 
 class Role(StrEnum):
@@ -97,7 +99,7 @@ class Generated:
     """A piece of decoded text. `tokens` is the count made so far, thinking included."""
 
     text: str
-    channel: Literal["thinking", "answer"]
+    channel: Channel
     tokens: int
 
 
@@ -105,28 +107,33 @@ Event = Queued | Loading | Prefilling | Generated
 OnEvent = Callable[[Event], None]
 
 
-class GenerationResult(_Frozen):
-    """One finished generation. Times in seconds on the awake clock; `model_sha256` names the weights.
+class EngineResult(_Frozen):
+    """One finished generation as its engine tells it. Times in seconds on the awake clock.
 
     `finish` is `stop` (the model ended or a stop sequence was met), `length` (max_tokens), or `timeout` (what was made
     by then is in `text`). `cached_tokens` of the prompt were taken from the prefix cache instead of prefilled.
-    `degraded` is empty, or says whose model did not answer, why, and the command that helps.
     """
 
     text: str
     thinking: str = ""
-    finish: Literal["stop", "length", "timeout"]
-    role: Role
-    model: str
-    model_sha256: str = ""
+    finish: Finish
     prompt_tokens: int
     completion_tokens: int
     thinking_tokens: int = 0
     cached_tokens: int = 0
-    queue_s: float = 0.0
-    load_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+
+
+class GenerationResult(EngineResult):
+    """`model_sha256` names the weights. `degraded` is empty, or says whose model did not answer, why, and the command
+    that helps."""
+
+    role: Role
+    model: str
+    model_sha256: str = ""
+    queue_s: float = 0.0
+    load_s: float = 0.0
     cold_start: bool = False
     degraded: str = ""
 
@@ -224,7 +231,6 @@ class RoleModels(Protocol):
             PromptTooLong: prompt and `max_tokens` exceed the role's context (figures included).
             WorkerDied, WorkerTimeout, DoesNotFit, QueueFull, SchemaRefused.
         """
-        ...
 
     async def embed(self, texts: Sequence[str], *, alone: bool = False, query: bool = False) -> Vectors:
         """Unit-length vectors, shape (len(texts), dimensions), float32. What exceeds the profile's `max_tokens` of a
@@ -233,24 +239,18 @@ class RoleModels(Protocol):
         `alone` runs one text per forward pass, so that a text's bits do not depend on its neighbours. `query` embeds
         texts as what one searches by, with the model's own prompt for it; else they are what is found.
         """
-        ...
 
     async def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
-        """The relevance of each text to the query, in order, higher is better; comparable for one query only.
-
-        Raises ModelMissing where the profile has no reranker, or it is not on disk, and else as `generate`.
-        """
-        ...
+        """The relevance of each text to the query, in order, higher is better; comparable for one query only. Raises
+        ModelMissing where the profile has no reranker, or it is not on disk, and else as `generate`."""
 
     async def score_labels(self, role: Role, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         """Natural log-probability of each label as the answer to `messages`, in one forward pass over the shared
         prompt. Not normalised over the labels. Raises as `generate`, and ValueError for an empty label."""
-        ...
 
     def embedder(self) -> str | None:
-        """The embedding model's identity, which changes whenever vectors would: its id and the SHA-256 of its weights.
-        None where it is not on disk."""
-        ...
+        """What changes whenever vectors would: the embedder's id and the SHA-256 of its weights; None where it is not
+        on disk."""
 
     def roles(self) -> tuple[RoleInfo, ...]: ...
 
@@ -258,24 +258,19 @@ class RoleModels(Protocol):
 
     def count_tokens(self, role: Role, text: str) -> int:
         """Tokens of `text` under the role's tokenizer, without special tokens; an estimate (bytes / 4) if absent."""
-        ...
 
     def preload(self, role: Role) -> None:
         """Hint: load the role's model in the background if it fits free memory without evicting anything."""
-        ...
 
     async def load(self, name: str) -> Resident:
         """Load a role's or model's worker now; `name` is a role or a model id."""
-        ...
 
     async def unload(self, name: str) -> bool: ...
 
     async def pin(self, name: str, pinned: bool) -> Resident:
         """Keep a role's or model's worker in memory (loading it first) until it is unpinned or the host ends."""
-        ...
 
     def memory(self) -> MemoryState: ...
 
     async def aclose(self) -> None:
         """End every worker; returns when none is left."""
-        ...

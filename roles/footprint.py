@@ -61,15 +61,6 @@ class Kv(NamedTuple):
     fixed_bytes: int = 0
     windows: tuple[tuple[int, int], ...] = ()
 
-    def bytes(self, tokens: int, chunk_tokens: int) -> int:
-        """Exactly what it takes after a prefill of `tokens` in chunks: a power of two, at most the last one shorter.
-
-        A window layer keeps what the last chunk may see and the chunk itself; growing layers go in steps of 256 tokens.
-        """
-        last = tokens % chunk_tokens or min(tokens, chunk_tokens)
-        less = sum(width * (window - min(tokens - last, window - 1) - last) for window, width in self.windows)
-        return stepped(tokens) * self.per_token_bytes + self.fixed_bytes - less
-
     def reserved_bytes(self, tokens: int, sequences: int, chunk_tokens: int) -> int:
         """The most that `sequences` may take which have `tokens` together, one of them in prefill."""
         prefilled = sum(width * (chunk_tokens - 1) for _, width in self.windows)
@@ -80,7 +71,7 @@ class Footprint(BaseModel, frozen=True):
     """Bytes. `overhead_bytes` beside the weights were measured in a worker's process, 0 where none was.
 
     `source`: `computed` from architecture figures, `files` on disk, `published` in the table, or `measured` in a
-    worker; then `planned` holds the figures that its measurement replaced.
+    worker.
     """
 
     weights_bytes: int
@@ -88,7 +79,6 @@ class Footprint(BaseModel, frozen=True):
     figures: dict[str, Any] = {}
     source: Literal["computed", "files", "published", "measured"]
     overhead_bytes: int = 0
-    planned: dict[str, int] = {}
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -176,14 +166,11 @@ def remember(home: Home, model: str, loaded: Loaded) -> None:
     if (known := quick_footprint(home, model)) is None:
         return
     kv = Kv(loaded.kv_bytes_per_token, loaded.fixed_state_bytes)
-    figures = (("weights_bytes", loaded.weights_bytes), ("kv_bytes_per_token", kv.per_token_bytes))
-    replaced = {name: getattr(known, name) for name, measured in figures if getattr(known, name) != measured}
     update = {
         "weights_bytes": loaded.weights_bytes,
         "kv": known.kv if kv[:2] == known.kv[:2] else kv,  # a worker does not tell windows apart
         "overhead_bytes": max(known.overhead_bytes, loaded.measured_bytes - loaded.weights_bytes),
         "source": "measured",
-        "planned": {**replaced, **known.planned},
     }
     _keep(home, {_key(home, model): known.model_copy(update=update)})
 

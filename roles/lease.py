@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import structlog
+
+if TYPE_CHECKING:
+    from .worker.process import Worker
 
 GRACE_S = 0.01  # after a chunk of one that comes first: its next wish is on its way
 LEASE_S = 5.0  # a chunk is meant to take half a second; past this its holder no longer keeps the others waiting
 
 _log = structlog.get_logger(__name__)
-
-
-class Holder(Protocol):
-    """What wants to prefill. `grant_prefill` must return at once and not raise."""
-
-    def grant_prefill(self) -> None: ...
 
 
 class PrefillLease:
@@ -32,25 +29,25 @@ class PrefillLease:
     comes first does not rest. For one event loop.
     """
 
-    def __init__(self, decoding: Callable[[Collection[Holder]], bool] = lambda prefilling: False) -> None:
+    def __init__(self, decoding: Callable[[Collection[Worker]], bool] = lambda prefilling: False) -> None:
         self.decoding = decoding
-        self._waiting: dict[Holder, bool] = {}  # in order of their wishes; True comes first
-        self._holder: Holder | None = None
+        self._waiting: dict[Worker, bool] = {}  # in order of their wishes; True comes first
+        self._holder: Worker | None = None
         self._was_first = False
         self._granted_at = self._rests_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def want(self, holder: Holder, first: bool = False) -> None:
+    def want(self, holder: Worker, first: bool = False) -> None:
         """Ask for one chunk; `holder.grant_prefill()` is called when it may start, perhaps before this returns."""
         self._waiting[holder] = first
         self._grant()
 
-    def done(self, holder: Holder) -> None:
+    def done(self, holder: Worker) -> None:
         """The holder's chunk is over. Of one whose lease has run out, or who has none, this means nothing."""
         if holder is self._holder:
             self._release()
 
-    def leave(self, holder: Holder) -> None:
+    def leave(self, holder: Worker) -> None:
         """The holder wants nothing any more, or is dead."""
         self._waiting.pop(holder, None)
         self.done(holder)
@@ -80,6 +77,6 @@ class PrefillLease:
         if self._timer:
             self._timer.cancel()
 
-    def _run_out(self, holder: Holder) -> None:
+    def _run_out(self, holder: Worker) -> None:
         _log.warning("prefill_lease_ran_out", pid=getattr(holder, "pid", 0), seconds=LEASE_S)
         self._release()

@@ -74,10 +74,8 @@ class Spare:
 
 
 async def bring_up(model: PooledModel, spec: WorkerSpec, spare: Spare, lease: PrefillLease | None) -> Loaded:
-    """Start the model's worker and load it; corrects the model's reservation by what was measured.
-
-    Raises: WorkerDied, WorkerTimeout, ModelCorrupt, ModelRefused.
-    """
+    """Start the model's worker and load it; corrects the model's reservation by what was measured. Raises WorkerDied,
+    WorkerTimeout, ModelCorrupt, ModelRefused."""
     began, planned = anyio.current_time(), model.reservation
 
     def on_loading(done_bytes: int, total_bytes: int) -> None:
@@ -112,20 +110,15 @@ async def bring_up(model: PooledModel, spec: WorkerSpec, spare: Spare, lease: Pr
     return loaded
 
 
-async def take_down(worker: Worker, model: PooledModel, machine: Machine, wanted_bytes: int | None) -> int:
-    """End the worker; returns how many of its bytes were not seen to come back within `MEMORY_BACK_S`.
-
-    They are not waited for where the next load, of `wanted_bytes` (0: none is due; None: none will be), has its room
-    twice: other programs may take what comes back as it comes.
-    """
+async def take_down(worker: Worker, model: PooledModel, machine: Machine, wait_s: float) -> int:
+    """End the worker; returns how many of its bytes were not seen to come back within `wait_s`. Half of them is
+    enough: other programs may take what comes back as it comes."""
     # of a process that ended by itself there is nothing left to see come back
-    held_bytes = 0 if worker.exited.is_set() or wanted_bytes is None else model.held_bytes
+    held_bytes = 0 if worker.exited.is_set() else model.held_bytes
     before = machine.available_bytes()
     outcome = await worker.stop()
-    back_bytes = before + held_bytes // 2
-    enough_bytes = min(back_bytes, 2 * wanted_bytes) if wanted_bytes else back_bytes
-    with anyio.move_on_after(MEMORY_BACK_S):
-        while held_bytes and machine.available_bytes() < enough_bytes:
+    with anyio.move_on_after(wait_s):
+        while held_bytes and machine.available_bytes() < before + held_bytes // 2:
             await anyio.sleep(0.02)
     missing_bytes = max(0, before + held_bytes - machine.available_bytes()) if held_bytes else 0
     _log.info("model_ended", model=model.model, why=model.ended_as, outcome=outcome, missing=missing_bytes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,14 +26,14 @@ from .contract import (
     Role,
     RoleInfo,
 )
-from .errors import DoesNotFit, EndpointUnavailable, ModelCorrupt, ModelMissing, PromptTooLong, RoleError, SchemaRefused
+from .errors import EndpointUnavailable, ModelCorrupt, ModelMissing, PromptTooLong, RoleError, SchemaRefused
 from .footprint import footprints, quick_footprint, remember
 from .life import StartWorker
 from .manifest import corrupt, read_manifest, verify, weights_bytes, write_manifest
-from .memory import Machine, ThisMachine
+from .memory import Machine
 from .plan import ENCODER_OVERHEAD_BYTES, Reservation, adapter_bytes, reserve, working_set_bytes
 from .pool import WorkerPool
-from .pooled import Phase, PooledModel
+from .pooled import Phase, PooledModel, Ticket
 from .schema import keep_to
 from .sources import resolve
 from .staff import Staff, key_of
@@ -76,7 +75,7 @@ class ModelManager:
     ) -> None:
         self._home = home
         self._settings = settings
-        self._machine = machine or ThisMachine()
+        self._machine = machine or Machine()
         self._staff = Staff(home, settings.profile, self._in_memory)
         self._tasks = anyio.create_task_group()
         self._tokenizers: dict[Path, Any] = {}
@@ -95,12 +94,6 @@ class ModelManager:
             learned=self._learned,
             on_event=on_event,
         )
-
-    @property
-    def budget_bytes(self) -> int:
-        """Configured, at most the machine less the reserve, at most Metal's recommended working set, and less where
-        other programs need the memory."""
-        return self._pool.budget_bytes
 
     async def __aenter__(self) -> ModelManager:
         await self._tasks.__aenter__()
@@ -126,7 +119,7 @@ class ModelManager:
                 return await self._generate_here(role, request, on_event, stand_in=last)
             endpoint, spec = self._endpoint(engine), self._staff.profile.roles[role]
             made = await endpoint.generate(*_filled(request, spec), on_event)
-            return GenerationResult(**asdict(made), role=role, model=endpoint.model)
+            return GenerationResult(**dict(made), role=role, model=endpoint.model)
 
         result, gave_way = await self._by_engines(role, by)
         if gave_way:
@@ -146,19 +139,20 @@ class ModelManager:
             model = await self._model(key_of(spec))
             need_tokens = await self._need_tokens(spec, model, messages, max(map(len, labels)))
             # labels are computed on a copy of the prompt's cache
-            place = self._pool.place(model, role, spec, need_tokens=need_tokens and 2 * need_tokens)
-            async with place as (_, worker):
+            ticket = Ticket(role, spec, tokens=need_tokens and 2 * need_tokens)
+            async with self._pool.place(model, ticket) as worker:
                 return await worker.score(messages, labels)
 
         return (await self._by_engines(role, by))[0]
 
     async def embed(self, texts: Sequence[str], *, alone: bool = False, query: bool = False) -> Vectors:
         async with self._encoder("embedder") as worker:
-            return await worker.embed(texts, alone, query)
+            return await worker.encode(texts, alone, query)
 
     async def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
         async with self._encoder("reranker") as worker:
-            return list(await worker.rerank(query, texts))
+            scores = await worker.encode([(query, text) for text in texts])
+        return [float(score) for score in scores[:, 0]]
 
     def embedder(self) -> str | None:
         return self._staff.embedder()
@@ -182,7 +176,7 @@ class ModelManager:
 
     async def load(self, name: str) -> Resident:
         model = await self._model(self._key(name))
-        async with self._pool.place(model, "", None):
+        async with self._pool.place(model, Ticket()):
             return self._resident(model)
 
     async def unload(self, name: str) -> bool:
@@ -191,18 +185,14 @@ class ModelManager:
 
     async def pin(self, name: str, pinned: bool) -> Resident:
         model = await self._model(self._key(name))
-        if not pinned:
-            if any(spec.pinned for spec in model.specs):
-                raise RoleError(
-                    f"Model {model.model!r} is pinned by the profile.",
-                    found=", ".join(self._staff.roles_of(model.model)),
-                    advice="Set `pinned: false` for its roles in config.yaml.",
-                )
-            self._pool.pin(model, False)
-            return self._resident(model)
-        await self._leave_room(model)
-        async with self._pool.place(model, "", None):
-            self._pool.pin(model, True)
+        if not pinned and any(spec.pinned for spec in model.specs):
+            raise RoleError(
+                f"Model {model.model!r} is pinned by the profile.",
+                found=", ".join(self._staff.roles_of(model.model)),
+                advice="Set `pinned: false` for its roles in config.yaml.",
+            )
+        async with self._pool.place(model, Ticket()) if pinned else contextlib.nullcontext():
+            self._pool.pin(model, pinned)
             return self._resident(model)
 
     def memory(self) -> MemoryState:
@@ -241,16 +231,14 @@ class ModelManager:
         spec, degraded = self._staff.post(role, stand_in)
         model = await self._model(key_of(spec))
         need_tokens = await self._need_tokens(spec, model, request.messages, request.max_tokens)
-        place = self._pool.place(
-            model, role, spec, on_event, client=request.client, deadline_s=request.deadline_s, need_tokens=need_tokens
-        )
-        async with place as (ticket, worker):
+        ticket = Ticket(role, spec, on_event, request.client, request.deadline_s, need_tokens)
+        async with self._pool.place(model, ticket) as worker:
             waited_s = anyio.current_time() - ticket.queued_at
             load_s = min(model.reload_s, waited_s) if ticket.cold else 0.0
             made = await worker.generate(*_filled(request, spec), on_event)
         model.made(made.completion_tokens, made.decode_s)
         return GenerationResult(
-            **asdict(made),
+            **dict(made),
             role=role,
             model=model.model,
             model_sha256=model.weights_sha256,
@@ -265,7 +253,7 @@ class ModelManager:
         profile = self._staff.profile
         if name not in profile.encoders:
             raise ModelMissing(f"The profile {profile.name!r} has no {name}.", advice="Choose another profile.")
-        async with self._pool.place(await self._model(profile.encoders[name].model), name, None) as (_, worker):
+        async with self._pool.place(await self._model(profile.encoders[name].model), Ticket(name)) as worker:
             yield worker
 
     async def _preload(self, name: str) -> None:
@@ -278,21 +266,6 @@ class ModelManager:
             return name
         spec = self._staff.profile.roles.get(name)
         return key_of(spec) if spec else resolve(name, self._staff.profile)
-
-    async def _leave_room(self, model: PooledModel) -> None:
-        """Refuse to pin what would leave no room for any other role's model."""
-        keys = {key_of(spec) for spec in self._staff.profile.roles.values()} - {model.model}
-        others = [await self._model(key) for key in keys if self._staff.present(key)]
-        need_bytes = min((other.base_bytes for other in others if not other.pinned), default=0)
-        pinned = [other for other in self._pool.models.values() if other.pinned or other is model]
-        left_bytes = max(0, self._pool.budget_bytes - sum(other.base_bytes for other in pinned))
-        if left_bytes < need_bytes:
-            raise DoesNotFit(
-                f"With model {model.model!r} pinned, no other role's model could be loaded.",
-                found=f"{left_bytes / GB:.1f} GB of the {self._pool.budget_bytes / GB:.1f} GB budget would be left; "
-                f"the smallest of the others needs {need_bytes / GB:.1f} GB",
-                advice="Lower its context_length or concurrency, unpin another, or raise memory.budget_gb.",
-            )
 
     async def _model(self, key: str) -> PooledModel:
         """The pool's entry for a model on disk."""

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import psutil
 
 LOW_SHARE = 0.05  # of the machine's memory is left available: below it macOS compresses and swaps
 BAND_SHARE = 0.02  # so much more than a shrunken budget must be there before it grows: no flapping
 
 
-class Machine(Protocol):
-    """The memory of a machine, real or simulated. Must not block."""
-
-    @property
-    def total_bytes(self) -> int: ...
-
-    def available_bytes(self) -> int:
-        """What programs could take now without swapping."""
-        ...
-
-
-class ThisMachine:
-    """As psutil sees it. On macOS available is free plus inactive pages: what the file cache holds in active pages, and
-    what the compressor could win, do not count, so it errs low. On Linux it is the kernel's MemAvailable."""
+class Machine:
+    """The memory of this machine as psutil sees it. On macOS free plus inactive pages are available: what the file
+    cache holds in active pages, and what the compressor could win, do not count, so it errs low."""
 
     @property
     def total_bytes(self) -> int:
         return psutil.virtual_memory().total
 
     def available_bytes(self) -> int:
+        """What programs could take now without swapping."""
         return psutil.virtual_memory().available
 
 

@@ -22,9 +22,8 @@ import structlog
 from rolecall.config.settings import EndpointSettings
 
 from .chat_stream import ChatStream
-from .contract import GenerationRequest, Message, OnEvent, Prefilling, tell
+from .contract import EngineResult, GenerationRequest, Message, OnEvent, Prefilling, tell
 from .errors import EndpointUnavailable, PromptTooLong, QueueFull, RoleError, SchemaRefused, WorkerDied, WorkerTimeout
-from .worker.wire import WorkerResult
 
 CONNECT_TIMEOUT_S = 5.0
 RETRY_S = 5.0  # so long a server that was not there counts as away: a queue of requests need not find out one by one
@@ -98,7 +97,7 @@ class Endpoint:
 
     async def generate(
         self, request: GenerationRequest, thinks: bool, thinking_budget: int | None, on_event: OnEvent | None = None
-    ) -> WorkerResult:
+    ) -> EngineResult:
         """One generation; cancelling the awaiting task closes the connection.
 
         `request.timeout_s` counts from when the request is sent. A thinking budget of 0 switches thinking off where the

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,14 +18,13 @@ import anyio.abc
 import structlog
 
 from rolecall.config.errors import RolecallError
-from rolecall.config.profile import RoleSpec
 
-from .contract import ModelEvent, OnEvent, OnModelEvent, tell
+from .contract import ModelEvent, OnModelEvent, tell
 from .errors import DoesNotFit, RoleError, WorkerDied, WorkerTimeout
 from .footprint import KV_STEP_TOKENS
 from .forecast import Forecast
-from .lease import Holder, PrefillLease
-from .life import Spare, StartWorker, bring_up, take_down
+from .lease import PrefillLease
+from .life import MEMORY_BACK_S, Spare, StartWorker, bring_up, take_down
 from .memory import Machine, budget_now
 from .plan import PROCESS_OVERHEAD_BYTES, context_tokens
 from .pooled import End, Phase, PooledModel, Ticket
@@ -97,28 +95,13 @@ class WorkerPool:
         return sum(model.held_bytes for model in self._there()) + (spare.measured_bytes if spare else 0)
 
     @contextlib.asynccontextmanager
-    async def place(
-        self,
-        model: PooledModel,
-        role: str,
-        spec: RoleSpec | None,
-        on_event: OnEvent | None = None,
-        *,
-        client: str = "",
-        deadline_s: float | None = None,
-        need_tokens: int | None = None,
-    ) -> AsyncIterator[tuple[Ticket, Worker]]:
+    async def place(self, model: PooledModel, ticket: Ticket) -> AsyncIterator[Worker]:
         """Wait for a place at the model's worker, loading it where needed; the place is free again on leaving.
 
-        `need_tokens`: of prompt and answer together; None: as many as the role's context has. The wait, a load
-        included, ends after `deadline_s`, or else after PATIENCE_S or the role's time if that is more.
-
-        Raises: QueueFull, DoesNotFit, WorkerDied, WorkerTimeout (loading or waiting), ModelCorrupt, ModelRefused.
+        The wait, a load included, ends after the deadline, or else after PATIENCE_S or the role's time if that is more.
+        Raises QueueFull, DoesNotFit, WorkerDied, WorkerTimeout (loading or waiting), ModelCorrupt, ModelRefused.
         """
-        time_s = spec.timeout_s if spec else math.inf
-        patience_s = deadline_s or max(PATIENCE_S, time_s)
-        tokens = min(context_tokens(spec, need_tokens), model.reservation.kv_tokens) if spec else 0
-        ticket = Ticket(next(self._numbers), role, spec, on_event, client, deadline_s or time_s, tokens)
+        patience_s = ticket.deadline_s or max(PATIENCE_S, ticket.time_s)
         self._enqueue(model, ticket)
         try:
             with anyio.move_on_after(patience_s):
@@ -128,7 +111,7 @@ class WorkerPool:
             if ticket.worker is None:
                 raise ticket.error or _ending()
             granted_at = anyio.current_time()
-            yield ticket, ticket.worker
+            yield ticket.worker
             model.service_s += 0.2 * (anyio.current_time() - granted_at - model.service_s)
         finally:
             model.leave(ticket)
@@ -171,8 +154,7 @@ class WorkerPool:
             if not self._there():
                 self._occupied = anyio.Event()
                 await self._occupied.wait()
-            limits = [spec.idle_ttl_s for model in self._there() for spec in model.specs if spec.idle_ttl_s > 0]
-            await anyio.sleep(min(LOOK_S, *limits, self.policy.idle_ttl_s or LOOK_S))
+            await anyio.sleep(LOOK_S)
             for model in self._there():
                 if model.idle_for(self.policy.idle_ttl_s):
                     self._end(model, "idle")
@@ -211,6 +193,9 @@ class WorkerPool:
     def _enqueue(self, model: PooledModel, ticket: Ticket) -> None:
         if self._closing:
             raise _ending()
+        ticket.number = next(self._numbers)
+        if ticket.spec:
+            ticket.need_tokens = min(context_tokens(ticket.spec, ticket.tokens), model.reservation.kv_tokens)
         model.enqueue(ticket, self.queue_limit)
         if ticket.role:
             self.forecast.seen(ticket.client, model.model)
@@ -335,7 +320,7 @@ class WorkerPool:
         chances = self.forecast.next_use()
         return [model.resident(chances.get(model.model, 0.0)) for model in self._there() if model is not besides]
 
-    def _decoding(self, prefilling: Collection[Holder]) -> bool:
+    def _decoding(self, prefilling: Collection[Worker]) -> bool:
         text = (model for model in self._there() if model.kind == "text")
         return any(model.worker not in prefilling for model in text if any(ticket.role for ticket in model.active))
 
@@ -395,9 +380,8 @@ class WorkerPool:
         model.phase, worker = Phase.ENDING, model.worker
         if worker is not None:
             size_bytes = model.held_bytes
-            due = [other.reservation.bytes_at(tokens) for _, other, tokens in self._wishes()]
-            wanted_bytes = None if self._closing else max(due, default=0)
-            missing_bytes = await take_down(worker, model, self.machine, wanted_bytes)
+            wait_s = 0.0 if self._closing else MEMORY_BACK_S
+            missing_bytes = await take_down(worker, model, self.machine, wait_s)
             self._returning = missing_bytes, anyio.current_time() + RETURNING_S
             if self.lease is not None:
                 self.lease.leave(worker)
@@ -411,7 +395,7 @@ class WorkerPool:
     def _does_not_fit(self, model: PooledModel, tokens: int, verdict: Refuse) -> DoesNotFit:
         size, possible_bytes = model.reservation, max(0, verdict.possible_bytes)
         need_bytes, reason = size.bytes_at(tokens), ""
-        advice = "Choose a smaller model, or raise memory.budget_gb."
+        advice = "Choose a smaller model, unpin another, or raise memory.budget_gb."
         if model.base_bytes <= verdict.possible_bytes:
             advice = "Send less text, ask for a shorter answer, or raise memory.budget_gb."
         if need_bytes <= verdict.possible_bytes + self.configured_bytes - self.budget_bytes:

@@ -17,7 +17,6 @@ from rolecall.config.profile import RoleSpec
 from .contract import Loading, OnEvent, Queued, tell
 from .errors import QueueFull
 from .plan import Reservation
-from .queueing import Turns, order
 from .residency import ResidentModel
 from .worker.wire import Kind
 
@@ -37,20 +36,49 @@ class Phase(Enum):
     ENDING = "ending"
 
 
+@dataclass(slots=True)
+class Turns:
+    """Start-time fair queueing with requests of equal weight: a client's n-th request, running ones counted, comes
+    after the other clients' (n-1)-th, and who comes anew starts at the turn that is being served.
+
+    Source: Goyal, Vin, Cheng, Start-time Fair Queueing, SIGCOMM 1996.
+    """
+
+    _served: int = 0
+    _next: dict[str, int] = field(default_factory=dict)
+
+    def take(self, client: str) -> int:
+        """The turn of a new request."""
+        turn = max(self._served, self._next.get(client, 0))
+        # a client that is not ahead of the others needs no line: the table holds who waits or lately did
+        self._next = {name: after for name, after in self._next.items() if after > self._served} | {client: turn + 1}
+        return turn
+
+    def serve(self, turn: int) -> None:
+        """A request of this turn begins."""
+        self._served = max(self._served, turn)
+
+    def give_back(self, client: str) -> None:
+        """A request that waited has gone: the client's later ones come a turn earlier."""
+        if client in self._next:
+            self._next[client] -= 1
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
     """One caller's place. `role` "" only wants the model in memory. Granted once `settled` with a `worker`.
 
-    `time_s` from its arrival, on the event loop's clock, is when it is due: the nearest goes first. At work it takes
-    `need_tokens` of KV cache.
+    `tokens` of prompt and answer together; None: as many as the role's context has. `deadline_s` from its arrival, or
+    else after its role's time, it is due: the nearest goes first. At work it takes `need_tokens` of KV cache.
     """
 
-    number: int
-    role: str
-    spec: RoleSpec | None
+    role: str = ""
+    spec: RoleSpec | None = None
     on_event: OnEvent | None = None
     client: str = ""
-    time_s: float = math.inf
+    deadline_s: float | None = None
+    tokens: int | None = None
+    number: int = 0
     need_tokens: int = 0
     turn: int = 0
     position: int = 0
@@ -63,6 +91,15 @@ class Ticket:
     @property
     def pinned(self) -> bool:
         return bool(self.spec and self.spec.pinned)
+
+    @property
+    def time_s(self) -> float:
+        return self.deadline_s or (self.spec.timeout_s if self.spec else math.inf)
+
+    @property
+    def order(self) -> tuple[bool, int, float, int]:
+        """Among those that wait: pinned roles, then clients in turns, then the nearest deadline, then the first."""
+        return (not self.pinned, self.turn, self.queued_at + self.time_s, self.number)
 
     def tell(self, event: Queued | Loading) -> None:
         tell(self.on_event, event)
@@ -150,7 +187,7 @@ class PooledModel:
             )
         ticket.turn = self.turns.take(ticket.client)
         self.waiting.append(ticket)
-        self.waiting.sort(key=lambda t: order(t.pinned, t.turn, t.queued_at + t.time_s, t.number))
+        self.waiting.sort(key=lambda waiting: waiting.order)
 
     def grant(self, before: int | None) -> bool:
         """Give places to who may have one; where `before` is given, only to who came before that number, and unless it

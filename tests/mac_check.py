@@ -34,6 +34,7 @@ from rolecall.roles.plan import working_set_bytes
 from rolecall.roles.starter import TEXT_4BIT, TEXT_FP32
 from rolecall.server.protocol import VERSION
 from tests.bench.stage import Clock, filler, models_folder, quiet, workers
+from tests.roles.tiny import kv_bytes
 
 PACKAGES = ("mlx", "mlx-lm", "mcp", "llguidance", "transformers", "torch", "sentence-transformers", "lancedb")
 PROBE_TOKENS = {True: 1000, False: 300}  # with and without Metal
@@ -209,7 +210,7 @@ def planned(folder: Path, size: Footprint) -> dict[str, Any]:
     chunk = prefill_step_tokens(METAL)
     tokens = PROBE_TOKENS[METAL]
     measured = python(PROBE, str(folder), str(tokens), str(chunk))
-    plan = {"weights_bytes": size.weights_bytes, "kv_bytes": size.kv.bytes(tokens, chunk)}
+    plan = {"weights_bytes": size.weights_bytes, "kv_bytes": kv_bytes(size.kv, tokens, chunk)}
     return {
         "tokens": tokens,
         "planned": plan,

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlx_lm.generate import TextStateMachine
 
-from .wire import Channel
+from rolecall.roles.contract import Channel
 
 _THINKING = "reasoning"  # mlx-lm's names for the two states
 _ANSWER = "normal"

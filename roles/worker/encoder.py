@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from sentence_transformers.util import batch_to_device
 from rolecall.roles.manifest import weights_bytes
 
 from . import wire
-from .wire import Embedded, Loaded, Reranked, WorkerSpec
+from .wire import Encode, Encoded, Input, Loaded, WorkerSpec
 
 CPU_STEP_TOKENS = 2048  # about half a second of MiniLM on two cores: how long another request waits
 GPU_STEP_TOKENS = 8192
@@ -26,9 +26,6 @@ BYTES_PER_TOKEN = 4
 QUERY_PROMPTS = ("query", "web_search_query")  # Source: sentence-transformers' encode_query; harrier's own name
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # Source: sentence-transformers' encode_document
 
-Input = str | tuple[str, str]
-"""A text to embed, or a query and a text to score."""
-
 
 @dataclass(slots=True)
 class _Job:
@@ -36,14 +33,9 @@ class _Job:
     padding."""
 
     id: int
-    message: wire.Embed | wire.Rerank
-    inputs: list[Input]
+    message: Encode
     left: list[tuple[int, int]]
     rows: Any
-
-    @property
-    def alone(self) -> bool:
-        return isinstance(self.message, wire.Embed) and self.message.alone
 
 
 class EncoderEngine:
@@ -62,8 +54,8 @@ class EncoderEngine:
         on_loading(0, total)
         self._device = "mps" if torch.backends.mps.is_available() else "cpu"
         self._step_tokens = CPU_STEP_TOKENS if self._device == "cpu" else GPU_STEP_TOKENS
-        reranks = spec.kind == "reranker"
-        self._model = model = (CrossEncoder if reranks else SentenceTransformer)(
+        self._reranks = spec.kind == "reranker"
+        self._model = model = (CrossEncoder if self._reranks else SentenceTransformer)(
             str(spec.folder),
             device=self._device,
             trust_remote_code=False,
@@ -71,19 +63,18 @@ class EncoderEngine:
             model_kwargs={"use_safetensors": True},
         ).eval()
         model.max_seq_length = min(spec.context_length, model.max_seq_length or spec.context_length)
-        ready = wire.Rerank("ready", ("ready",)) if reranks else wire.Embed(("ready",), alone=True)
-        self._width = self._encode(ready, _inputs(ready)).shape[1]
-        if reranks and self._width != 1:
+        ready = Encode((("ready", "ready") if self._reranks else "ready",), alone=True)
+        self._width = self._encode(ready, ready.inputs).shape[1]
+        if self._reranks and self._width != 1:
             raise ValueError(f"{self._width} scores for a pair, where a reranker gives one")
         on_loading(total, total)
         return Loaded(weights_bytes=total, measured_bytes=self.measured_bytes())
 
-    def submit(self, id: int, message: wire.Generate | wire.Score | wire.Embed | wire.Rerank) -> None:
-        assert isinstance(message, wire.Embed | wire.Rerank) and self._model is not None
-        inputs = _inputs(message)
-        left = sorted(((self._tokens(input), at) for at, input in enumerate(inputs)), reverse=True)
-        job = _Job(id, message, inputs, left, np.zeros((len(inputs), self._width), np.float32))
-        if job.alone or (isinstance(message, wire.Embed) and message.query):
+    def submit(self, id: int, message: wire.Generate | Encode) -> None:
+        assert isinstance(message, Encode) and self._model is not None
+        left = sorted(((self._tokens(input), at) for at, input in enumerate(message.inputs)), reverse=True)
+        job = _Job(id, message, left, np.zeros((len(left), self._width), np.float32))
+        if message.alone or message.query:
             self._jobs.appendleft(job)
         else:
             self._jobs.append(job)
@@ -106,46 +97,44 @@ class EncoderEngine:
         self.progress += 1
         job = self._jobs.popleft()
         longest = job.left[0][0] if job.left else 1
-        count = 1 if job.alone else max(1, min(STEP_INPUTS, self._step_tokens // longest))
+        count = 1 if job.message.alone else max(1, min(STEP_INPUTS, self._step_tokens // longest))
         now, job.left = [at for _, at in job.left[:count]], job.left[count:]
         try:
             if now:
-                job.rows[now] = self._encode(job.message, [job.inputs[at] for at in now])
+                job.rows[now] = self._encode(job.message, [job.message.inputs[at] for at in now])
         except Exception as error:
             self._send(job.id, wire.failure(error))
             return
         if job.left:
-            if job.alone:
+            if job.message.alone:
                 self._jobs.appendleft(job)
             else:
                 self._jobs.append(job)
-        elif isinstance(job.message, wire.Rerank):
-            self._send(job.id, Reranked(tuple(job.rows[:, 0].tolist())))
         else:
             data = base64.b64encode(job.rows.tobytes()).decode()
-            self._send(job.id, Embedded(len(job.rows), self._width, data))
+            self._send(job.id, Encoded(len(job.rows), self._width, data))
 
-    def _encode(self, message: wire.Embed | wire.Rerank, inputs: list[Input]) -> Any:
+    def _encode(self, message: Encode, inputs: Sequence[Input]) -> Any:
         """Shape (n, width), float32: unit-length vectors, or one score each. What is alone goes on one thread, since
         both a batch and a thread count change the last bits of a vector, and decisions are made from these.
         """
         model, prompts = self._model, self._model.prompts
         task: dict[str, str] = {}
         names: tuple[str | None, ...] = (model.default_prompt_name,)
-        if isinstance(message, wire.Embed):
+        if not self._reranks:
             task["task"] = "query" if message.query else "document"
             names = QUERY_PROMPTS if message.query else DOCUMENT_PROMPTS
         prompt = next((prompts[name] for name in names if prompts.get(name)), None)
-        torch.set_num_threads(1 if isinstance(message, wire.Embed) and message.alone else self._threads)
+        torch.set_num_threads(1 if message.alone else self._threads)
         # not `encode`, which first looks at the device and the mode of every module: a twentieth of a short text's time
         with torch.inference_mode():
-            features = batch_to_device(model.preprocess(inputs, prompt=prompt, **task), self._device)
+            features = batch_to_device(model.preprocess(list(inputs), prompt=prompt, **task), self._device)
             features = model(features, **task)
-            if isinstance(message, wire.Embed):
+            if self._reranks:
+                rows = model.activation_fn(features["scores"].float())
+            else:
                 vectors = features["sentence_embedding"][:, : model.truncate_dim].float()
                 rows = torch.nn.functional.normalize(vectors, p=2, dim=1)
-            else:
-                rows = model.activation_fn(features["scores"].float())
             return rows.reshape(len(inputs), -1).cpu().numpy()
 
     def _tokens(self, input: Input) -> int:
@@ -158,9 +147,3 @@ class EncoderEngine:
 
     def close(self) -> None:
         """There is nothing to give back."""
-
-
-def _inputs(message: wire.Embed | wire.Rerank) -> list[Input]:
-    if isinstance(message, wire.Embed):
-        return list(message.texts)
-    return [(message.query, text) for text in message.texts]

@@ -6,10 +6,11 @@ it begins with all that earlier ones have computed of its prompt, and what runs 
 
 from __future__ import annotations
 
+import copy
 import importlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import mlx.core as mx
 import psutil
 from mlx_lm.models.cache import can_trim_prompt_cache
 
-from rolecall.roles.contract import Generated, GenerationRequest, Prefilling
+from rolecall.roles.contract import Channel, EngineResult, Finish, Generated, GenerationRequest, Prefilling
 from rolecall.roles.dry_run import kv_of
 from rolecall.roles.errors import PromptTooLong, WorkerTimeout
 from rolecall.roles.footprint import stepped
@@ -26,9 +27,8 @@ from . import wire
 from .channels import TextStream
 from .loading import MAX_PREFILL_STEP, MIN_PREFILL_STEP, first_rates, read_model
 from .prefixes import Layers, Prefixes
-from .scoring import label_tokens, score
 from .steering import Grammars, Steering, closing, sampler
-from .wire import Channel, Finish, Loaded, Scored, WorkerResult, WorkerSpec
+from .wire import Loaded, Scored, WorkerSpec
 
 LEASE_PATIENCE_S = 1.0  # how often a worker that waits for its lease looks at time-outs and says it lives
 _CHARACTERS_PER_TOKEN = 64  # far above any text's: longer prompts are refused without being tokenised
@@ -97,26 +97,18 @@ class TextEngine:
             decode_tokens_per_s=decode_rate,
         )
 
-    def submit(self, id: int, message: wire.Generate | wire.Score | wire.Embed | wire.Rerank) -> None:
-        """Queue one request.
-
-        Raises: PromptTooLong, SchemaRefused.
-        """
-        assert self._generator is not None and not isinstance(message, wire.Embed | wire.Rerank)
-        labels: tuple[str, ...] = ()
-        if isinstance(message, wire.Score):
-            labels, messages = message.labels, message.messages
-            longest = max(len(self._tokenizer.encode(label)) for label in labels)
-            message = wire.Generate(GenerationRequest(messages=messages, max_tokens=longest), False, 0)
+    def submit(self, id: int, message: wire.Generate | wire.Encode) -> None:
+        """Queue one request. Raises PromptTooLong, SchemaRefused."""
+        assert self._generator is not None and isinstance(message, wire.Generate)
         request = message.request
         prompt, text = self._prompt(request, message.thinks and message.thinking_budget != 0)
         thinking, budget = self._thinking(prompt, message)
-        if labels and thinking:  # a label is an answer, no thought
+        if message.labels and thinking:  # a label is an answer, no thought
             prompt += closing(self._tokenizer)
         matcher = self._grammars.matcher(request)
         steering = Steering(self._tokenizer, matcher, request.repetition_penalty, thinking, message.thinks, budget)
         stream = TextStream(self._tokenizer, thinking=thinking, stop=request.stop)
-        tokens = label_tokens(self._tokenizer, prompt, text, labels)
+        tokens = [_label_tokens(self._tokenizer, prompt, text, label) for label in message.labels]
         self._waiting.append(_Job(id, request, prompt, steering, stream, tokens))
 
     def cancel(self, id: int) -> None:
@@ -237,8 +229,7 @@ class TextEngine:
         try:
             with mx.stream(self._generator.stream):
                 layers, _ = self._generator.extract_cache([uid])[uid]
-                rows = 1 + max(0, self._room_bytes() - self._prefixes.nbytes) // self._kv_bytes(job)
-                scores = score(self._model, layers, job.prompt[-1], job.labels, rows)
+                scores = _label_scores(self._model, layers, job.prompt[-1], job.labels)
         except Exception as error:
             self._fail(uid, error)
             return
@@ -315,7 +306,7 @@ class TextEngine:
         now = time.monotonic()
         self._say(job, job.stream.finish())
         self._drop(uid)
-        result = WorkerResult(
+        result = EngineResult(
             text=job.stream.text("answer"),
             thinking=job.stream.text("thinking"),
             finish=finish,
@@ -379,3 +370,24 @@ class TextEngine:
             prefill_batch_size=1,  # a chunk is then never longer than one prompt's, and its time stays bounded
             prefill_step_size=self._step_tokens,
         )
+
+
+def _label_tokens(tokenizer: Any, prompt: list[int], text: str, label: str) -> list[int]:
+    """The label's tokens after the prompt of that text: those it adds to the prompt's, where it leaves these as they
+    are; else (it would merge with the prompt's end, or thinking was closed after it) its own."""
+    whole = list(tokenizer.encode(text + label, add_special_tokens=False))
+    if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
+        return whole[len(prompt) :]
+    return list(tokenizer.encode(label, add_special_tokens=False))
+
+
+def _label_scores(model: Any, layers: Layers, last: int, labels: Sequence[list[int]]) -> tuple[float, ...]:
+    """Natural log-probability of each label after what `layers` hold and the token `last`; `layers` stay as they are.
+    Labels of one token, and those that differ in their last one only, take one pass together."""
+    logprobs: dict[tuple[int, ...], mx.array] = {}
+    for begin in {tuple(label[:-1]) for label in labels}:
+        logits = model(mx.array([[last, *begin]]), cache=copy.deepcopy(layers))[0].astype(mx.float32)
+        logprobs[begin] = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return tuple(
+        float(logprobs[tuple(label[:-1])][mx.arange(len(label)), mx.array(label)].sum().item()) for label in labels
+    )

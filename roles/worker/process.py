@@ -8,24 +8,32 @@ import contextlib
 import itertools
 import os
 import signal
-import subprocess
 import sys
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import anyio
-import anyio.abc
 import numpy as np
 import structlog
-from anyio.streams.buffered import BufferedByteReceiveStream
 
 from rolecall.config.errors import RolecallError
 from rolecall.roles import errors
-from rolecall.roles.contract import Generated, GenerationRequest, Loading, Message, OnEvent, Prefilling, Vectors, tell
+from rolecall.roles.contract import (
+    EngineResult,
+    Generated,
+    GenerationRequest,
+    Loading,
+    Message,
+    OnEvent,
+    Prefilling,
+    Vectors,
+    tell,
+)
 from rolecall.roles.lease import PrefillLease
 
 from . import wire
-from .wire import Loaded, WorkerResult, WorkerSpec
+from .wire import Loaded, WorkerSpec
 
 START_TIMEOUT_S = 120.0  # imports take 2 to 5 s; a cold disk or a busy machine takes much longer
 EXIT_GRACE_S = 4.0  # for each rung of the ladder that ends a process
@@ -34,7 +42,7 @@ CANCEL_GRACE_S = 2.0
 HUNG_AFTER_S = 60.0  # one step is measured to take under a second, so this is a worker that will not come back
 LINE_LIMIT_BYTES = 1 << 30
 
-T = TypeVar("T", Loaded, WorkerResult, wire.Scored, wire.Embedded, wire.Reranked)
+T = TypeVar("T", Loaded, EngineResult, wire.Scored, wire.Encoded)
 OnBody = Callable[[Any], None]
 _log = structlog.get_logger(__name__)
 Outcome = wire.Result | RolecallError
@@ -49,15 +57,13 @@ class Worker:
     A model whose spec is `leased` prefills as `lease` lets it (`comes_first`: before others); without one, freely.
     """
 
-    def __init__(self, process: anyio.abc.Process) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
         self._ids = itertools.count(1)
         self._calls: dict[int, tuple[asyncio.Future[Outcome], OnBody | None]] = {}
         self._ready = anyio.Event()
         self._heard_at = 0.0
         self._silent_s = 0.0  # for how long, where it was killed for that
-        self._untold = b""
-        self._telling: asyncio.Task[None] | None = None
         self.lease: PrefillLease | None = None
         self.comes_first = False
         self.spec: WorkerSpec | None = None
@@ -72,17 +78,13 @@ class Worker:
     @classmethod
     async def start(cls, spec: WorkerSpec | None = None) -> Worker:
         """A process with its imports done. `spec` only says of which kind (None: text); `load` brings the model.
-
-        Raises: WorkerDied: it ended, or was not ready in 120 s.
-        """
+        Raises WorkerDied: it ended, or was not ready in 120 s."""
         command = [sys.executable, "-P", "-m", "rolecall.roles.worker", spec.kind if spec else "text"]
-        pipe = subprocess.PIPE
         # A session of its own: an interrupt at the terminal of the host is the host's to handle.
-        worker = cls(
-            await anyio.open_process(
-                command, stdin=pipe, stdout=pipe, stderr=None, env=_environment(), start_new_session=True
-            )
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, env=_environment(), start_new_session=True, limit=LINE_LIMIT_BYTES
         )
+        worker = cls(process)
         try:
             with anyio.move_on_after(START_TIMEOUT_S) as patience:
                 await worker._ready.wait()
@@ -115,46 +117,43 @@ class Worker:
         thinks: bool = False,
         thinking_budget: int | None = None,
         on_event: OnEvent | None = None,
-    ) -> WorkerResult:
+    ) -> EngineResult:
         """One generation; several run at once, batched, up to the spec's concurrency, the rest in order.
 
         Cancelling the awaiting task stops the work within a prefill chunk or a token, and then returns.
 
         Raises: PromptTooLong, SchemaRefused, WorkerTimeout (no token within `request.timeout_s`), WorkerDied.
         """
-        return await self._call(WorkerResult, wire.Generate(request, thinks, thinking_budget), on_event)
+        return await self._call(EngineResult, wire.Generate(request, thinks, thinking_budget), on_event)
 
     async def score(self, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         """Natural log-probability of each label as the answer to `messages`, in order; see `RoleModels.score_labels`.
+        Raises PromptTooLong, WorkerDied."""
+        longest = max(len(label.encode("utf-8", "replace")) for label in labels)  # no more tokens than bytes
+        request = GenerationRequest(messages=tuple(messages), max_tokens=longest)
+        return (await self._call(wire.Scored, wire.Generate(request, False, 0, tuple(labels)))).logprobs
 
-        Raises: PromptTooLong, WorkerDied.
-        """
-        return (await self._call(wire.Scored, wire.Score(tuple(messages), tuple(labels)))).logprobs
-
-    async def embed(self, texts: Sequence[str], alone: bool = False, query: bool = False) -> Vectors:
-        """Unit-length vectors, shape (len(texts), dimensions), float32, in order; see `RoleModels.embed`."""
-        done = await self._call(wire.Embedded, wire.Embed(tuple(texts), alone, query))
-        return np.frombuffer(base64.b64decode(done.base64), np.float32).reshape(done.rows, done.dimensions)
-
-    async def rerank(self, query: str, texts: Sequence[str]) -> tuple[float, ...]:
-        """The relevance of each text to the query, in order; see `RoleModels.rerank`."""
-        return (await self._call(wire.Reranked, wire.Rerank(query, tuple(texts)))).scores
+    async def encode(self, inputs: Sequence[wire.Input], alone: bool = False, query: bool = False) -> Vectors:
+        """Shape (len(inputs), columns), float32, in order: unit-length vectors, see `RoleModels.embed`, or of a
+        reranker one score each."""
+        done = await self._call(wire.Encoded, wire.Encode(tuple(inputs), alone, query))
+        return np.frombuffer(base64.b64decode(done.base64), np.float32).reshape(done.rows, done.columns)
 
     def grant_prefill(self) -> None:
         """Let it prefill one chunk. Returns at once; a worker that died meanwhile is not told."""
-        self._tell("grant")
+        self._write(wire.ToWorker(0, "grant"))
 
     def limit_kv(self, kv_bytes: int) -> None:
         """Let KV caches take so much in place of the spec's, from before any later request on; what is kept of earlier
         ones goes at once where it is more. Returns at once, as `grant_prefill`."""
-        self._tell(wire.Limit(kv_bytes))
+        self._write(wire.ToWorker(0, wire.Limit(kv_bytes)))
 
     async def stop(self) -> Literal["exited", "terminated", "killed"]:
         """End the process; pending calls raise `WorkerDied`. Returns what it took: the end of its input, on which it
         finishes its step and frees the device; SIGTERM; or SIGKILL, after which macOS may keep wired memory."""
         assert self._process.stdin is not None
         with anyio.CancelScope(shield=True):
-            await self._process.stdin.aclose()
+            self._process.stdin.close()
             if await self._ends_in(EXIT_GRACE_S):
                 return "exited"
             self._signal(signal.SIGTERM)  # its default action ends a process whose interpreter hangs, too
@@ -172,21 +171,13 @@ class Worker:
             await self.exited.wait()
         return self.exited.is_set()
 
-    def _tell(self, body: wire.Limit | Literal["grant"]) -> None:
-        async def send() -> None:
-            with contextlib.suppress(RolecallError):
-                await self._send()
-
-        self._untold += wire.to_worker.dump_json(wire.ToWorker(0, body)) + b"\n"
-        self._telling = asyncio.create_task(send())
-
     async def _call(self, kind: type[T], body: wire.Request, on_event: OnBody | None = None) -> T:
         if self.exited.is_set():
             raise self._death()
         id, done, asked_at = next(self._ids), asyncio.get_running_loop().create_future(), anyio.current_time()
         self._calls[id] = done, on_event
         try:
-            await self._send(wire.ToWorker(id, body))
+            self._write(wire.ToWorker(id, body))
             while not done.done():
                 await asyncio.wait([done], timeout=HUNG_AFTER_S)
                 # a worker at work reports its memory every second, save in a load, where a slow disk may be silent
@@ -197,8 +188,8 @@ class Worker:
                     await self.stop()
         except asyncio.CancelledError:
             if kind is not Loaded:
-                with anyio.move_on_after(CANCEL_GRACE_S, shield=True), contextlib.suppress(RolecallError):
-                    await self._send(wire.ToWorker(id, None))
+                self._write(wire.ToWorker(id, None))
+                with anyio.move_on_after(CANCEL_GRACE_S, shield=True):
                     await asyncio.wait([done])
             raise
         finally:
@@ -209,34 +200,25 @@ class Worker:
         assert isinstance(outcome, kind)
         return outcome
 
-    async def _send(self, message: wire.ToWorker | None = None) -> None:
-        """Write what is untold, and then the message."""
+    def _write(self, message: wire.ToWorker) -> None:
+        """Say it after all that was said before. A dead worker is not told: its calls fail by themselves."""
         assert self._process.stdin is not None
         try:
-            line = wire.to_worker.dump_json(message) + b"\n" if message else b""
-            lines, self._untold = self._untold + line, b""
-            await self._process.stdin.send(lines)
+            self._process.stdin.write(wire.to_worker.dump_json(message) + b"\n")
         except ValueError as error:
             raise errors.RoleError(
                 "The request cannot be given to a model.",
                 found=str(error)[:200],
                 allowed="Unicode text (no half surrogate pairs), and a schema that is not too deep",
             ) from None
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            await self.exited.wait()
-            raise self._death() from None
 
     async def _read(self) -> None:
         """Deliver what the worker says until its pipe ends, then fail what is pending."""
         assert self._process.stdout is not None
-        stdout = BufferedByteReceiveStream(self._process.stdout)
         try:
-            while True:
-                line = await stdout.receive_until(b"\n", LINE_LIMIT_BYTES)
+            while (line := await self._process.stdout.readline()).endswith(b"\n"):
                 self._deliver(wire.from_worker.validate_json(line))
-        except (anyio.IncompleteRead, anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
-            pass
-        except (ValueError, anyio.DelimiterNotFound) as error:
+        except (OSError, ValueError) as error:  # the second of a line over the limit, too
             _log.error("worker_protocol", pid=self.pid, error=type(error).__name__)
         finally:
             with anyio.move_on_after(PIPE_GRACE_S):
@@ -249,7 +231,8 @@ class Worker:
                 self.lease.leave(self)
             for id in self._calls:
                 self._finish(id, self._death())
-            await self._process.aclose()
+            if self._process.stdin:
+                self._process.stdin.close()
 
     def _deliver(self, message: wire.FromWorker) -> None:
         self._heard_at = anyio.current_time()

@@ -13,12 +13,11 @@ from typing import Literal
 from pydantic import ConfigDict, TypeAdapter
 
 from rolecall.config.errors import RolecallError
-from rolecall.roles.contract import Generated, GenerationRequest, Loading, Message, Prefilling
+from rolecall.roles.contract import EngineResult, Generated, GenerationRequest, Loading, Prefilling
 from rolecall.roles.errors import RoleError
 
-Finish = Literal["stop", "length", "timeout"]
 Kind = Literal["text", "embedder", "reranker"]
-Channel = Literal["thinking", "answer"]
+Input = str | tuple[str, str]  # a text to embed, or a query and a text to score
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +57,6 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerResult:
-    """One finished generation, as `roles.contract.GenerationResult` describes its fields."""
-
-    text: str
-    thinking: str
-    finish: Finish
-    prompt_tokens: int
-    completion_tokens: int
-    thinking_tokens: int
-    prefill_s: float
-    decode_s: float
-    cached_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Scored:
     """Natural log-probability of each label, in order."""
 
@@ -80,45 +64,29 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
-    """Vectors, shape (rows, dimensions), float32, row-major, in base64."""
+class Encoded:
+    """Vectors or scores, shape (rows, columns), float32, row-major, in base64."""
 
     rows: int
-    dimensions: int
+    columns: int
     base64: str
 
 
 @dataclass(frozen=True, slots=True)
-class Reranked:
-    """The relevance of each text, in order."""
-
-    scores: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Generate:
+    """With `labels` nothing is generated: these are scored as the answer."""
+
     request: GenerationRequest
     thinks: bool
     thinking_budget: int | None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    messages: tuple[Message, ...]
-    labels: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Embed:
-    texts: tuple[str, ...]
-    alone: bool
+class Encode:
+    inputs: tuple[Input, ...]
+    alone: bool = False
     query: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Rerank:
-    query: str
-    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +103,8 @@ class Failure:
     error: dict[str, str]
 
 
-Request = WorkerSpec | Generate | Score | Embed | Rerank
-Result = Loaded | WorkerResult | Scored | Embedded | Reranked
+Request = WorkerSpec | Generate | Encode
+Result = Loaded | EngineResult | Scored | Encoded
 Body = Loading | Prefilling | Generated | Result | Failure | int | Literal["want", "done"]
 """What a worker says: how far it is, the result or failure that ends a request, or (to request 0) its bytes of memory:
 once a second while it gets on, and first of all when its imports are done; that it wants to prefill a chunk, and that

@@ -126,8 +126,8 @@ def plan(
             gb(item["bytes_per_8k"]),
             gb(item["reserved_bytes"]),
         )
-        if planned := item.get("planned"):
-            said.append(f"{item['role']}: measured in its worker, instead of planned {planned}")
+        if item.get("source") == "measured":
+            said.append(f"{item['role']}: measured in its worker")
     show(asdict(shown) | ({"fit": fits} if fits else {}), as_json, table, *said)
 
 

@@ -172,7 +172,7 @@ def _quotation(folder: Path, path: str, query: str, span: str, nth: str = "") ->
 def _draft(folder: Path) -> Iterator[Task]:
     for source, function in (
         ("server/validation/form.py", "refusal"),
-        ("roles/queueing.py", "order"),
+        ("roles/memory.py", "budget_now"),
         ("server/validation/blocks.py", "schema_check"),
     ):
         path = f"code/{Path(source).name}"

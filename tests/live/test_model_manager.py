@@ -15,7 +15,6 @@ from rolecall.config.home import Home
 from rolecall.config.settings import Settings, load_settings
 from rolecall.roles.contract import Event, Generated, GenerationRequest, Message, ModelEvent, Role
 from rolecall.roles.errors import WorkerDied
-from rolecall.roles.footprint import footprints
 from rolecall.roles.manager import ModelManager
 from rolecall.roles.starter import TEXT_4BIT, TEXT_FP32
 
@@ -55,7 +54,7 @@ async def test_models_share_a_budget_and_a_process_that_dies_alone_and_is_replac
             assert "Paris" in first.text and first.model == TEXT_FP32 and first.load_s > 0
             (text,) = manager.resident()  # the budget holds one of the two
             assert text.model == TEXT_FP32
-            assert 0 < text.measured_bytes <= text.reserved_bytes <= manager.budget_bytes
+            assert 0 < text.measured_bytes <= text.reserved_bytes <= manager.memory().budget_bytes
             again = await manager.generate(Role.VALIDATION, question)
             assert (again.text, again.cold_start) == (first.text, False)
             paris, london = await manager.score_labels(Role.ROUTER, question.messages, ["The capital", "No capital"])
@@ -93,13 +92,6 @@ async def test_models_share_a_budget_and_a_process_that_dies_alone_and_is_replac
         assert not any(psutil.pid_exists(pid) for pid in [text.pid, embedder.pid, *pids])
 
 
-async def test_predicted_bytes_are_the_measured_ones(starter_home: Home) -> None:
-    sizes = footprints(starter_home, [TEXT_FP32, TEXT_4BIT])
-    assert (sizes[TEXT_FP32].weights_bytes, sizes[TEXT_FP32].kv_bytes_per_token) == (538_060_032, 45 * 1024)
-    assert sizes[TEXT_4BIT].source == "files"
-    assert sizes[TEXT_4BIT].kv_bytes_per_token == 45 * 1024  # its norms are float32, and so its cache is
-
-
 @pytest.mark.soak
 async def test_two_long_requests_have_more_kv_reserved_which_another_models_load_takes_back(
     starter_home: Home,
@@ -129,4 +121,4 @@ async def test_two_long_requests_have_more_kv_reserved_which_another_models_load
             await manager.generate(Role.CODING, ask("Say yes.", 2))
             first, second = manager.resident()
             assert first.reserved_bytes == grown.reserved_bytes - 256 * 45 * 1024 and first.pid == grown.pid
-            assert first.reserved_bytes + second.reserved_bytes <= manager.budget_bytes
+            assert first.reserved_bytes + second.reserved_bytes <= manager.memory().budget_bytes

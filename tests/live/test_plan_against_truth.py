@@ -17,6 +17,7 @@ from rolecall.config.home import Home
 from rolecall.roles.footprint import Footprint, Kv, footprints
 from rolecall.roles.starter import TEXT_4BIT, TEXT_FP32
 from rolecall.roles.worker.blas import load_fast_blas
+from tests.roles.tiny import kv_bytes
 
 pytestmark = pytest.mark.live
 
@@ -218,11 +219,11 @@ def test_weights_and_kv_are_within_a_percent_of_what_is_held(
     assert near(planned_from_config[f"{name}/{form}"].weights_bytes, truth.weights_bytes)
     assert planned_from_config[f"{name}/{form}"].kv == size.kv
     assert size.figures["hidden_size"] == 64
-    assert near(size.kv.bytes(700, CHUNK), truth.prefill(700))
+    assert near(kv_bytes(size.kv, 700, CHUNK), truth.prefill(700))
     truth.joined()
-    assert near(size.kv.bytes(300, CHUNK), truth.prefill(300))
+    assert near(kv_bytes(size.kv, 300, CHUNK), truth.prefill(300))
     held = truth.joined()  # padded to the longest; window layers keep their window once they decode
-    assert near(2 * size.kv.bytes(701, 1), held)
+    assert near(2 * kv_bytes(size.kv, 701, 1), held)
     assert held <= size.kv.reserved_bytes(2 * 768, 2, CHUNK)
 
 
@@ -233,7 +234,7 @@ def test_layers_with_a_window_grow_first_and_stop_at_it(
 ) -> None:
     kv, measured = planned[f"{name}/float32"].kv, Truth(mlx, home.models / name / "float32").prefill(tokens)
     ((window, width),) = kv.windows
-    assert near(kv.bytes(tokens, CHUNK), measured)
+    assert near(kv_bytes(kv, tokens, CHUNK), measured)
     assert measured <= kv.reserved_bytes(tokens, 1, CHUNK)
     assert kv.fixed_bytes == window * width
 
@@ -242,7 +243,7 @@ def test_layers_with_a_window_grow_first_and_stop_at_it(
 def test_the_starter_models_take_what_was_planned(model: str, tokens: int, mlx: Any, starter_home: Home) -> None:
     size, truth = footprints(starter_home, [model])[model], Truth(mlx, starter_home.models / model)
     assert near(size.weights_bytes, truth.weights_bytes) and near(size.weights_bytes, truth.allocated_bytes)
-    assert near(size.kv.bytes(tokens, CHUNK), truth.prefill(tokens))
+    assert near(kv_bytes(size.kv, tokens, CHUNK), truth.prefill(tokens))
     assert size.kv == Kv(45 * 1024)
 
 

@@ -45,40 +45,40 @@ async def embedder(starter_models: Path, anyio_backend: str) -> AsyncIterator[Wo
 
 
 async def test_vectors_have_unit_length_keep_the_order_and_tell_meanings_apart(embedder: Worker) -> None:
-    vectors = await embedder.embed(TEXTS)
+    vectors = await embedder.encode(TEXTS)
     assert vectors.shape == (4, 384) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-5)
     assert vectors[0] @ vectors[2] > 0.7 > vectors[0] @ vectors[1]
 
 
 async def test_alone_a_text_has_the_same_bits_whatever_stands_beside_it(embedder: Worker) -> None:
-    together = await embedder.embed(TEXTS, alone=True)
+    together = await embedder.encode(TEXTS, alone=True)
     for text, vector in zip(TEXTS, together, strict=True):
-        assert (await embedder.embed([text], alone=True)).tobytes() == vector.tobytes()
+        assert (await embedder.encode([text], alone=True)).tobytes() == vector.tobytes()
 
 
 async def test_a_decision_does_not_wait_for_a_folder_that_is_being_indexed(embedder: Worker) -> None:
     finished: list[str] = []
 
     async def index() -> None:
-        await embedder.embed([f"{n} passages about many things. " * 30 for n in range(24)])
+        await embedder.encode([f"{n} passages about many things. " * 30 for n in range(24)])
         finished.append("index")
 
     async with anyio.create_task_group() as group:
         group.start_soon(index)
         while not embedder._calls:
             await anyio.lowlevel.checkpoint()
-        await embedder.embed(["What is 2 + 2?"], alone=True)
+        await embedder.encode(["What is 2 + 2?"], alone=True)
         finished.append("decision")
     assert finished == ["decision", "index"]
 
 
 async def test_no_texts_give_no_rows(embedder: Worker) -> None:
-    assert (await embedder.embed([])).shape == (0, 384)
+    assert (await embedder.encode([])).shape == (0, 384)
 
 
 async def test_of_a_long_text_the_first_tokens_are_read(embedder: Worker) -> None:
-    long = await embedder.embed(["A cat sat on the mat. " * times for times in (60, 600)])
+    long = await embedder.encode(["A cat sat on the mat. " * times for times in (60, 600)])
     np.testing.assert_allclose(long[0], long[1], atol=1e-6)
 
 
@@ -86,7 +86,7 @@ async def test_vectors_are_those_of_sentence_transformers(embedder: Worker, star
     texts = [f"{n} " + "passages about many things. " * (n % 40) for n in range(80)]
     bare = SentenceTransformer(str(starter_models / EMBEDDER), device="cpu", local_files_only=True)
     for query, expected in (False, bare.encode_document(texts)), (True, bare.encode_query(texts)):
-        np.testing.assert_allclose(await embedder.embed(texts, query=query), expected, atol=1e-6)
+        np.testing.assert_allclose(await embedder.encode(texts, query=query), expected, atol=1e-6)
 
 
 async def test_queries_and_documents_get_the_models_own_prompts(starter_models: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ async def test_queries_and_documents_get_the_models_own_prompts(starter_models: 
     worker = await Worker.start(spec)
     try:
         await worker.load(spec)
-        query, document = await worker.embed(["x"], query=True), await worker.embed(["x"])
+        query, document = await worker.encode(["x"], query=True), await worker.encode(["x"])
         plain = model.encode(["search for: x", "passage: x"], prompt="")
         np.testing.assert_allclose(np.concatenate([query, document]), plain, atol=1e-6)
     finally:

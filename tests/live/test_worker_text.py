@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -23,7 +22,7 @@ from anyio.lowlevel import checkpoint
 from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
 
-from rolecall.roles.contract import Event, Generated, GenerationRequest, Message, Prefilling
+from rolecall.roles.contract import EngineResult, Event, Generated, GenerationRequest, Message, Prefilling
 from rolecall.roles.errors import (
     ModelCorrupt,
     ModelRefused,
@@ -35,7 +34,7 @@ from rolecall.roles.errors import (
 )
 from rolecall.roles.manifest import MANIFEST
 from rolecall.roles.starter import TEXT_FP32
-from rolecall.roles.worker.process import Worker, WorkerResult, WorkerSpec
+from rolecall.roles.worker.process import Worker, WorkerSpec
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
@@ -96,7 +95,7 @@ async def test_an_answer_is_streamed_as_it_is_made(worker: Worker) -> None:
 
 
 async def test_requests_run_together_and_those_over_the_concurrency_follow(worker: Worker) -> None:
-    results: list[WorkerResult] = []
+    results: list[EngineResult] = []
     order: list[int] = []
 
     async def one(number: int) -> None:
@@ -136,23 +135,6 @@ async def test_a_regex_that_cannot_be_enforced_is_refused_with_the_reason(worker
     with pytest.raises(SchemaRefused, match="regex") as refused:
         await worker.generate(ask("x", regex=regex))
     assert refused.value.found
-
-
-async def test_labels_are_scored_as_the_prompt_has_it(worker: Worker) -> None:
-    messages = (Message(role="user", content="What is the capital of France? One word."),)
-    labels = ("Paris", "Rome", "Buenos Aires")
-    scores = await worker.score(messages, labels)
-    assert max(scores) == scores[0] and all(score < 0 for score in scores)
-    assert await worker.score(messages, labels[::-1]) == pytest.approx(scores[::-1], abs=1e-3)
-    with pytest.raises(PromptTooLong):
-        await worker.score((Message(role="user", content="word " * 5000),), labels)
-
-
-async def test_a_repeated_question_is_answered_from_the_prefix_cache(worker: Worker) -> None:
-    question = "Name the four seasons of the year in the order in which they come, beginning with spring, please."
-    first, again = [await worker.generate(ask(question, max_tokens=8)) for _ in range(2)]
-    assert again.text == first.text
-    assert again.cached_tokens == again.prompt_tokens - 1
 
 
 @pytest.mark.parametrize("text", ["word " * 5000, "a" * 3_000_000])
@@ -239,21 +221,6 @@ async def second(anyio_backend: str) -> AsyncIterator[Worker]:
     yield worker
     await worker.stop()
     assert not psutil.pid_exists(worker.pid)
-
-
-async def test_a_killed_worker_fails_its_calls_at_once(second: Worker, tiny: Path) -> None:
-    await second.load(spec(tiny))
-
-    def kill(event: Event) -> None:
-        if isinstance(event, Generated):
-            os.kill(second.pid, signal.SIGKILL)
-
-    with pytest.raises(WorkerDied, match="signal 9"), anyio.fail_after(60):
-        await second.generate(ask("Write a long story.", max_tokens=3000), on_event=kill)
-    with anyio.fail_after(2):
-        await second.exited.wait()
-    with pytest.raises(WorkerDied):
-        await second.generate(ask("x"))
 
 
 async def test_short_prompts_do_not_lengthen_the_chunks_of_a_long_one(second: Worker, tiny: Path) -> None:

@@ -15,16 +15,14 @@ import numpy as np
 from rolecall.config.home import Home
 from rolecall.config.profile import Profile, RoleSpec
 from rolecall.config.settings import Settings, load_profile, load_settings
-from rolecall.roles.contract import GenerationRequest, Message, ModelEvent, OnEvent
-from rolecall.roles.errors import (
-    WorkerDied,
-)
+from rolecall.roles.contract import EngineResult, Finish, GenerationRequest, Message, ModelEvent, OnEvent
+from rolecall.roles.errors import WorkerDied
 from rolecall.roles.lease import PrefillLease
 from rolecall.roles.manager import ModelManager
 from rolecall.roles.plan import Reservation
 from rolecall.roles.pool import WorkerPool
-from rolecall.roles.pooled import PooledModel
-from rolecall.roles.worker.wire import Finish, Loaded, WorkerResult, WorkerSpec
+from rolecall.roles.pooled import PooledModel, Ticket
+from rolecall.roles.worker.wire import Input, Loaded, WorkerSpec
 from tests.roles.tiny import CODING
 
 PATIENCE_S = 5.0
@@ -73,7 +71,7 @@ class FakeWorker:
         thinks: bool = False,
         thinking_budget: int | None = None,
         on_event: OnEvent | None = None,
-    ) -> WorkerResult:
+    ) -> EngineResult:
         assert self.spec is not None
         self.running += 1
         self.farm.most_at_once = max(self.farm.most_at_once, self.running)
@@ -85,7 +83,9 @@ class FakeWorker:
             if self.exited.is_set():
                 raise WorkerDied("It died.")
             text, finish = self.farm.answer or (self.spec.model, "stop")
-            return WorkerResult(text, "", finish, 3, 10, 0, 0.0, 0.5, cached_tokens=2)
+            return EngineResult(
+                text=text, finish=finish, prompt_tokens=3, completion_tokens=10, decode_s=0.5, cached_tokens=2
+            )
         finally:
             self.running -= 1
 
@@ -98,11 +98,10 @@ class FakeWorker:
             group.start_soon(watch, gate, group.cancel_scope)
             group.start_soon(watch, self.exited, group.cancel_scope)
 
-    async def embed(self, texts: Sequence[str], alone: bool = False, query: bool = False) -> np.ndarray[Any, Any]:
-        return np.ones((len(texts), 4), np.float32)
-
-    async def rerank(self, query: str, texts: Sequence[str]) -> tuple[float, ...]:
-        return tuple(float(len(text)) for text in texts)
+    async def encode(self, inputs: Sequence[Input], alone: bool = False, query: bool = False) -> np.ndarray[Any, Any]:
+        if self.spec and self.spec.kind == "reranker":
+            return np.array([[len(text)] for _, text in inputs], np.float32)
+        return np.ones((len(inputs), 4), np.float32)
 
     async def score(self, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         return tuple(-float(len(label)) for label in labels)
@@ -144,7 +143,7 @@ class Farm:
     def check_budget(self) -> None:
         if self.manager is None:
             return
-        assert sum(line.reserved_bytes for line in self.manager.resident()) <= self.manager.budget_bytes
+        assert sum(line.reserved_bytes for line in self.manager.resident()) <= self.manager.memory().budget_bytes
 
     def alive(self, model: str) -> list[FakeWorker]:
         return [w for w in self.workers if w.spec and w.spec.model == model and not w.exited.is_set()]
@@ -232,7 +231,7 @@ async def pooling(farm: Farm, budget_bytes: int, *models: PooledModel, **more: A
 async def use(pool: WorkerPool, name: str, text: str = "hello", **more: Any) -> None:
     """One request to the model, as the manager makes it."""
     model = pool.models[name]
-    async with pool.place(model, name, model.specs[0], **more) as (_, worker):
+    async with pool.place(model, Ticket(name, model.specs[0], **more)) as worker:
         await worker.generate(ask(text))
 
 

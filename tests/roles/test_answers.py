@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 
 from rolecall.config.profile import Profile
-from rolecall.config.settings import EndpointSettings
 from rolecall.roles.contract import GenerationRequest, Message, Role
-from rolecall.roles.errors import EndpointUnavailable, ModelMissing, SchemaRefused, WorkerTimeout
-from rolecall.roles.manager import ModelManager
+from rolecall.roles.errors import SchemaRefused, WorkerTimeout
 from rolecall.roles.schema import keep_to
-from tests.roles.farm import Farm, ask, managing, settings_for, staff
-from tests.roles.tiny import CODING, REASONING, ROUTER, home_with, write_safetensors
+from tests.roles.farm import ask, managing, staff
+from tests.roles.tiny import CODING, ROUTER, home_with, write_safetensors
 
 SLUG = {"type": "string", "pattern": "^[a-z]+(-[a-z]+)*$"}
 FOREVER = "^(a|a)*$"
@@ -126,22 +124,3 @@ async def test_two_adapters_over_the_same_weights_are_two_workers(tmp_path: Path
         (plain, adapted) = manager.resident()
         assert (plain.roles, adapted.roles) == (("router",), ("validation",))
         assert await manager.unload("validation") and len(manager.resident()) == 1
-
-
-@pytest.mark.anyio
-async def test_an_endpoint_that_is_away_gives_way_to_the_next_engine_and_the_answer_says_so(tmp_path: Path) -> None:
-    settings = settings_for(home_with(tmp_path, CODING), staff(), 96.0)
-    nobody = EndpointSettings(url="http://127.0.0.1:9/v1", model="far", timeout_s=5.0)
-    profile = with_role(settings.profile, "coding", engines=("far", "mlx"))
-    profile = with_role(profile, "reasoning", engines=("mlx", "far"))
-    farm = Farm()
-    farm.load_gate.set()
-    settings = settings.model_copy(update={"endpoints": {"far": nobody}, "profile": profile})
-    async with ModelManager(home_with(tmp_path), settings, farm.start, farm) as manager:
-        answer = await manager.generate(Role.CODING, ask())
-        assert answer.model == CODING and "(far)" in answer.degraded
-        with pytest.raises(EndpointUnavailable):  # no stand-in here while another engine is named
-            await manager.generate(Role.REASONING, ask())
-        with pytest.raises(ModelMissing, match=REASONING):
-            await manager.load("reasoning")
-        assert {info.role: info.present for info in manager.roles()}[Role.REASONING]

@@ -61,6 +61,7 @@ async def test_the_server_answers_where_the_model_is_not_on_disk(tmp_path: Path)
     async with serving() as server, engines(tmp_path, server, "mlx", "big") as (manager, _):
         (tmp_path / "home" / "models" / REASONING / "config.json").unlink()
         result = await manager.generate(Role.REASONING, ask())
+        assert {info.role: info.present for info in manager.roles()}[Role.REASONING]
 
     assert result.model == "tiny" and REASONING in result.degraded
 

@@ -13,7 +13,7 @@ from rolecall.roles.errors import ModelMissing, RoleError, WorkerDied
 from rolecall.roles.pooled import Phase
 from tests.roles.farm import Farm, ask, managing, pooled, pooling, staff, until, use
 from tests.roles.tiny import CODING, ROUTER, home_with
-from tests.simulate.clock import run_virtual
+from tests.simulate.clock import on_a_clock
 
 
 @pytest.mark.anyio
@@ -30,60 +30,56 @@ async def test_a_folder_that_vanishes_matters_only_to_the_next_load(tmp_path: Pa
 
 
 @pytest.mark.parametrize("moment", ["load", "work", "unload"])
-def test_a_worker_killed_at_any_moment_is_a_typed_error_and_leaks_nothing(moment: str) -> None:
-    async def main() -> None:
-        farm, errors = Farm(), list[RoleError]()
-        one, sibling = pooled("one"), pooled("sibling")
-        async with pooling(farm, 100, one, sibling) as pool, anyio.create_task_group() as group:
-            await use(pool, "sibling")
+@on_a_clock
+async def test_a_worker_killed_at_any_moment_is_a_typed_error_and_leaks_nothing(moment: str) -> None:
+    farm, errors = Farm(), list[RoleError]()
+    one, sibling = pooled("one"), pooled("sibling")
+    async with pooling(farm, 100, one, sibling) as pool, anyio.create_task_group() as group:
+        await use(pool, "sibling")
 
-            async def call() -> None:
-                try:
-                    await use(pool, "one", "wait")
-                except RoleError as error:
-                    errors.append(error)
+        async def call() -> None:
+            try:
+                await use(pool, "one", "wait")
+            except RoleError as error:
+                errors.append(error)
 
-            if moment == "load":
-                farm.load_gate = anyio.Event()
-            group.start_soon(call)
-            await until(lambda: farm.alive("one"))
-            if moment == "unload":
-                farm.gate.set()
-                await until(lambda: farm.order[1:] and not one.active)
-                group.start_soon(pool.unload, one)
-                await until(lambda: one.phase is Phase.ENDING)
-            else:
-                await until(lambda: moment == "load" or farm.order[1:])
-            farm.alive("one")[0].exited.set()
-            await one.gone.wait()
-            await until(lambda: errors or moment == "unload")
-            farm.load_gate.set()
-            assert (one.phase, sibling.phase, pool.reserved_bytes) == (Phase.ABSENT, Phase.READY, 10)
-            assert [type(error) for error in errors] == ([] if moment == "unload" else [WorkerDied])
+        if moment == "load":
+            farm.load_gate = anyio.Event()
+        group.start_soon(call)
+        await until(lambda: farm.alive("one"))
+        if moment == "unload":
             farm.gate.set()
-            await use(pool, "one")
-            assert farm.alive("sibling") and len(farm.alive("one")) == 1
+            await until(lambda: farm.order[1:] and not one.active)
+            group.start_soon(pool.unload, one)
+            await until(lambda: one.phase is Phase.ENDING)
+        else:
+            await until(lambda: moment == "load" or farm.order[1:])
+        farm.alive("one")[0].exited.set()
+        await one.gone.wait()
+        await until(lambda: errors or moment == "unload")
+        farm.load_gate.set()
+        assert (one.phase, sibling.phase, pool.reserved_bytes) == (Phase.ABSENT, Phase.READY, 10)
+        assert [type(error) for error in errors] == ([] if moment == "unload" else [WorkerDied])
+        farm.gate.set()
+        await use(pool, "one")
+        assert farm.alive("sibling") and len(farm.alive("one")) == 1
 
-    run_virtual(main, limit_s=3600)
 
-
-def test_an_hour_that_passes_at_once_ends_what_is_idle_and_nothing_else() -> None:
-    async def main() -> None:
-        farm = Farm()
-        names = {"kept": 0.0, "idle": 600.0, "busy": 600.0}
-        models = [pooled(name, idle_ttl_s=ttl, timeout_s=7200.0) for name, ttl in names.items()]
-        models.append(pooled("router", pinned=True, idle_ttl_s=600.0))
-        async with pooling(farm, 100, *models) as pool, anyio.create_task_group() as group:
-            for name in ("router", "kept", "idle"):
-                await use(pool, name)
-            group.start_soon(use, pool, "busy", "wait")
-            await anyio.sleep(3600)
-            phases = {name: model.phase.value for name, model in pool.models.items()}
-            assert phases == {"router": "ready", "kept": "ready", "idle": "absent", "busy": "ready"}
-            assert [event.model for event in farm.events if event.kind == "idle"] == ["idle"]
-            farm.gate.set()
-
-    run_virtual(main, limit_s=7200)
+@on_a_clock
+async def test_an_hour_that_passes_at_once_ends_what_is_idle_and_nothing_else() -> None:
+    farm = Farm()
+    names = {"kept": 0.0, "idle": 600.0, "busy": 600.0}
+    models = [pooled(name, idle_ttl_s=ttl, timeout_s=7200.0) for name, ttl in names.items()]
+    models.append(pooled("router", pinned=True, idle_ttl_s=600.0))
+    async with pooling(farm, 100, *models) as pool, anyio.create_task_group() as group:
+        for name in ("router", "kept", "idle"):
+            await use(pool, name)
+        group.start_soon(use, pool, "busy", "wait")
+        await anyio.sleep(3600)
+        phases = {name: model.phase.value for name, model in pool.models.items()}
+        assert phases == {"router": "ready", "kept": "ready", "idle": "absent", "busy": "ready"}
+        assert [event.model for event in farm.events if event.kind == "idle"] == ["idle"]
+        farm.gate.set()
 
 
 @pytest.mark.anyio
@@ -107,33 +103,29 @@ async def test_events_say_what_was_loaded_for_whom_and_how_it_went(tmp_path: Pat
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_a_load_whose_callers_left_is_nobodys_and_gives_way(limit: int) -> None:
-    async def main() -> None:
-        farm = Farm()
-        one, two = pooled("one", 60), pooled("two", 60)
-        async with pooling(farm, 100, one, two) as pool:
-            farm.load_gate = anyio.Event()
-            with anyio.move_on_after(limit):
-                await use(pool, "one")
-            assert one.phase is Phase.LOADING
-            async with anyio.create_task_group() as group:
-                group.start_soon(use, pool, "two")
-                await one.gone.wait()
-                farm.load_gate.set()
-            assert two.phase is Phase.READY
-
-    run_virtual(main, limit_s=3600)
+@on_a_clock
+async def test_a_load_whose_callers_left_is_nobodys_and_gives_way(limit: int) -> None:
+    farm = Farm()
+    one, two = pooled("one", 60), pooled("two", 60)
+    async with pooling(farm, 100, one, two) as pool:
+        farm.load_gate = anyio.Event()
+        with anyio.move_on_after(limit):
+            await use(pool, "one")
+        assert one.phase is Phase.LOADING
+        async with anyio.create_task_group() as group:
+            group.start_soon(use, pool, "two")
+            await one.gone.wait()
+            farm.load_gate.set()
+        assert two.phase is Phase.READY
 
 
-def test_what_is_loaded_ahead_an_hour_after_its_last_use_is_not_idle_at_once() -> None:
-    async def main() -> None:
-        farm, model = Farm(), pooled("m", idle_ttl_s=600.0)
-        async with pooling(farm, 100, model) as pool:
-            await use(pool, "m")
-            await anyio.sleep(3600)
-            assert model.phase is Phase.ABSENT
-            pool.preload(model)
-            await anyio.sleep(60)
-            assert model.phase is Phase.READY
-
-    run_virtual(main, limit_s=7200)
+@on_a_clock
+async def test_what_is_loaded_ahead_an_hour_after_its_last_use_is_not_idle_at_once() -> None:
+    farm, model = Farm(), pooled("m", idle_ttl_s=600.0)
+    async with pooling(farm, 100, model) as pool:
+        await use(pool, "m")
+        await anyio.sleep(3600)
+        assert model.phase is Phase.ABSENT
+        pool.preload(model)
+        await anyio.sleep(60)
+        assert model.phase is Phase.READY

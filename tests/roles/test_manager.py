@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import anyio
@@ -10,16 +9,7 @@ import pytest
 
 from rolecall.config.profile import EncoderSpec
 from rolecall.roles.contract import Event, Loading, Queued, Role
-from rolecall.roles.errors import (
-    DoesNotFit,
-    ModelCorrupt,
-    ModelMissing,
-    PromptTooLong,
-    QueueFull,
-    RoleError,
-    WorkerDied,
-    WorkerTimeout,
-)
+from rolecall.roles.errors import DoesNotFit, ModelCorrupt, ModelMissing, PromptTooLong, RoleError, WorkerTimeout
 from rolecall.roles.staff import Staff
 from tests.roles.farm import EMBEDDER, STARTER, ask, managing, staff, until
 from tests.roles.tiny import CODING, HEAVY, REASONING, ROUTER, home_with, write_model
@@ -65,26 +55,6 @@ async def test_a_model_in_use_is_waited_for(tmp_path: Path) -> None:
         assert farm.order == ["wait", "coding", "late"]
 
 
-async def test_a_killed_worker_is_a_typed_error_and_the_next_call_starts_another(tmp_path: Path) -> None:
-    async with managing(home_with(tmp_path, ROUTER, CODING), staff()) as (manager, farm):
-        await manager.generate(Role.ROUTER, ask())
-        failures: list[RoleError] = []
-
-        async def call() -> None:
-            with pytest.raises(WorkerDied) as caught:
-                await manager.generate(Role.CODING, ask("wait"))
-            failures.append(caught.value)
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(call)
-            await until(lambda: "wait" in farm.order)
-            farm.alive(CODING)[0].exited.set()
-        assert len(failures) == 1
-        answer = await manager.generate(Role.CODING, ask())
-        assert answer.cold_start
-        assert len(farm.alive(CODING)) == 1 and len(farm.alive(ROUTER)) == 1
-
-
 async def test_a_load_that_hangs_ends_as_a_typed_error_and_the_next_call_starts_another(tmp_path: Path) -> None:
     async with managing(home_with(tmp_path, ROUTER), staff(), patience_s=3600) as (manager, farm):
         farm.hangs = True
@@ -95,30 +65,10 @@ async def test_a_load_that_hangs_ends_as_a_typed_error_and_the_next_call_starts_
         assert len(farm.workers) == 2 and farm.workers[0].exited.is_set()
 
 
-async def test_who_came_first_is_answered_before_its_model_is_evicted(tmp_path: Path) -> None:
-    async with (
-        managing(home_with(tmp_path, REASONING, CODING), staff(), budget_gb=0.5) as (manager, farm),
-        anyio.create_task_group() as group,
-    ):
-        for text in ("wait 1", "wait 2"):
-            group.start_soon(manager.generate, Role.REASONING, ask(text))
-            await anyio.wait_all_tasks_blocked()
-        await until(lambda: farm.order)
-        group.start_soon(manager.generate, Role.CODING, ask("coding"))
-        await anyio.wait_all_tasks_blocked()
-        farm.gate.set()
-        await until(lambda: len(farm.order) == 3)
-        assert farm.order == ["wait 1", "wait 2", "coding"]
-        assert len(farm.workers) == 2
-
-
 async def test_a_role_takes_no_more_at_once_than_its_concurrency_and_tells_the_others_their_place(
     tmp_path: Path,
 ) -> None:
-    async with (
-        managing(home_with(tmp_path, CODING), staff()) as (manager, farm),
-        anyio.create_task_group() as group,
-    ):
+    async with managing(home_with(tmp_path, CODING), staff()) as (manager, farm), anyio.create_task_group() as group:
         events: list[Event] = []
         for number in range(4):
             group.start_soon(manager.generate, Role.CODING, ask(f"wait {number}"), events.append)
@@ -130,20 +80,6 @@ async def test_a_role_takes_no_more_at_once_than_its_concurrency_and_tells_the_o
         await until(lambda: len(farm.order) == 4)
         assert farm.order[2:] == ["wait 2", "wait 3"]
         assert farm.most_at_once == 2
-
-
-async def test_a_full_queue_refuses_with_a_hint_when_to_come_back(tmp_path: Path) -> None:
-    async with (
-        managing(home_with(tmp_path, REASONING), staff(), queue_limit=1) as (manager, farm),
-        anyio.create_task_group() as group,
-    ):
-        group.start_soon(manager.generate, Role.REASONING, ask("wait 1"))
-        await until(lambda: farm.order)
-        group.start_soon(manager.generate, Role.REASONING, ask("wait 2"))
-        await anyio.wait_all_tasks_blocked()
-        with pytest.raises(QueueFull, match=r"1 waiting.*host\.queue_limit.*Try again in about \d+ s"):
-            await manager.generate(Role.REASONING, ask())
-        farm.gate.set()
 
 
 async def test_a_caller_that_is_cancelled_leaves_no_trace(tmp_path: Path) -> None:
@@ -221,26 +157,6 @@ async def test_a_damaged_model_does_not_hide_the_other_roles(tmp_path: Path) -> 
         with pytest.raises(ModelCorrupt, match=f"rolecall models pull {CODING}"):
             await manager.generate(Role.CODING, ask())
         assert (await manager.generate(Role.ROUTER, ask())).model == ROUTER
-
-
-async def test_a_hint_loads_into_free_memory_and_never_evicts(tmp_path: Path) -> None:
-    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING), staff(), budget_gb=0.95) as (manager, farm):
-        manager.preload(Role.ROUTER)
-        await until(lambda: farm.alive(ROUTER) and manager.roles()[0].resident)
-        await manager.generate(Role.REASONING, ask())
-        manager.preload(Role.CODING)
-        await anyio.wait_all_tasks_blocked()
-        assert {line.model for line in manager.resident()} == {ROUTER, REASONING}
-
-
-async def test_an_idle_model_ends_after_its_time_and_the_router_stays(tmp_path: Path) -> None:
-    profile = staff(idle_ttl_s=0.05)
-    async with managing(home_with(tmp_path, ROUTER, CODING), profile) as (manager, farm):
-        await manager.generate(Role.ROUTER, ask())
-        await manager.generate(Role.CODING, ask())
-        await farm.alive(CODING)[0].exited.wait()
-        await until(lambda: len(manager.resident()) == 1)
-        assert manager.resident()[0].model == ROUTER
 
 
 async def test_unload_waits_for_its_users_and_says_whether_there_was_anything(tmp_path: Path) -> None:
@@ -347,47 +263,3 @@ async def test_ending_answers_everyone_who_waits(tmp_path: Path) -> None:
             await anyio.wait_all_tasks_blocked()
         await until(lambda: len(failures) == 2)
         assert sorted(failure.code for failure in failures) == ["role_error", "worker_died"]
-
-
-@pytest.mark.parametrize("seed", range(4))
-async def test_through_kills_and_cancels_every_caller_is_answered_and_nothing_leaks(tmp_path: Path, seed: int) -> None:
-    chance = random.Random(seed)
-    answered: list[str] = []
-    async with managing(home_with(tmp_path, ROUTER, REASONING, CODING, HEAVY), staff(), budget_gb=0.95) as (
-        manager,
-        farm,
-    ):
-
-        async def call(role: Role, cancel_after: int | None) -> None:
-            with anyio.CancelScope() as scope:
-                async with anyio.create_task_group() as group:
-
-                    async def leave(steps: int) -> None:
-                        for _ in range(steps):
-                            await anyio.lowlevel.checkpoint()
-                        scope.cancel()
-
-                    if cancel_after is not None:
-                        group.start_soon(leave, cancel_after)
-                    try:
-                        answered.append((await manager.generate(role, ask())).model)
-                    except WorkerDied:
-                        answered.append("died")
-                    group.cancel_scope.cancel()
-            if scope.cancelled_caught:
-                answered.append("cancelled")
-
-        async with anyio.create_task_group() as group:
-            for _ in range(80):
-                role = chance.choice([Role.ROUTER, Role.REASONING, Role.CODING, Role.REASONING_HEAVY])
-                group.start_soon(call, role, chance.choice([None, None, chance.randrange(40)]))
-                for _ in range(chance.randrange(30)):
-                    await anyio.lowlevel.checkpoint()
-                if chance.random() < 0.1 and (alive := [w for w in farm.workers if not w.exited.is_set()]):
-                    chance.choice(alive).exited.set()
-                farm.check_budget()
-        assert len(answered) >= 80
-        assert all(line.in_use == 0 for line in manager.resident())
-        for model in (ROUTER, REASONING, CODING, HEAVY):  # one may still be loading for a caller that left
-            await manager.unload(model)
-        assert manager.resident() == ()

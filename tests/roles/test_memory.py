@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import anyio
 import psutil
 import pytest
@@ -11,18 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rolecall.roles.errors import DoesNotFit
-from rolecall.roles.memory import BAND_SHARE, LOW_SHARE, ThisMachine, budget_now
+from rolecall.roles.memory import BAND_SHARE, LOW_SHARE, Machine, budget_now
 from rolecall.roles.pool import LOOK_S
 from rolecall.roles.pooled import Phase
 from tests.roles.farm import Farm, pooled, pooling, use
-from tests.simulate.clock import run_virtual
+from tests.simulate.clock import on_a_clock
 
 TOTAL = 1000
 sizes = st.integers(0, 1000)
-
-
-def on_a_clock(test: Callable[[], Awaitable[None]]) -> None:
-    run_virtual(test, limit_s=36_000)
 
 
 @given(configured=sizes, current=sizes, held=sizes, available=sizes)
@@ -50,7 +44,7 @@ def test_the_budget_comes_back_whole() -> None:
 
 
 def test_this_machine_has_memory() -> None:
-    machine = ThisMachine()
+    machine = Machine()
     assert 0 < machine.available_bytes() <= machine.total_bytes == psutil.virtual_memory().total
 
 
@@ -58,92 +52,68 @@ def machine_of(total_bytes: int, others_bytes: int = 0, **measured: int) -> Farm
     return Farm(total_bytes=total_bytes, others_bytes=others_bytes, measured=measured)
 
 
-def test_other_programs_take_memory_idle_models_go_and_the_pinned_stays_until_it_comes_back() -> None:
-    async def main() -> None:
-        farm = machine_of(1000, router=100, coding=300)
-        router, coding = pooled("router", 100, pinned=True), pooled("coding", 300)
-        async with pooling(farm, 800, router, coding) as pool:
-            await use(pool, "router")
+@on_a_clock
+async def test_other_programs_take_memory_idle_models_go_and_the_pinned_stays_until_it_comes_back() -> None:
+    farm = machine_of(1000, router=100, coding=300)
+    router, coding = pooled("router", 100, pinned=True), pooled("coding", 300)
+    async with pooling(farm, 800, router, coding) as pool:
+        await use(pool, "router")
+        await use(pool, "coding")
+        farm.others_bytes = 600  # 100 + 300 are ours, 0 is left
+        await coding.gone.wait()
+        assert pool.budget_bytes == 350 and [event.kind for event in farm.events][-1:] == ["evicted"]
+        with pytest.raises(DoesNotFit, match=r"Other programs hold") as caught:
             await use(pool, "coding")
-            farm.others_bytes = 600  # 100 + 300 are ours, 0 is left
-            await coding.gone.wait()
-            assert pool.budget_bytes == 350 and [event.kind for event in farm.events][-1:] == ["evicted"]
-            with pytest.raises(DoesNotFit, match=r"Other programs hold") as caught:
-                await use(pool, "coding")
-            assert "Close other programs" in caught.value.advice
-            await use(pool, "router")
-            farm.others_bytes = 100
-            await anyio.sleep(LOOK_S + 0.1)
-            assert pool.budget_bytes == 800
-            await use(pool, "coding")
-            assert router.phase is coding.phase is Phase.READY
-
-    on_a_clock(main)
+        assert "Close other programs" in caught.value.advice
+        await use(pool, "router")
+        farm.others_bytes = 100
+        await anyio.sleep(LOOK_S + 0.1)
+        assert pool.budget_bytes == 800
+        await use(pool, "coding")
+        assert router.phase is coding.phase is Phase.READY
 
 
-def test_a_model_in_use_is_not_ended_by_pressure_before_it_has_answered() -> None:
-    async def main() -> None:
-        farm = machine_of(1000, coding=300)
-        coding = pooled("coding", 300)
-        async with pooling(farm, 800, coding) as pool, anyio.create_task_group() as group:
-            group.start_soon(use, pool, "coding", "wait")
-            await anyio.sleep(1)
-            farm.others_bytes = 690
-            await anyio.sleep(30)
-            assert pool.budget_bytes < 300 and coding.phase is Phase.READY
-            farm.gate.set()
-            await coding.gone.wait()
-
-    on_a_clock(main)
+@on_a_clock
+async def test_a_model_in_use_is_not_ended_by_pressure_before_it_has_answered() -> None:
+    farm = machine_of(1000, coding=300)
+    coding = pooled("coding", 300)
+    async with pooling(farm, 800, coding) as pool, anyio.create_task_group() as group:
+        group.start_soon(use, pool, "coding", "wait")
+        await anyio.sleep(1)
+        farm.others_bytes = 690
+        await anyio.sleep(30)
+        assert pool.budget_bytes < 300 and coding.phase is Phase.READY
+        farm.gate.set()
+        await coding.gone.wait()
 
 
-def test_pressure_stops_a_load_that_nobody_waits_for_and_only_that() -> None:
-    async def main() -> None:
-        farm = machine_of(1000)
-        ahead, wanted = pooled("ahead", 100), pooled("wanted", 100)
-        async with pooling(farm, 800, ahead, wanted) as pool, anyio.create_task_group() as group:
-            farm.load_gate = anyio.Event()
-            pool.preload(ahead)
-            await anyio.sleep(0)
-            assert ahead.phase is Phase.LOADING
-            group.start_soon(use, pool, "wanted")
-            await anyio.sleep(1)
-            farm.others_bytes = 400
-            await anyio.sleep(10)
-            assert ahead.phase is Phase.LOADING  # there is room for both
-            farm.others_bytes = 800
-            await ahead.gone.wait()
-            assert wanted.phase is Phase.LOADING
-            farm.load_gate.set()
-
-    on_a_clock(main)
+@on_a_clock
+async def test_pressure_stops_a_load_that_nobody_waits_for_and_only_that() -> None:
+    farm = machine_of(1000)
+    ahead, wanted = pooled("ahead", 100), pooled("wanted", 100)
+    async with pooling(farm, 800, ahead, wanted) as pool, anyio.create_task_group() as group:
+        farm.load_gate = anyio.Event()
+        pool.preload(ahead)
+        await anyio.sleep(0)
+        assert ahead.phase is Phase.LOADING
+        group.start_soon(use, pool, "wanted")
+        await anyio.sleep(1)
+        farm.others_bytes = 400
+        await anyio.sleep(10)
+        assert ahead.phase is Phase.LOADING  # there is room for both
+        farm.others_bytes = 800
+        await ahead.gone.wait()
+        assert wanted.phase is Phase.LOADING
+        farm.load_gate.set()
 
 
-def test_a_budget_lowered_below_what_is_resident_ends_what_no_longer_fits() -> None:
-    async def main() -> None:
-        farm = machine_of(1000)
-        router, coding = pooled("router", 100, pinned=True), pooled("coding", 300)
-        async with pooling(farm, 800, router, coding) as pool:
-            await use(pool, "router")
-            await use(pool, "coding")
-            pool.limit(300)
-            await coding.gone.wait()
-            assert router.phase is Phase.READY and pool.reserved_bytes == 100
-            with pytest.raises(DoesNotFit, match=r"raise memory\.budget_gb"):
-                await use(pool, "coding")
-
-    on_a_clock(main)
-
-
-def test_memory_that_comes_back_late_is_not_taken_for_another_programs() -> None:
-    async def main() -> None:
-        farm = machine_of(1000, one=600, two=600)
-        one, two = pooled("one", 600), pooled("two", 600)
-        async with pooling(farm, 900, one, two) as pool:
-            await use(pool, "one")
-            farm.late_bytes = 600  # what the process held is not seen to come back when it has ended
-            await use(pool, "two")
-            assert pool.budget_bytes == 900 and farm.alive("two")
-            farm.late_bytes = 0
-
-    on_a_clock(main)
+@on_a_clock
+async def test_memory_that_comes_back_late_is_not_taken_for_another_programs() -> None:
+    farm = machine_of(1000, one=600, two=600)
+    one, two = pooled("one", 600), pooled("two", 600)
+    async with pooling(farm, 900, one, two) as pool:
+        await use(pool, "one")
+        farm.late_bytes = 600  # what the process held is not seen to come back when it has ended
+        await use(pool, "two")
+        assert pool.budget_bytes == 900 and farm.alive("two")
+        farm.late_bytes = 0

@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from rolecall.config.settings import EndpointSettings
-from rolecall.roles.contract import Event, Generated, GenerationRequest, Message, OnEvent, Prefilling
+from rolecall.roles.contract import EngineResult, Event, Generated, GenerationRequest, Message, OnEvent, Prefilling
 from rolecall.roles.errors import (
     EndpointUnavailable,
     PromptTooLong,
@@ -25,7 +25,6 @@ from rolecall.roles.errors import (
     WorkerTimeout,
 )
 from rolecall.roles.openai_compatible import QUEUE_LIMIT, Capabilities, Endpoint
-from rolecall.roles.worker.wire import WorkerResult
 from tests.roles.openai_server import STREAM, Server, event, holds, respond, says, serving
 
 pytestmark = pytest.mark.anyio
@@ -50,7 +49,7 @@ async def generate(
     thinks: bool = False,
     thinking_budget: int | None = None,
     on_event: OnEvent | None = None,
-) -> WorkerResult:
+) -> EngineResult:
     return await endpoint.generate(request, thinks, thinking_budget, on_event)
 
 

@@ -13,17 +13,16 @@ from typing import Any
 import anyio
 import pytest
 
-from rolecall.config.errors import ConfigError
 from rolecall.config.settings import load_profile
 from rolecall.roles.errors import WorkerDied, WorkerTimeout
 from rolecall.roles.lease import PrefillLease
 from rolecall.roles.worker.wire import WorkerSpec
-from tests.simulate.clock import Stuck, run_virtual
+from tests.simulate.clock import Stuck, on_a_clock, run_virtual
 from tests.simulate.device import Device, SimulatedMachine
-from tests.simulate.rates import PREFILL_FLOPS, DeviceRates, ModelRates, m4_max, read_rates
+from tests.simulate.rates import PREFILL_FLOPS, DeviceRates, ModelRates, m4_max
 from tests.simulate.run import POLICIES, Run, simulate, summarise
 from tests.simulate.worker import Call, SimulatedWorker
-from tests.simulate.workload import Session, draw_day, read_trace
+from tests.simulate.workload import Session, draw_day
 
 PROFILE = load_profile("mac-128")
 RATES = m4_max(PROFILE)
@@ -140,59 +139,43 @@ def test_the_second_question_to_a_document_prefills_only_itself_and_other_docume
     assert virtually(main) == [0, 900, 0, 0]
 
 
-def test_kept_prompts_give_way_so_that_the_worker_never_holds_more_kv_than_it_may() -> None:
-    async def main() -> None:
-        [worker] = await loaded()
-        for number in range(30):
-            await serve(worker, call(3000, document=f"d{number}", document_tokens=10))
-            assert worker.measured_bytes <= 1e9 + 0.3e9 + 1e9  # weights, process, kv_bytes
-
-    virtually(main)
+@on_a_clock
+async def test_kept_prompts_give_way_so_that_the_worker_never_holds_more_kv_than_it_may() -> None:
+    [worker] = await loaded()
+    for number in range(30):
+        await serve(worker, call(3000, document=f"d{number}", document_tokens=10))
+        assert worker.measured_bytes <= 1e9 + 0.3e9 + 1e9  # weights, process, kv_bytes
 
 
-def test_a_role_s_time_cuts_the_answer_off_and_a_prompt_that_takes_all_of_it_is_an_error() -> None:
-    async def main() -> None:
-        [worker] = await loaded()
-        made = await worker.serve(call(1000, 100), 3.0, lambda: None)
-        assert (made.finish, made.completion_tokens) == ("timeout", 20)
-        with pytest.raises(WorkerTimeout, match="5000 tokens of prompt"):
-            await serve(worker, call(5000, 100), 3.0)
-        assert (await worker.serve(call(1, 1000), math.inf, lambda: None)).finish == "length"
-
-    virtually(main)
+@on_a_clock
+async def test_a_role_s_time_cuts_the_answer_off_and_a_prompt_that_takes_all_of_it_is_an_error() -> None:
+    [worker] = await loaded()
+    made = await worker.serve(call(1000, 100), 3.0, lambda: None)
+    assert (made.finish, made.completion_tokens) == ("timeout", 20)
+    with pytest.raises(WorkerTimeout, match="5000 tokens of prompt"):
+        await serve(worker, call(5000, 100), 3.0)
+    assert (await worker.serve(call(1, 1000), math.inf, lambda: None)).finish == "length"
 
 
-def test_a_killed_worker_fails_its_calls_at_once_and_gives_its_memory_and_the_lease_back() -> None:
-    async def main() -> None:
-        dying, other = await loaded(2, PrefillLease())
-        failed_at: list[float] = []
+@on_a_clock
+async def test_a_killed_worker_fails_its_calls_at_once_and_gives_its_memory_and_the_lease_back() -> None:
+    dying, other = await loaded(2, PrefillLease())
+    failed_at: list[float] = []
 
-        async def fails() -> None:
-            with pytest.raises(WorkerDied):
-                await serve(dying, call(50_000, 1))
-            failed_at.append(anyio.current_time())
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(fails)
-            await anyio.sleep(1.2)
-            killed_at = anyio.current_time()
-            dying.die()
-        assert failed_at == [killed_at] and dying.measured_bytes == 0
-        assert await seconds(serve(other, call(1000, 20))) == [3.0]
+    async def fails() -> None:
         with pytest.raises(WorkerDied):
-            await serve(dying, call())
+            await serve(dying, call(50_000, 1))
+        failed_at.append(anyio.current_time())
 
-    virtually(main)
-
-
-def test_a_stop_that_is_cancelled_ends_the_worker_all_the_same() -> None:
-    async def main() -> None:
-        (worker,) = await loaded()
-        with anyio.move_on_after(0.1):
-            await worker.stop()
-        assert worker.exited.is_set() and not worker.machine.held
-
-    virtually(main)
+    async with anyio.create_task_group() as group:
+        group.start_soon(fails)
+        await anyio.sleep(1.2)
+        killed_at = anyio.current_time()
+        dying.die()
+    assert failed_at == [killed_at] and dying.measured_bytes == 0
+    assert await seconds(serve(other, call(1000, 20))) == [3.0]
+    with pytest.raises(WorkerDied):
+        await serve(dying, call())
 
 
 def test_the_reported_rates_hold_at_the_context_they_were_reported_at_and_a_14b_is_bound_by_bandwidth() -> None:
@@ -299,26 +282,3 @@ def test_attention_s_part_of_a_prefill_counts_the_layers_that_have_it() -> None:
     hybrid = m4_max(load_profile("mac-128-2026")).models["mlx-community/Qwen3.6-35B-A3B-8bit"]
     attention_flops = 4 * 10 * 16 * 256  # 10 of its 40 layers, 16 heads of 256
     assert hybrid.prefill_half_context == pytest.approx(PREFILL_FLOPS / 1518 / attention_flops)
-
-
-def test_files_that_cannot_be_used_are_typed_errors_that_name_what_is_wrong(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    for text, wrong in (('{"models": {"m": {"speed": 3}}}', "speed"), ('{"decode_share_beside_prefill": 1}', "beside")):
-        file.write_text(text)
-        with pytest.raises(ConfigError, match=rf"file of rates cannot be used.*{wrong}"):
-            read_rates(file)
-    line = {"at_s": 1, "client": "a", "role": "poet", "prompt_tokens": 1, "completion_tokens": 1, "max_tokens": 1}
-    for change, wrong in (
-        ({"prompt_tokens": 0}, "trace cannot be read.*prompt_tokens"),
-        ({}, "roles that the profile does not have.*poet"),
-    ):
-        file.write_text(json.dumps(line | change))
-        with pytest.raises(ConfigError, match=wrong):
-            read_trace(file, PROFILE)
-    done = command("--trace", tmp_path / "none")
-    assert done.returncode == 1 and "The trace cannot be read" in done.stderr and done.stdout == ""
-
-
-def test_a_model_that_is_asked_and_was_not_measured_is_a_typed_error() -> None:
-    with pytest.raises(ConfigError, match=r"no rates for models that are asked.*Coder.*--profile"):
-        simulate(PROFILE, DEVICE, (at(60, "coding"),), POLICIES["ours"], lambda now_s: 0.0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import queue
 import signal
-import subprocess
 import sys
 import threading
+from asyncio.subprocess import PIPE, create_subprocess_exec
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,7 @@ HANGS = "import ctypes; ctypes.PyDLL(None).pause()"  # a native call that never 
 
 
 async def started(code: str, lease: PrefillLease | None = None) -> Worker:
-    pipe = subprocess.PIPE
-    worker = Worker(
-        await anyio.open_process([sys.executable, "-c", READY + code], stdin=pipe, stdout=pipe, stderr=None)
-    )
+    worker = Worker(await create_subprocess_exec(sys.executable, "-c", READY + code, stdin=PIPE, stdout=PIPE))
     worker.lease = lease
     with anyio.fail_after(60):
         await worker._ready.wait()

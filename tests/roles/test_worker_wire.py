@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.roles.contract import Generated, GenerationRequest, Loading, Message, Prefilling
+from rolecall.roles.contract import EngineResult, Generated, GenerationRequest, Loading, Message, Prefilling
 from rolecall.roles.errors import PromptTooLong
 from rolecall.roles.worker import wire
 
@@ -29,7 +29,7 @@ requests = st.builds(
 def test_a_request_arrives_as_it_was_sent_in_one_line(
     request: GenerationRequest, id: int, thinks: bool, budget: int
 ) -> None:
-    sent = wire.ToWorker(id, wire.Generate(request, thinks, budget))
+    sent = wire.ToWorker(id, wire.Generate(request, thinks, budget, labels=request.stop))
     line = wire.to_worker.dump_json(sent)
     assert wire.to_worker.validate_json(line) == sent and b"\n" not in line
 
@@ -38,10 +38,8 @@ def test_a_request_arrives_as_it_was_sent_in_one_line(
     "body",
     [
         wire.WorkerSpec("text", Path("/m"), "m", 1, 2, 3, kv_bytes=4, adapter=Path("/a"), leased=True),
-        wire.Score((Message(role="user", content="q"),), ("a", "b")),
-        wire.Embed(("a",), True),
-        wire.Embed(("a",), False, query=True),
-        wire.Rerank("true", ("a",)),
+        wire.Encode(("a",), True),
+        wire.Encode((("true", "a"),), False, query=True),
         wire.Limit(5),
         "grant",
         None,
@@ -60,12 +58,11 @@ def test_whatever_a_worker_is_told_is_told_apart(body: Any) -> None:
         Prefilling(1, 2),
         Generated("t", "answer", 1),
         wire.Loaded(1, 2),
-        wire.WorkerResult("a", "b", "stop", 1, 2, 3, 0.1, 0.2, cached_tokens=4),
+        EngineResult(text="a", thinking="b", finish="stop", prompt_tokens=1, completion_tokens=2, cached_tokens=4),
         wire.Scored((-0.5, -1.0)),
         "want",
         "done",
-        wire.Embedded(0, 384, ""),
-        wire.Reranked((0.5, -1.0)),
+        wire.Encoded(0, 384, ""),
         wire.failure(PromptTooLong("m", found="f")),
     ],
 )

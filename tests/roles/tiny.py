@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.config.home import Home
+from rolecall.roles.footprint import Kv, stepped
 
 ROUTER = "mlx-community/Qwen3-4B-Instruct-2507-8bit"
 REASONING = "mlx-community/DeepSeek-R1-Distill-Qwen-14B-8bit"
@@ -33,3 +34,13 @@ def home_with(path: Path, *models: str) -> Home:
     for model in models:
         write_model(home.models / model)
     return home
+
+
+def kv_bytes(kv: Kv, tokens: int, chunk_tokens: int) -> int:
+    """Exactly what one sequence takes after a prefill of `tokens` in chunks: a power of two, at most the last shorter.
+
+    A window layer keeps what the last chunk may see and the chunk itself; growing layers go in steps of 256 tokens.
+    """
+    last = tokens % chunk_tokens or min(tokens, chunk_tokens)
+    less = sum(width * (window - min(tokens - last, window - 1) - last) for window, width in kv.windows)
+    return stepped(tokens) * kv.per_token_bytes + kv.fixed_bytes - less

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -53,3 +54,13 @@ def run_virtual(
             return await main(*args)
 
     return anyio.run(bounded, backend_options={"loop_factory": lambda: _Loop(_Selector(on_turn))})
+
+
+def on_a_clock(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """A test that runs in virtual time, at most ten hours of it."""
+
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        run_virtual(functools.partial(test, **arguments), limit_s=36_000)
+
+    return run

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
 from rolecall.config.models import models_table
 from rolecall.config.profile import Profile
-from rolecall.roles.footprint import Footprint, prefill_step_tokens, quick_footprint, unknown_model
+from rolecall.roles.footprint import Footprint, prefill_step_tokens, quick_footprint
 
 NO_HOME = Home(Path("/nonexistent"))  # nothing depends on what is on this disk
 PREFILL_FLOPS = 2 * 4.02e9 * 1607  # Source: Qwen3-4B 8-bit, 4.02e9 parameters, 1,607 tokens/s (mlx-lm BENCHMARKS.md)
@@ -103,29 +102,15 @@ EMBEDDER_RATES = ModelRates(
 
 
 def m4_max(profile: Profile) -> DeviceRates:
-    """The M4 Max's rates for a profile's models. Raises ModelUnknown for one that the table does not have."""
+    """The M4 Max's rates for a profile's models."""
     models = {spec.model: _derived(spec.model) for spec in profile.roles.values()}
     return DeviceRates(models={**models, profile.embedder.model: EMBEDDER_RATES})
 
 
-def read_rates(file: Path) -> DeviceRates:
-    """Raises ConfigError."""
-    try:
-        return DeviceRates.model_validate_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise unusable("The file of rates cannot be used.", error, "rates.py") from None
-
-
-def unusable(message: str, error: Exception, module: str) -> ConfigError:
-    """The error for a file that cannot be read or is not in the form that `module` describes."""
-    return ConfigError(message, found=" ".join(str(error).split())[:300], advice=f"See tests/simulate/{module}.")
-
-
 def size_of(model: str) -> Footprint:
-    """What the table publishes of a model; nothing has to be on disk. Raises ModelUnknown."""
+    """What the table publishes of a model; nothing has to be on disk."""
     size = quick_footprint(NO_HOME, model)
-    if size is None:
-        raise unknown_model(model)
+    assert size, f"{model} is not in the table of models"
     return size
 
 

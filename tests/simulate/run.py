@@ -13,7 +13,6 @@ from typing import Any
 
 import anyio
 
-from rolecall.config.errors import ConfigError
 from rolecall.config.profile import Profile
 from rolecall.config.settings import GB
 from rolecall.roles.contract import ModelEvent
@@ -22,7 +21,7 @@ from rolecall.roles.lease import PrefillLease
 from rolecall.roles.manager import ENCODER_SLOTS, TEMPLATE_TOKENS
 from rolecall.roles.plan import ENCODER_OVERHEAD_BYTES, Reservation, reserve
 from rolecall.roles.pool import WorkerPool
-from rolecall.roles.pooled import Phase, PooledModel
+from rolecall.roles.pooled import Phase, PooledModel, Ticket
 from rolecall.roles.residency import Policy, ResidentModel
 from rolecall.roles.worker.wire import WorkerSpec
 
@@ -188,9 +187,9 @@ class Run:
             nonlocal first_s
             first_s = anyio.current_time() - began
 
-        place = pool.place(model, call.role, spec, client=call.client, need_tokens=need_tokens + TEMPLATE_TOKENS)
+        ticket = Ticket(call.role, spec, client=call.client, tokens=need_tokens + TEMPLATE_TOKENS)
         try:
-            async with place as (ticket, worker):
+            async with pool.place(model, ticket) as worker:
                 timeout_s = spec.timeout_s if spec else math.inf
                 made = await worker.serve(call, timeout_s, on_first_token)  # type: ignore[attr-defined]
         except RoleError as error:
@@ -201,13 +200,8 @@ class Run:
 def simulate(
     profile: Profile, rates: DeviceRates, sessions: Sequence[Session], policy: Policy, others: Callable[[float], float]
 ) -> Run:
-    """Run the sessions to their end. Same arguments, same record. Raises ConfigError where rates are missing."""
+    """Run the sessions to their end. Same arguments, same record."""
     run = Run(profile, rates, policy, SimulatedMachine(int(rates.machine_bytes), others))
-    if unrated := {run.model_of(call.role) for session in sessions for call in session.calls} - rates.models.keys():
-        advice = "Choose the --profile that the --rates were measured for."
-        raise ConfigError(
-            "There are no rates for models that are asked.", found=", ".join(sorted(unrated)), advice=advice
-        )
     limit_s = max((session.calls[0].at_s for session in sessions), default=0.0) + AFTER_S
     run_virtual(run.play, sessions, on_turn=run.see, limit_s=limit_s)
     run.outcomes.sort(key=lambda outcome: (outcome.call.at_s, outcome.call.client, outcome.call.role))
