@@ -33,19 +33,13 @@ def decide(features: Features, snapshot: Snapshot, state: State) -> Decision:
         reasons.append(choice.reason)
         if role is None and policy.forbid:
             denied = "the rules forbid every role"
-    content: dict[str, Any] = {
-        "task_type": task_type.value,
-        "agent": agent.value if agent and not denied else None,
-        "role": role.role.value if role else None,
-        "model": role.model if role else None,
-        "confidence": round(confidence, 6),
-        "escalated": escalated(features, state),
-        "reasons": tuple(reasons),
-        "tags": policy.tags,
-        "denied": denied,
-        "snapshot_sha256": snapshot.sha256,
-    }
-    return Decision.model_validate({**content, "sha256": canonical_sha256(content)})
+    made = Decision(
+        task_type=task_type, agent=None if denied else agent, role=role.role if role else None,
+        model=role.model if role else None, confidence=round(confidence, 6), escalated=escalated(features, state),
+        reasons=tuple(reasons), tags=policy.tags, denied=denied, snapshot_sha256=snapshot.sha256, sha256="",
+    )  # fmt: skip
+    sha256 = canonical_sha256(made.model_dump(mode="json", exclude={"sha256"}))
+    return made.model_copy(update={"sha256": sha256})
 
 
 def type_of(features: Features, state: State) -> tuple[TaskType, float, list[str]]:
