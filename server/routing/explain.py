@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .choice import choose
 from .classify import Signals, classify, signals_of
 from .contract import Decision, Features, Snapshot, State, TaskType
-from .decide import agent_of, decide, type_of
-from .policy import effect
+from .decide import decide, weigh
 from .signals import Reading
 
 _STEPS = 20
@@ -21,28 +19,22 @@ _STEPS = 20
 
 
 def explain(
-    reading: Reading,
-    vector: npt.NDArray[np.float32] | None,
-    features: Features,
-    snapshot: Snapshot,
-    decision: Decision,
+    reading: Reading, vector: npt.NDArray[np.float32] | None, features: Features, snapshot: Snapshot
 ) -> dict[str, Any]:
-    """JSON-ready: the signals, the candidates, the user's rules that fired, and `would_change`.
+    """JSON-ready: the decision, its signals, the candidates, the user's rules that fired, and `would_change`.
 
     `would_change.type`: the log odds that the runner-up lacks, and the rule without which another type wins (null:
     none). `would_change.role`: the nearest quality weight, difficulty and prompt length with another role.
     """
-    state, signals = State(), ([], []) if features.claim else signals_of(reading)
-    task_type, confidence, _ = type_of(features, state)
-    policy = effect(snapshot.rules, task_type, agent_of(task_type, features), confidence, features, state)
-    table = choose(task_type, features, snapshot, state, policy).table if decision.role else ()
+    decision, policy, candidates = weigh(features, snapshot, State())
+    signals = ([], []) if features.claim else signals_of(reading)
     shown = {"flags", "difficulty", "prompt_tokens", "claim", "type_scores", "vote"}
     return {
         "decision": decision.model_dump(mode="json"),
         "instruction": reading.instruction,
         **features.model_dump(mode="json", include=shown),
         "rules": [{"name": rule.name, "weights": dict(rule.weights)} for rule in signals[0]],
-        "candidates": [asdict(each) for each in table],
+        "candidates": [asdict(each) for each in candidates],
         "user_rules": [rule.model_dump(mode="json", exclude_defaults=True) for rule in policy.fired],
         "would_change": {
             "type": _type_change(reading, vector, features, signals) if features.claim is None else None,

@@ -94,10 +94,10 @@ class Router:
         """The decision with every signal behind it, and what would have changed it; see `explain`."""
         from .explain import explain
 
-        found, snapshot, decision = await self.decide(text)
+        found, snapshot, _ = await self.decide(text)
         reading = read(text)
-        vector = await self._vector(reading, True) if found.claim is None and self._identity() else None
-        return explain(reading, vector, found, snapshot, decision)
+        vector = await self._vector(reading, found.claim is None and self._identity() is not None)
+        return explain(reading, vector, found, snapshot)
 
     def _with_call(self, text: str, found: Features, extra_tokens: int, has_paths: bool) -> Features:
         """With what differs from call to call, and from policy to policy."""

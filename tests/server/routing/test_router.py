@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import anyio
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolecall.roles.contract import EmbedderInfo, Role, RoleInfo, RoleModels, Vectors
+from rolecall.roles.contract import EmbedderInfo, Role, Vectors
 from rolecall.roles.errors import WorkerDied
 from rolecall.server.routing.classify import FITTED_WITH
 from rolecall.server.routing.contract import Agent, Claim, Decision, Features, Snapshot, State, TaskType
@@ -22,6 +21,7 @@ from rolecall.server.routing.router import Router, batch_line
 from rolecall.server.routing.signals import load_rules, policy, read
 from rolecall.server.routing.snapshot import altered
 
+from ..scripted import ScriptedModels, infos
 from .test_choice import odd_snapshots, odd_states
 
 CONTEXTS = {
@@ -30,28 +30,18 @@ CONTEXTS = {
 }  # fmt: skip
 
 
-@dataclass
-class Staff:
+class Staff(ScriptedModels):
     """Roles of a fixed profile, and vectors that depend on the text alone (or no embedder, or a broken one)."""
 
-    embeds: bool = True
-    breaks: bool = False
-    present: bool = True
-    asked: list[str] = field(default_factory=list)
-
-    def roles(self) -> tuple[RoleInfo, ...]:
-        return tuple(
-            RoleInfo(
-                role=role, model=f"model-{role}", present=self.present, resident=False, context_length=context,
-                concurrency=1, timeout_s=1.0, max_tokens=64, thinks=False, size_bytes=1,
-            )
-            for role, context in CONTEXTS.items()
-        )  # fmt: skip
+    def __init__(self, embeds: bool = True, breaks: bool = False, present: bool = True) -> None:
+        each = infos(present=present)
+        super().__init__([""], tuple(one.model_copy(update={"context_length": CONTEXTS[one.role]}) for one in each))
+        self.embeds, self.breaks, self.asked = embeds, breaks, list[str]()
 
     def embedder(self) -> EmbedderInfo | None:
         return EmbedderInfo(identity=f"{FITTED_WITH}:1") if self.embeds else None
 
-    async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, alone: bool = False, query: bool = False) -> Vectors:
         assert alone
         assert len(texts) == 1
         self.asked.extend(texts)
@@ -63,7 +53,7 @@ class Staff:
 
 
 def router(staff: Staff | None = None) -> Router:
-    return Router(cast("RoleModels", staff or Staff()), "test")
+    return Router(staff or Staff(), "test")
 
 
 def decided(text: str, state: State | None = None, staff: Staff | None = None, **options: Any) -> Decision:
