@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import sys
 import time
@@ -47,8 +46,6 @@ from .requests import examples
 GOAL = 0.90
 LEAST = 20
 OUT = Path("config/routing/thresholds.yaml")
-WEIGHTS = (0.1, 0.25, 0.5, 1.0)
-"""Of the vote beside the classifier, in the log-linear combination."""
 
 Row = dict[str, Any]
 Scores = dict[TaskType, float]
@@ -191,8 +188,6 @@ async def ask_all(rows: list[Row], limit: int | None) -> None:
     labels = [TaskType(row["label"]) for row, _ in said]
     common = Counter(labels).most_common(1)[0][0]
     sides = {"best guess": guesses, "model": [found for _, found in said], "majority": [{common: 1.0}] * len(said)}
-    for weight in WEIGHTS:
-        sides[f"both, vote {weight}"] = [_both(a, b, weight) for a, b in zip(guesses, sides["model"], strict=True)]
     right = {name: [float(best(each) is label) for each, label in zip(side, labels, strict=True)]
              for name, side in sides.items()}  # fmt: skip
     for name, hits in right.items():
@@ -204,11 +199,6 @@ async def ask_all(rows: list[Row], limit: int | None) -> None:
               f"less best guess [{gain[0]:+.3f}, {gain[1]:+.3f}]")  # fmt: skip
     print("the model says", dict(Counter(best(each).value for each in sides["model"])))
     print(f"seconds a request: p50 {percentile(seconds, 50):.2f}, p95 {percentile(seconds, 95):.2f}")
-
-
-def _both(classifier: Scores, model: Scores, weight: float) -> Scores:
-    raised = {kind: (classifier[kind] + 1e-4) * (model[kind] + 1e-4) ** weight for kind in TaskType}
-    return {kind: value / math.fsum(raised.values()) for kind, value in raised.items()}
 
 
 if __name__ == "__main__":
