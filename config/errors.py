@@ -12,6 +12,8 @@ error, control reply, command line) shows the same four things.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 
@@ -54,3 +56,12 @@ class ConfigError(RolecallError):
     """Settings, a profile or a prompt cannot be used."""
 
     code = "config_invalid"
+
+    @classmethod
+    def unknown(cls, what: str, path: tuple[str, ...], names: Iterable[str], source: str = "") -> ConfigError:
+        """What the last part of `path` names is none of `names`; `source` is the file that says it."""
+        names, where = list(names), ".".join(path)
+        near = difflib.get_close_matches(path[-1], names, n=1)
+        advice = f"Did you mean {'.'.join((*path[:-1], *near))}?" if near else "Name one of these, or remove it."
+        place = source and f" in {source}"
+        return cls(f"Unknown {what} {where}{place}.", found=where, allowed=", ".join(names), advice=advice)

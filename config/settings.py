@@ -5,36 +5,47 @@ An unknown key is an error that names the key, the file and the nearest valid ke
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import ipaddress
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import psutil
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError
 
 from .errors import ConfigError
 from .home import Home
 from .models import known_repository, load_yaml, packaged
-from .policy import RoutingSettings, routing_of
+from .policy import RoutingSettings, check_rules
 from .profile import Profile, RoleSpec, Strict
 
 GB = 1_000_000_000
 GIB = 1 << 30
 
+_Form = TypeVar("_Form", bound=Strict)
 _Layers = dict[Path, dict[Any, Any]]
 """What each file says, the strongest last."""
 
 AUTO_PROFILES = ("mac-16", "mac-32", "mac-64", "mac-128")
-OBJECT_STORES = ("s3", "gs", "az")
+
+
+def _address(schemes: tuple[str, ...], form: str) -> AfterValidator:
+    """A URL of these schemes with a host and no secrets, without the slash at its end; `form` shows one."""
+
+    def plain(url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in schemes or not parts.hostname or set("@?#") & set(url):
+            raise ValueError(f"{form}, without credentials, query or fragment")
+        return url.rstrip("/")
+
+    return AfterValidator(plain)
 
 
 class MemorySettings(Strict):
@@ -70,17 +81,7 @@ class RetrievalSettings(Strict):
 
     chunk_tokens: int = Field(gt=0)
     max_file_mb: float = Field(gt=0)
-    uri: str | None = None
-
-    @field_validator("uri")
-    @classmethod
-    def _bucket(cls, uri: str | None) -> str | None:
-        if uri is None:
-            return None
-        parts = urlsplit(uri)
-        if parts.scheme not in OBJECT_STORES or not parts.netloc or set("@?#") & set(uri):
-            raise ValueError("s3://BUCKET/PREFIX, gs://... or az://..., without credentials, query or fragment")
-        return uri.rstrip("/")
+    uri: Annotated[str, _address(("s3", "gs", "az"), "s3://BUCKET/PREFIX, gs://... or az://...")] | None = None
 
 
 class EndpointSettings(Strict):
@@ -92,20 +93,12 @@ class EndpointSettings(Strict):
     does not say it.
     """
 
-    url: str
+    url: Annotated[str, _address(("http", "https"), "http://HOST:PORT/v1 or https://...")]
     model: str
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     timeout_s: float = Field(default=120.0, gt=0)
     concurrency: int = Field(default=4, gt=0)
     context_length: int | None = Field(default=None, gt=0)
-
-    @field_validator("url")
-    @classmethod
-    def _plain(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or set("@?#") & set(url):
-            raise ValueError("http://HOST:PORT/v1 or https://..., without credentials, query or fragment")
-        return url.rstrip("/")
 
     @property
     def loopback(self) -> bool:
@@ -122,14 +115,14 @@ class _Sections(Strict):
     host: HostSettings
     telemetry: TelemetrySettings
     retrieval: RetrievalSettings
+    routing: RoutingSettings
     endpoints: dict[str, EndpointSettings]
 
 
 class _File(_Sections):
-    """The shape of `config.yaml`; `routing` has its own checks, by rule."""
+    """The shape of `config.yaml`."""
 
     profile: str
-    routing: dict[str, Any]
     offline_strict: bool
     roles: dict[str, RoleSpec]
 
@@ -138,7 +131,6 @@ class Settings(_Sections):
     """All settings of one host, with the profile chosen and the user's overrides applied."""
 
     profile: Profile
-    routing: RoutingSettings
 
     def budget_bytes(self, machine_bytes: int | None = None) -> int:
         """The configured budget (the user's, else the profile's), at most the machine's memory less the reserve.
@@ -168,7 +160,7 @@ def load_profile(name: str) -> Profile:
         ConfigError: no such profile.
     """
     if name not in profile_names():
-        raise _unknown("profile", profile_names(), (name,))
+        raise ConfigError.unknown("profile", (str(name),), profile_names())
     return Profile.model_validate({"name": name, **packaged(f"profiles/{name}.yaml")})
 
 
@@ -197,18 +189,19 @@ def load_settings(home: Home, config_path: Path | None = None, profile: str | No
     merged = reduce(_merge, layers.values(), {"roles": chosen.model_dump()["roles"]})
     for role in merged["roles"] if isinstance(merged["roles"], dict) else ():
         if role not in chosen.roles:
-            raise _unknown("role", chosen.roles, ("roles", role), layers)
-    try:
-        file = _File.model_validate(merged)
-    except ValidationError as error:
-        raise _invalid(error, layers) from None
+            raise ConfigError.unknown("role", ("roles", str(role)), chosen.roles, _source(layers, ("roles", role)))
+    file = _validated(_File, merged, layers)
     _check_sections(file, layers)
+    check_rules(file.routing, chosen.roles, _source(layers, ("routing",)))
     for role, spec in file.roles.items():
         if spec.model != chosen.roles[role].model and (repository := known_repository(spec.model)):
             file.roles[role] = spec.model_copy(update={"model": repository})
     sections = {section: getattr(file, section) for section in _Sections.model_fields}
-    routing = routing_of(file.routing, chosen.roles, _source(layers, ("routing",)))
-    return Settings(profile=chosen.model_copy(update={"roles": file.roles}), routing=routing, **sections)
+    return Settings(profile=chosen.model_copy(update={"roles": file.roles}), **sections)
+
+
+class _Policy(Strict):
+    routing: RoutingSettings
 
 
 def load_routing(path: Path, profile: Profile) -> RoutingSettings:
@@ -218,31 +211,30 @@ def load_routing(path: Path, profile: Profile) -> RoutingSettings:
         ConfigError: as `load_settings`.
     """
     data = _read_yaml(path)
-    return routing_of(data.get("routing", data), profile.roles, str(path))
+    held = {"routing": data.get("routing", data) or {}}
+    routing = _validated(_Policy, held, {path: held}).routing
+    check_rules(routing, profile.roles, str(path))
+    return routing
 
 
 def _check_sections(file: _File, layers: _Layers) -> None:
     """What one section asks of another."""
-    for key, endpoint in file.endpoints.items():
-        if file.offline_strict and not endpoint.loopback:
+    away = [("retrieval", "uri", file.retrieval.uri)]
+    away += [("endpoints", key, each.url) for key, each in file.endpoints.items() if not each.loopback]
+    for section, key, url in away if file.offline_strict else ():
+        if url:
             raise ConfigError(
-                f"The endpoint {key!r} is on another machine, and offline_strict keeps all requests on this one.",
-                found=f"endpoints.{key}.url: {endpoint.url} in {_source(layers, ('endpoints', key))}",
-                allowed="localhost, 127.0.0.1 or [::1]",
-                advice="Set `offline_strict: false` if requests and their documents may go there, or remove it.",
+                f"{section}.{key} is on another machine, and offline_strict keeps requests and documents on this one.",
+                found=f"{url} in {_source(layers, (section, key))}",
+                allowed="localhost, 127.0.0.1 or [::1] for an endpoint, no retrieval.uri",
+                advice="Set `offline_strict: false` if requests and documents' text may go there, or remove it.",
             )
-    if file.offline_strict and file.retrieval.uri:
-        raise ConfigError(
-            "The index would be on another machine, and offline_strict keeps all documents on this one.",
-            found=f"retrieval.uri: {file.retrieval.uri} in {_source(layers, ('retrieval', 'uri'))}",
-            allowed="no retrieval.uri, which keeps the index in the home",
-            advice="Set `offline_strict: false` if the index, which holds the documents' text, may go there.",
-        )
     engines = ["mlx", *file.endpoints]
     for role, spec in file.roles.items():
         for engine in spec.engines:
             if engine not in engines:
-                raise _unknown("engine", engines, ("roles", role, "engines", engine), layers)
+                path = ("roles", role, "engines", engine)
+                raise ConfigError.unknown("engine", path, engines, _source(layers, path))
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
@@ -269,30 +261,33 @@ def _merge(base: dict[Any, Any], layer: Mapping[Any, Any]) -> dict[Any, Any]:
     return out
 
 
-def _invalid(error: ValidationError, layers: _Layers) -> ConfigError:
-    """The first thing that is wrong, unknown keys before all. What stands at an address is not shown: a key may."""
-    first = min(error.errors(), key=lambda wrong: wrong["type"] != "extra_forbidden")
-    loc = first["loc"]
+def _validated(form: type[_Form], data: dict[Any, Any], layers: _Layers) -> _Form:
+    """The data in this form; the error is of the first thing that is wrong, unknown keys before all.
+
+    What stands at an address is not shown: a key may.
+    """
+    try:
+        return form.model_validate(data)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda wrong: wrong["type"] != "extra_forbidden")
+    loc, path = first["loc"], list(map(str, first["loc"]))
+    if loc[:2] == ("routing", "rules") and len(loc) > 2:  # a rule is known by its name
+        rule = data["routing"]["rules"][loc[2]]
+        path[2] = str(rule.get("name", loc[2])) if isinstance(rule, dict) else path[2]
     if first["type"] == "extra_forbidden":
-        name = str(loc[0]) if len(loc) > 1 else ""
-        named = {"": _File, "roles": RoleSpec, "endpoints": EndpointSettings}
-        section: Any = named.get(name) or _File.model_fields[name].annotation
-        return _unknown("key", section.model_fields, loc, layers)
-    return ConfigError(
-        f"Invalid value for {'.'.join(map(str, loc))} in {_source(layers, loc)}.",
+        held: Any = form
+        for part in loc[:-1]:
+            if fields := getattr(held, "model_fields", None):
+                held = fields[part].annotation
+            else:  # a list or dictionary of models
+                (held,) = {*get_args(held)} - {str, ...}
+        raise ConfigError.unknown("key", tuple(path), held.model_fields, _source(layers, loc))
+    raise ConfigError(
+        f"Invalid value for {'.'.join(path)} in {_source(layers, loc)}.",
         found="not shown here" if loc[0] == "endpoints" or loc[-1] == "uri" else repr(first.get("input"))[:100],
         allowed=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
         advice="Correct the value.",
     )
-
-
-def _unknown(what: str, names: Iterable[str], loc: tuple[str | int, ...], layers: _Layers | None = None) -> ConfigError:
-    """Of what `loc` names last, there are only these names."""
-    names, where = list(names), ".".join(map(str, loc))
-    near = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    advice = f"Did you mean {'.'.join(map(str, (*loc[:-1], *near)))}?" if near else "Name one of these, or remove it."
-    source = f" in {_source(layers, loc)}" if layers else ""
-    return ConfigError(f"Unknown {what} {where}{source}.", found=where, allowed=", ".join(names), advice=advice)
 
 
 def _source(layers: _Layers, loc: tuple[str | int, ...]) -> str:

@@ -176,7 +176,7 @@ async def agent_answer(run: Run, staff: Staff, parsed: Claim) -> str | None:
     run.advance(Event.AGENT_CHOSEN)
     run.tell(f"{parsed.agent.value}: computing", None)
     context = AgentContext(
-        now=datetime.now(UTC), timezone=local_zone(), resident=staff.models.resident(),
+        now=datetime.now(local_zone()), resident=staff.models.resident(),
         index=await _index_state(staff) if parsed.agent is Agent.SYSTEM else None, allowed_folders=staff.access.list(),
     )  # fmt: skip
     found = await anyio.to_thread.run_sync(compute, parsed, context)

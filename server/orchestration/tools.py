@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 import anyio.to_thread
 
@@ -105,7 +105,7 @@ def _computed(request: str) -> str:
     parsed = claim(request)
     found = None
     if parsed is not None and parsed.agent in TOOLS:
-        found = compute(parsed, AgentContext(now=datetime.now(UTC), timezone=local_zone()))
+        found = compute(parsed, AgentContext(now=datetime.now(local_zone())))
     if found is None:
         return "This cannot be computed here."
     return found.text if found.working in ("", found.text) else f"{found.text}\n\n{found.working}"

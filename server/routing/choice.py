@@ -7,8 +7,8 @@ resident; both from `State` and the published or estimated figures of `RoleChoic
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from rolecall.roles.contract import Role
 
@@ -75,7 +75,7 @@ def difficulty(reading: Reading) -> float:
     return round(min(1.0, sure + steps + min(len(text.split()) / 1000, 0.1)), 4)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate:
     """A role that was weighed. `note` says how it fared; `value` None: it was not compared."""
 
@@ -93,7 +93,7 @@ class Candidate:
 class Choice:
     """The role that answers, or None where there is none; why; and the candidates in the order of precedence."""
 
-    role: RoleChoice | None
+    role: Candidate | None
     reason: str
     table: tuple[Candidate, ...] = ()
 
@@ -108,24 +108,22 @@ def choose(
     alone, "quick" counts cost alone. The next in order take what the first cannot: a context that is too long, or more
     seconds than `budget_s`. Roles on one model are one candidate.
     """
-    policy, by_role = policy or Effect(), {choice.role: choice for choice in snapshot.roles}
-    tiers = [[by_role[r] for r in tier if r in by_role] for tier in _tiers(task_type, features, state, policy)]
-    tiers = [tier for tier in tiers if tier]
+    candidates = {choice.role: _weighed(choice, task_type, features, state) for choice in snapshot.roles}
+    wanted = _tiers(task_type, features, state, policy or Effect())
+    tiers = [tier for roles in wanted if (tier := [candidates[role] for role in roles if role in candidates])]
     if not tiers:
         return Choice(None, "the profile has no role for this")
-    table, named, chosen = dict[Role, Candidate](), tiers[0][0], None
+    table, named = dict[Role, Candidate](), tiers[0][0]
     for tier in tiers:
-        weighed = [_weighed(each, task_type, features, state) for each in tier]
-        table |= {each.role: each for each in weighed}
-        if able := [each for each in weighed if not each.note]:
-            chosen = _best(able, table, snapshot, state, named.role)
+        table |= {each.role: each for each in tier}
+        if able := [each for each in tier if not each.note]:
+            chosen = _best(able, snapshot, state, named)
+            reason = _reason(task_type, chosen, table.values(), named)
             break
-    if chosen is None:
-        role, reason = _least_bad(list(table.values()), features, state)
     else:
-        role, reason = chosen.role, _reason(task_type, chosen, table, table[named.role])
-    table[role] = replace(table[role], note="chosen")
-    return Choice(by_role[role], reason, tuple(table.values()))
+        chosen, reason = _least_bad(table.values(), features, state)
+    chosen.note = "chosen"
+    return Choice(chosen, reason, tuple(table.values()))
 
 
 def _tiers(task_type: TaskType, features: Features, state: State, policy: Effect) -> list[list[Role]]:
@@ -167,32 +165,27 @@ def _weighed(choice: RoleChoice, task_type: TaskType, features: Features, state:
     )  # fmt: skip
 
 
-def _best(
-    able: Sequence[Candidate], table: dict[Role, Candidate], snapshot: Snapshot, state: State, named: Role
-) -> Candidate:
-    """The best value of those that nobody dominates; of equals the first. Notes in the table how the others fared."""
+def _best(able: Sequence[Candidate], snapshot: Snapshot, state: State, named: Candidate) -> Candidate:
+    """The best value of those that nobody dominates; of equals the first. The others' notes say how they fared."""
     total_gb = sum({choice.model: choice.size_gb for choice in snapshot.roles}.values())
     weight = {"quick": 0.0, "deep": 1.0}.get(state.depth, snapshot.quality_weight)
     first_on = {each.model: each for each in reversed(able)}
     distinct = [each for each in able if first_on[each.model] is each]
     unknown = next((each for each in distinct if each.quality is None), None)
     for each in able:
-        note = f"nothing is known of {unknown.model}" if unknown else f"one model with {first_on[each.model].role}"
-        table[each.role] = replace(each, note=note)
+        each.note = f"nothing is known of {unknown.model}" if unknown else f"one model with {first_on[each.model].role}"
     if unknown:
         return distinct[0]  # no comparison: the usual role
-    valued = []
+    front = []
     for each in distinct:
         share = each.added_gb / total_gb if total_gb else 0.0
         cost = (each.seconds / (each.seconds + HALF_S) + share) / 2
-        bonus = INERTIA * ((each.role is named) + (each.model == state.session_model))
-        value = round(weight * (each.quality or 0.0) - (1 - weight) * cost + bonus, 6)
+        bonus = INERTIA * ((each is named) + (each.model == state.session_model))
+        each.value = round(weight * (each.quality or 0.0) - (1 - weight) * cost + bonus, 6)
         better = next((other for other in distinct if _dominates(other, each)), None)
-        note = f"no better than {better.role} in quality, seconds or GB" if better else "less value"
-        table[each.role] = replace(each, value=value, note=note)
-        if better is None:
-            valued.append(table[each.role])
-    return max(valued, key=lambda each: each.value or 0.0)
+        each.note = f"no better than {better.role} in quality, seconds or GB" if better else "less value"
+        front += [] if better else [each]
+    return max(front, key=lambda each: each.value or 0.0)
 
 
 def _dominates(one: Candidate, other: Candidate) -> bool:
@@ -200,24 +193,24 @@ def _dominates(one: Candidate, other: Candidate) -> bool:
     return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
 
-def _reason(task_type: TaskType, chosen: Candidate, table: dict[Role, Candidate], named: Candidate) -> str:
+def _reason(task_type: TaskType, chosen: Candidate, table: Iterable[Candidate], named: Candidate) -> str:
     """Why this one: the first could not, or how the value compares."""
-    if chosen.role is not named.role and named.value is None:
+    if chosen is not named and named.value is None:
         return f"{named.note}, so {chosen.role}"
-    rivals = [each for each in table.values() if each.value is not None and each.role is not chosen.role]
+    rivals = [each for each in table if each.value is not None and each is not chosen]
     shown = ", ".join(
         f"{each.role} {each.note}" if each.note != "less value" else f"{each.role} {each.value:.3f}" for each in rivals
     )
     return f"{task_type} goes to {chosen.role}" + (f" (value {chosen.value:.3f}; {shown})" if shown else "")
 
 
-def _least_bad(table: Sequence[Candidate], features: Features, state: State) -> tuple[Role, str]:
+def _least_bad(table: Collection[Candidate], features: Features, state: State) -> tuple[Candidate, str]:
     """Who gets what nobody can take: the fastest where time is short, else the widest, which refuses with a figure."""
     fitting = [each for each in table if features.prompt_tokens < each.context_length]
     if fitting:
         fastest = min(fitting, key=lambda each: each.seconds)
         over = f"every role would exceed the budget of {state.budget_s:g} s"
-        return fastest.role, f"{over}; {fastest.role} is the fastest, with about {fastest.seconds:.1f} s"
+        return fastest, f"{over}; {fastest.role} is the fastest, with about {fastest.seconds:.1f} s"
     widest = max(table, key=lambda each: each.context_length)
     tokens = f"about {features.prompt_tokens} tokens exceed every context"
-    return widest.role, f"{tokens}; {widest.role} is the widest, with {widest.context_length}"
+    return widest, f"{tokens}; {widest.role} is the widest, with {widest.context_length}"

@@ -29,8 +29,6 @@ WORD_BUCKETS = 4096
 LETTER_BUCKETS = 8192
 BUCKETS = WORD_BUCKETS + LETTER_BUCKETS
 """Hashed n-gram features: words first, then letters."""
-RULED = 1.0
-"""How much a rule's written weight counts before its correction."""
 TYPES: tuple[TaskType, ...] = tuple(TaskType)
 _WORD = re.compile(r"[a-zà-ÿа-я']+|\d+|[\u3040-\u9fff]|[^\w\s]", re.IGNORECASE)
 _MAX_WORDS = 80
@@ -70,7 +68,7 @@ def load_weights() -> dict[str, Model]:
     models = {}
     for kind in ("full", "bare"):
         corrections = dict(zip(names, learned[f"{kind}_rules"], strict=True))
-        rules = {rule.name: RULED * written(rule) + corrections.get(rule.name, 0.0) for rule in load_rules()}
+        rules = {rule.name: written(rule) + corrections.get(rule.name, 0.0) for rule in load_rules()}
         bias = learned[f"{kind}_bias"] - _CAUTION * np.asarray([one is TaskType.TOOL for one in TYPES])
         models[kind] = Model(learned[f"{kind}_lexical"], rules, bias, learned.get(f"{kind}_dense"))
     return models

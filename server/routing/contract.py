@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from rolecall.config.policy import Depth, RoutingRule
 from rolecall.config.profile import Frozen
 from rolecall.roles.contract import Role
 
@@ -67,32 +67,6 @@ class Features(_Finite):
     unasked: str = ""
 
 
-class PolicyRule(_Finite):
-    """One of the user's rules as the decision applies it; see `config.policy` for its written form.
-
-    `contains` has one phrase a line, of which one is enough."""
-
-    name: str
-    task_types: tuple[TaskType, ...] = ()
-    agents: tuple[Agent, ...] = ()
-    flags: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    depths: tuple[str, ...] = ()
-    with_paths: bool | None = None
-    contains: str = ""
-    min_tokens: int = 0
-    max_tokens: int | None = None
-    min_difficulty: float = 0.0
-    max_difficulty: float = 1.0
-    min_confidence: float = 0.0
-    max_confidence: float = 1.0
-    force: Role | None = None
-    forbid: tuple[Role, ...] = ()
-    prefer: Role | None = None
-    tag: str = ""
-    deny: str = ""
-
-
 class RoleChoice(_Finite):
     """A role as the router sees it; static for one profile.
 
@@ -121,7 +95,7 @@ class Snapshot(_Finite):
     profile: str
     roles: tuple[RoleChoice, ...]
     parts: dict[str, str] = Field(default_factory=dict)
-    rules: tuple[PolicyRule, ...] = ()
+    rules: tuple[RoutingRule, ...] = ()
     quality_weight: float = Field(default=0.5, ge=0, le=1)
     thresholds: dict[TaskType, float] = Field(default_factory=dict)
 
@@ -135,7 +109,7 @@ class State(_Finite):
 
     resident: tuple[str, ...] = ()
     fixed_task_type: TaskType | None = None
-    depth: Literal["quick", "normal", "deep"] = "normal"
+    depth: Depth = "normal"
     budget_s: float | None = None
     ready_s: dict[str, float] = Field(default_factory=dict)
     session_model: str | None = None

@@ -6,9 +6,9 @@ import hashlib
 import json
 from typing import Any
 
-from .choice import choose
+from .choice import Candidate, Choice, choose
 from .contract import Agent, Decision, Features, Snapshot, State, TaskType
-from .policy import effect
+from .policy import Effect, effect
 
 
 def decide(features: Features, snapshot: Snapshot, state: State) -> Decision:
@@ -18,34 +18,34 @@ def decide(features: Features, snapshot: Snapshot, state: State) -> Decision:
     model manager finds a stand-in and says so. `confidence` is the chosen type's probability, 1.0 for a claim or a
     type that the caller fixed.
     """
+    return weigh(features, snapshot, state)[0]
+
+
+def weigh(features: Features, snapshot: Snapshot, state: State) -> tuple[Decision, Effect, tuple[Candidate, ...]]:
+    """The decision, what the user's rules asked for, and the roles that were weighed."""
     task_type, confidence, reasons = type_of(features, state)
-    agent = agent_of(task_type, features)
-    if agent is Agent.RETRIEVAL:
+    agent = features.claim.agent if features.claim and task_type is TaskType.TOOL else None
+    if task_type is TaskType.RETRIEVAL and not features.has_paths:
+        agent = Agent.RETRIEVAL
         reasons.append("the answer stands in indexed documents")
     policy = effect(snapshot.rules, task_type, agent, confidence, features, state)
     reasons += policy.reasons
-    denied, role = policy.denied, None
+    denied, choice = policy.denied, Choice(None, "")
     if policy.force is not None:
         agent = None
     if agent is None and not denied:
         choice = choose(task_type, features, snapshot, state, policy)
-        role = choice.role
         reasons.append(choice.reason)
-        if role is None and policy.forbid:
+        if choice.role is None and policy.forbid:
             denied = "the rules forbid every role"
-    content: dict[str, Any] = {
-        "task_type": task_type.value,
-        "agent": agent.value if agent and not denied else None,
-        "role": role.role.value if role else None,
-        "model": role.model if role else None,
-        "confidence": round(confidence, 6),
-        "escalated": escalated(features, state),
-        "reasons": tuple(reasons),
-        "tags": policy.tags,
-        "denied": denied,
-        "snapshot_sha256": snapshot.sha256,
-    }
-    return Decision.model_validate({**content, "sha256": canonical_sha256(content)})
+    role = choice.role
+    made = Decision(
+        task_type=task_type, agent=None if denied else agent, role=role.role if role else None,
+        model=role.model if role else None, confidence=round(confidence, 6), escalated=escalated(features, state),
+        reasons=tuple(reasons), tags=policy.tags, denied=denied, snapshot_sha256=snapshot.sha256, sha256="",
+    )  # fmt: skip
+    sha256 = canonical_sha256(made.model_dump(mode="json", exclude={"sha256"}))
+    return made.model_copy(update={"sha256": sha256}), policy, choice.table
 
 
 def type_of(features: Features, state: State) -> tuple[TaskType, float, list[str]]:
@@ -69,13 +69,6 @@ def type_of(features: Features, state: State) -> tuple[TaskType, float, list[str
 def escalated(features: Features, state: State) -> bool:
     """Whether the router model settled the type."""
     return bool(features.vote) and features.claim is None and state.fixed_task_type is None
-
-
-def agent_of(task_type: TaskType, features: Features) -> Agent | None:
-    """The deterministic agent whose the request is: by its claim, or because it asks what documents say."""
-    if task_type is TaskType.TOOL and features.claim is not None:
-        return features.claim.agent
-    return Agent.RETRIEVAL if task_type is TaskType.RETRIEVAL and not features.has_paths else None
 
 
 def canonical_sha256(value: Any) -> str:

@@ -3,64 +3,55 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .choice import choose
-from .classify import classify
+from .classify import Signals, classify, signals_of
 from .contract import Decision, Features, Snapshot, State, TaskType
-from .decide import agent_of, decide, type_of
-from .policy import effect
-from .signals import Reading, met
+from .decide import decide, weigh
+from .signals import Reading
 
 _STEPS = 20
 """Of the grids that weight and difficulty are tried on."""
 
 
 def explain(
-    reading: Reading,
-    vector: npt.NDArray[np.float32] | None,
-    features: Features,
-    snapshot: Snapshot,
-    decision: Decision,
+    reading: Reading, vector: npt.NDArray[np.float32] | None, features: Features, snapshot: Snapshot
 ) -> dict[str, Any]:
-    """JSON-ready: the signals, the candidates, the user's rules that fired, and `would_change`.
+    """JSON-ready: the decision, its signals, the candidates, the user's rules that fired, and `would_change`.
 
     `would_change.type`: the log odds that the runner-up lacks, and the rule without which another type wins (null:
     none). `would_change.role`: the nearest quality weight, difficulty and prompt length with another role.
     """
-    state, rules = State(), [] if features.claim else met(reading)
-    task_type, confidence, _ = type_of(features, state)
-    policy = effect(snapshot.rules, task_type, agent_of(task_type, features), confidence, features, state)
-    table = choose(task_type, features, snapshot, state, policy).table if decision.role else ()
+    decision, policy, candidates = weigh(features, snapshot, State())
+    signals = ([], []) if features.claim else signals_of(reading)
+    shown = {"flags", "difficulty", "prompt_tokens", "claim", "type_scores", "vote"}
     return {
         "decision": decision.model_dump(mode="json"),
         "instruction": reading.instruction,
-        "flags": list(features.flags),
-        "difficulty": features.difficulty,
-        "prompt_tokens": features.prompt_tokens,
-        "claim": features.claim.model_dump(mode="json") if features.claim else None,
-        "type_scores": {kind.value: features.type_scores[kind] for kind in TaskType},
-        "vote": {kind.value: share for kind, share in features.vote.items()},
-        "rules": [{"name": r.name, "weights": {kind.value: w for kind, w in r.weights.items()}} for r in rules],
-        "candidates": [asdict(each) for each in table],
+        **features.model_dump(mode="json", include=shown),
+        "rules": [{"name": rule.name, "weights": dict(rule.weights)} for rule in signals[0]],
+        "candidates": [asdict(each) for each in candidates],
         "user_rules": [rule.model_dump(mode="json", exclude_defaults=True) for rule in policy.fired],
         "would_change": {
-            "type": _type_change(reading, vector, features) if features.claim is None else None,
+            "type": _type_change(reading, vector, features, signals) if features.claim is None else None,
             "role": _role_changes(features, snapshot, decision) if decision.role else [],
         },
     }
 
 
-def _type_change(reading: Reading, vector: npt.NDArray[np.float32] | None, features: Features) -> dict[str, Any]:
+def _type_change(
+    reading: Reading, vector: npt.NDArray[np.float32] | None, features: Features, signals: Signals
+) -> dict[str, Any]:
     best, second = sorted(TaskType, key=lambda kind: -features.type_scores[kind])[:2]
     odds = [math.log(max(features.type_scores[kind], 1e-4)) for kind in (best, second)]
     found = {"runner_up": second.value, "lacks_log_odds": round(odds[0] - odds[1], 3), "rule": None, "then": None}
-    for rule in sorted(met(reading), key=lambda rule: -rule.weights.get(best, 0.0)):
-        scores, _ = classify(replace(reading, without=rule.name), vector)
+    rules, buckets = signals
+    for rule in sorted(rules, key=lambda rule: -rule.weights.get(best, 0.0)):
+        scores, _ = classify(reading, vector, ([each for each in rules if each is not rule], buckets))
         if (other := max(TaskType, key=lambda kind: scores[kind])) is not best:
             return found | {"rule": rule.name, "then": other.value}
     return found

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from rolecall.config.policy import RoutingSettings, checked
+from rolecall.config.policy import RoutingSettings, check_rules
 from rolecall.retrieval.tasks import together
 from rolecall.roles.contract import RoleModels
 from rolecall.roles.errors import RoleError
@@ -21,10 +21,10 @@ from rolecall.roles.errors import RoleError
 from .agents.claims import claim
 from .choice import difficulty
 from .classify import FITTED_WITH, Signals, classify, signals_of
-from .contract import Claim, Decision, Features, PolicyRule, RoleChoice, Snapshot, State, TaskType
+from .contract import Claim, Decision, Features, RoleChoice, Snapshot, State, TaskType
 from .decide import decide
 from .escalate import load_thresholds, vote
-from .policy import compiled, matched
+from .policy import matched
 from .signals import Reading, read
 from .snapshot import role_choice, snapshot_of
 
@@ -50,7 +50,8 @@ class Router:
         Raises:
             ConfigError: a rule can do nothing in this profile, or two contradict each other; `source` is named.
         """
-        other = replace(self, routing=checked(routing, [choice.role.value for choice in self._roles], source))
+        check_rules(routing, [choice.role.value for choice in self._roles], source)
+        other = replace(self, routing=routing)
         other._cache = self._cache
         return other
 
@@ -68,19 +69,15 @@ class Router:
         `escalate` whether the router model is asked where the type is unsure; None: where that helps in this profile.
         """
         state, identity = state or State(), self._identity()
-        found = await self._features(text, identity, extra_tokens, has_paths)
+        found = self._with_call(text, await self._read(text, identity), extra_tokens, has_paths)
         if state.fixed_task_type is None:
             found = await self._voted(text, found, escalate, state.budget_s)
         snapshot = self._snapshot(identity)
         return found, snapshot, decide(found, snapshot, state)
 
-    async def features(self, text: str, *, extra_tokens: int = 0, has_paths: bool = False) -> Features:
-        """Everything that is read of `text` itself, without a vote; never raises for its content.
-
-        `extra_tokens` are those of files that go with the request. Kept for the last 512 texts by content hash, except
-        where the embedder should have answered and did not.
-        """
-        return await self._features(text, self._identity(), extra_tokens, has_paths)
+    async def features(self, text: str) -> Features:
+        """Everything that is read of `text` itself, without a vote; never raises for its content."""
+        return self._with_call(text, await self._read(text, self._identity()), 0, False)
 
     def given(
         self, text: str, settled: Claim | TaskType, *, extra_tokens: int = 0, has_paths: bool = False
@@ -97,35 +94,32 @@ class Router:
         """The decision with every signal behind it, and what would have changed it; see `explain`."""
         from .explain import explain
 
-        found, snapshot, decision = await self.decide(text)
+        found, snapshot, _ = await self.decide(text)
         reading = read(text)
-        vector = await self._vector(reading, True) if found.claim is None and self._identity() else None
-        return explain(reading, vector, found, snapshot, decision)
-
-    async def _features(self, text: str, identity: str | None, extra_tokens: int, has_paths: bool) -> Features:
-        digest = text_sha256(text)
-        key = f"{digest}:{identity}"
-        if found := self._cache.get(key):
-            self._cache.move_to_end(key)
-        else:
-            found = await self._read(text, digest, key, identity is not None)
-        return self._with_call(text, found, extra_tokens, has_paths)
+        vector = await self._vector(reading, found.claim is None and self._identity() is not None)
+        return explain(reading, vector, found, snapshot)
 
     def _with_call(self, text: str, found: Features, extra_tokens: int, has_paths: bool) -> Features:
         """With what differs from call to call, and from policy to policy."""
         prompt_tokens = len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN + extra_tokens
-        named = matched(self._rules, text)
+        named = matched(self.routing.rules, text)
         return found.model_copy(update={"prompt_tokens": prompt_tokens, "has_paths": has_paths, "matched": named})
 
-    async def _read(self, text: str, digest: str, key: str, embeds: bool) -> Features:
+    async def _read(self, text: str, identity: str | None) -> Features:
+        """Kept for the last 512 texts, except where the embedder should have answered and did not."""
+        digest = text_sha256(text)
+        key = f"{digest}:{identity}"
+        if found := self._cache.get(key):
+            self._cache.move_to_end(key)
+            return found
         parsed = await anyio.to_thread.run_sync(claim, text)
         if parsed is not None:
             # A whole parse settles the type: no embedding is spent on it.
             found, keep = _settled(text, digest, parsed), True
         else:
             reading = read(text)
-            vector, signals = await self._vector_and_signals(reading, embeds)
-            keep = vector is not None or not (embeds and reading.instruction.strip())
+            vector, signals = await self._vector_and_signals(reading, identity is not None)
+            keep = vector is not None or not (identity and reading.instruction.strip())
             scores, reasons = classify(reading, vector, signals)
             found = Features(text_sha256=digest, claim=None, type_scores=scores, reasons=reasons, **_traits(reading))
         if keep:
@@ -173,10 +167,6 @@ class Router:
         """The embedder's, read from the disk: once for each decision. None for one that the weights do not know."""
         identity = self.models.embedder()
         return identity if identity and identity.startswith(f"{FITTED_WITH}:") else None
-
-    @cached_property
-    def _rules(self) -> tuple[PolicyRule, ...]:
-        return compiled(self.routing.rules)
 
     @cached_property
     def _roles(self) -> tuple[RoleChoice, ...]:

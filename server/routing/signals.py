@@ -28,13 +28,11 @@ _VERDICT = re.compile(r"(?i)^(?!.*\bnot\b).*\b(?:yes|true|correct|valid|supporte
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A request as the rules see it. `regions` are lower case but `raw`; `instruction` is what gets embedded. `without`
-    names a rule that is not to be met: what would have been."""
+    """A request as the rules see it. `regions` are lower case but `raw`; `instruction` is what gets embedded."""
 
     instruction: str
     regions: Mapping[str, str]
     flags: frozenset[str]
-    without: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +78,7 @@ def met(reading: Reading) -> list[Rule]:
     return [
         rule
         for rule in load_rules()
-        if rule.name != reading.without
-        and rule.needs <= reading.flags
+        if rule.needs <= reading.flags
         and not rule.unless & reading.flags
         and (rule.pattern is None or rule.pattern.search(reading.regions[rule.region]))
     ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 from rolecall.config.models import models_table
@@ -16,7 +16,6 @@ from rolecall.roles.contract import RoleInfo
 from ..protocol import VERSION
 from .contract import RoleChoice, Snapshot, TaskType
 from .decide import canonical_sha256
-from .policy import compiled
 
 
 def snapshot_of(
@@ -24,10 +23,7 @@ def snapshot_of(
     thresholds: Mapping[TaskType, float],
 ) -> Snapshot:  # fmt: skip
     """The packaged parts, the profile's roles, the embedder's identity and the user's policy under one hash."""
-    made = Snapshot(
-        sha256="", profile=profile, roles=roles, rules=compiled(routing.rules),
-        quality_weight=routing.quality_weight, thresholds=dict(thresholds),
-    )  # fmt: skip
+    made = Snapshot(sha256="", profile=profile, roles=roles, thresholds=dict(thresholds), **dict(routing))
     parts = packaged_parts() | {"embedder": embedder or "none"} | held_parts(made)
     return made.model_copy(update={"parts": parts, "sha256": canonical_sha256({"profile": profile, **parts})})
 
@@ -66,32 +62,24 @@ def role_choice(info: RoleInfo) -> RoleChoice:
 @cache
 def packaged_parts() -> dict[str, str]:
     """Hashes of what comes with this version: code, rules, weights, grammars with their vocabularies, prompts."""
-    here, config = files("rolecall.server.routing"), files("rolecall.config")
-    code, words = _under(here, ".py"), _under(config.joinpath("routing"), ".yaml")
-    grammars = {name: entry for name, entry in words.items() if name not in ("rules.yaml", "thresholds.yaml")}
+    here, config = Path(__file__).parent, Path(str(files("rolecall.config")))
+    words = _under(config / "routing", ".yaml") | _under(here, ".lark")
     return {
-        "code": _sha256(code.items(), VERSION),
-        "rules": _sha256([("rules.yaml", words["rules.yaml"])]),
-        "weights": _sha256([("weights.npz", here.joinpath("weights.npz"))]),
-        "grammars": _sha256([*grammars.items(), *_under(here, ".lark").items()]),
-        "prompts": _sha256(_under(config.joinpath("prompts"), ".md").items()),
+        "code": _sha256(_under(here, ".py"), VERSION),
+        "rules": _sha256(_under(config / "routing", "rules.yaml")),
+        "weights": _sha256(_under(here, "weights.npz")),
+        "grammars": _sha256({name: words[name] for name in words if name not in ("rules.yaml", "thresholds.yaml")}),
+        "prompts": _sha256(_under(config / "prompts", ".md")),
     }
 
 
-def _under(folder: Traversable, ending: str, prefix: str = "") -> dict[str, Traversable]:
-    """The files below a folder whose names end so, by path."""
-    found: dict[str, Traversable] = {}
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            found |= _under(entry, ending, f"{prefix}{entry.name}/")
-        elif entry.name.endswith(ending):
-            found[prefix + entry.name] = entry
-    return found
+def _under(folder: Path, ending: str) -> dict[str, bytes]:
+    """The contents of the files below a folder whose names end so, by path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob(f"*{ending}")}
 
 
-def _sha256(entries: Iterable[tuple[str, Traversable]], start: str = "") -> str:
+def _sha256(entries: dict[str, bytes], start: str = "") -> str:
     digest = hashlib.sha256(start.encode())
-    for name, entry in sorted(entries, key=lambda pair: pair[0]):
-        content = entry.read_bytes()
+    for name, content in sorted(entries.items()):
         digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()

@@ -38,8 +38,8 @@ def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
     try:
         if parse[0] == "rebase":
             return _rebased(parse)
-        value = evaluate(parse[1] if parse[0] in _SPELT else parse)
-        text = _SPELT[str(parse[0])](value) if parse[0] in _SPELT else pretty(value)
+        as_fraction = parse[0] == "as_fraction"
+        text = str(evaluate(parse[1])) if as_fraction else pretty(evaluate(parse))
     except (ArithmeticError, ValueError, KeyError):
         return None
     text += "%" if parse[0] in _PERCENTAGES else ""
@@ -221,19 +221,6 @@ _OPERATIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
 }
 
 
-def _factors(value: Fraction) -> str:
-    left, found, divisor = _whole(value), [], 2
-    if not 2 <= left <= 10**12:
-        raise ValueError("out of range")
-    while divisor * divisor <= left:
-        while left % divisor == 0:
-            found.append(divisor)
-            left //= divisor
-        divisor += 1 if divisor == 2 else 2
-    return " * ".join(str(factor) for factor in [*found, *([left] if left > 1 else [])])
-
-
-_SPELT: dict[str, Callable[[Fraction], str]] = {"factors": _factors, "as_fraction": str}
 _RADIX = {"binary": 2, "octal": 8, "decimal": 10, "hex": 16} | {str(base): base for base in range(2, 37)}
 _PREFIXES = {"0x": "hex", "0b": "binary", "0o": "octal"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import datetime
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,12 +18,11 @@ Parse: TypeAlias = list["Parse | str"]
 class AgentContext:
     """What agents may look at when they compute.
 
-    `now` is aware; `timezone` None takes that of `now`. `index` is None where nothing is indexed. Files are counted
-    only under `allowed_folders`.
+    `now` is aware, in the user's time zone. `index` is None where nothing is indexed. Files are counted only under
+    `allowed_folders`.
     """
 
     now: datetime
-    timezone: tzinfo | None = None
     resident: tuple[Resident, ...] = ()
     index: IndexState | None = None
     allowed_folders: tuple[Path, ...] = ()

@@ -22,12 +22,11 @@ _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 60480
 
 def compute(parse: Parse, context: AgentContext) -> Value | None:
     """The date or time asked for, or None where the words name none."""
-    now = context.now.astimezone(context.timezone or context.now.tzinfo)
     try:
-        text, working = _answer(str(parse[0]), list(parse[1:]), now)
+        text, working = _answer(str(parse[0]), list(parse[1:]), context.now)
     except (ValueError, OverflowError, KeyError, IndexError):
         return None
-    return Value(text, working or f"now is {now:%Y-%m-%d %H:%M %Z}")
+    return Value(text, working or f"now is {context.now:%Y-%m-%d %H:%M %Z}")
 
 
 def _answer(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
@@ -41,21 +40,23 @@ def _answer(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
         return _clocks(kind, parts, now)
     if kind == "year_left":
         return _span("until", [*parts, ["year_end"]], now)
-    if kind == "age" and not _yearless(parts[0]):
+    if kind == "age":
+        if _yearless(parts[0]):
+            raise ValueError("no year of birth")
         return _span("since", ["year", *parts], now)
     if kind in ("until", "since", "between", "between_to"):
         return _span(kind, parts, now)
-    return _calendar(kind, parts, now)
+    return _calendar(kind, parts, now.date())
 
 
 _NOW = {
     "time": lambda moment: f"{_clock(moment)} {moment:%Z}, {moment:%A}",
     "date": lambda moment: _day(moment.date()),
-    "day": lambda moment: _day(moment.date()),
     "month": lambda moment: f"{moment:%B %Y}",
     "year": lambda moment: f"{moment:%Y}",
     "week": lambda moment: _week(moment.date()),
     "moment": lambda moment: f"{_day(moment.date())}, {moment:%H:%M %Z}",
+    "unix": lambda moment: f"{int(moment.timestamp())}",
 }
 
 
@@ -126,15 +127,14 @@ def _clocks(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
         return _duration(_elapsed_s(now, target), periods), f"now is {now:%H:%M:%S}"
     if kind == "clock_form":
         return _clock(clocks[0]), "the same time of day"
-    if not numbers:
-        raise ValueError(kind)
+    if kind not in ("clock_later", "clock_earlier"):
+        raise ValueError("a time of day asks for nothing")
     shift = timedelta(seconds=sum(n * _SECONDS[period] for n, period in zip(numbers, periods, strict=True)))
-    backwards = kind in ("clock_ago", "clock_before", "clock_minus")
-    signed = -shift if backwards else shift
+    sign = -1 if kind == "clock_earlier" else 1
     # A clock time that is named is the face of a clock; from now on, real hours pass, summer time or not.
     start = clocks[0] if clocks else now
-    end = start + signed if clocks else (now.astimezone(UTC) + signed).astimezone(now.tzinfo)
-    return f"{_clock(end)}{_beside(end, start)}", f"{start:%H:%M} {'-' if backwards else '+'} {shift}"
+    end = start + sign * shift if clocks else (now.astimezone(UTC) + sign * shift).astimezone(now.tzinfo)
+    return f"{_clock(end)}{_beside(end, start)}", f"{start:%H:%M} {'-' if sign < 0 else '+'} {shift}"
 
 
 def _elapsed_s(start: datetime, end: datetime) -> float:
@@ -152,35 +152,34 @@ def _duration(seconds: float, periods: list[str]) -> str:
     return f"{_count(hours, 'hour')} {_count(minutes, 'minute')}"
 
 
-def _calendar(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
-    today = now.date()
-    if kind == "month_days":
-        year = _year(parts[1], today) if len(parts) > 1 else today.year
-        month = _MONTHS.index(str(parts[0])[:3]) + 1
-        if month == 2 and len(parts) == 1:
+def _calendar(kind: str, parts: list[Any], today: date) -> tuple[str, str]:
+    match kind:
+        case "month_days" if parts and str(parts[0]).startswith("feb") and len(parts) == 1:
             return "28 days, 29 in a leap year", ""
-        return f"{calendar.monthrange(year, month)[1]} days", f"{calendar.month_name[month]} {year}"
-    if kind == "this_month_days":
-        return f"{calendar.monthrange(today.year, today.month)[1]} days", f"{today:%B %Y}"
-    if kind in ("year_days", "leap_days"):
-        leap = kind == "leap_days" or calendar.isleap(_year(parts[0], today))
-        return f"{365 + leap} days", "a leap year has one more than 365"
-    if kind == "unix_now":
-        return f"{int(now.timestamp())}", "seconds since 1970-01-01 00:00 UTC"
-    if kind == "from_unix":
-        moment = datetime.fromtimestamp(int(parts[0]), UTC)
-        return f"{_day(moment.date())}, {moment:%H:%M:%S} UTC", "seconds since 1970-01-01 00:00 UTC"
-    if kind == "year_day":
-        day = _date(parts[0], today)
-        return f"day {day:%-j} of {day.year}", str(day)
-    if kind == "years_between":
-        first, last = (_year(part, today) for part in parts)
-        return _count(abs(last - first), "year"), f"{first} to {last}"
-    if kind == "leap_year":
-        year = _year(parts[0], today)
-        return ("Yes" if calendar.isleap(year) else "No"), f"{year}: divisible by 4, and by 400 where by 100"
-    day = _date(parts[0] if kind == "week_of" else [kind, *parts], today)
-    return (_week(day), str(day)) if kind == "week_of" else (_day(day), f"today is {_day(today)}")
+        case "month_days":
+            month = _MONTHS.index(str(parts[0])[:3]) + 1 if parts else today.month
+            year = _year(parts[1], today) if len(parts) > 1 else today.year
+            return f"{calendar.monthrange(year, month)[1]} days", f"{calendar.month_name[month]} {year}"
+        case "year_days":
+            leap = not parts or calendar.isleap(_year(parts[0], today))
+            return f"{365 + leap} days", "a leap year has one more than 365"
+        case "leap_year":
+            year = _year(parts[0], today)
+            return ("Yes" if calendar.isleap(year) else "No"), f"{year}: divisible by 4, and by 400 where by 100"
+        case "years_between":
+            first, last = (_year(part, today) for part in parts)
+            return _count(abs(last - first), "year"), f"{first} to {last}"
+        case "from_unix":
+            moment = datetime.fromtimestamp(int(parts[0]), UTC)
+            return f"{_day(moment.date())}, {moment:%H:%M:%S} UTC", "seconds since 1970-01-01 00:00 UTC"
+        case "year_day":
+            day = _date(parts[0], today)
+            return f"day {day:%-j} of {day.year}", str(day)
+        case "week_of":
+            day = _date(parts[0], today)
+            return _week(day), str(day)
+        case _:
+            return _day(_date([kind, *parts], today)), f"today is {_day(today)}"
 
 
 def _span(kind: str, parts: list[Any], now: datetime) -> tuple[str, str]:
@@ -243,57 +242,59 @@ def _near(parse: Parse, today: date, anchor: date, step: int) -> date:
 def _yearless(parse: Any) -> bool:
     if parse[0] == "date" and parse[1][0] not in _HOLIDAYS:
         return _yearless(parse[1])
-    dated = parse[0] in ("date", "month_day", "day_month", "named_month_day")
-    return dated and not any(isinstance(part, list) and part[0].endswith("year") for part in parse[1:])
-
-
-def _date(parse: Parse, today: date, year: int | None = None) -> date:
-    """The date that a parse names; a day without a year is in `year`, or else this year's."""
-    kind: str = str(parse[0])
-    parts: list[Any] = list(parse[1:])
-    if kind in _RELATIVE:
-        return today + timedelta(days=_RELATIVE[kind])
-    if kind in ("next_weekday", "last_weekday"):
-        return _near(["next_weekday", *parts], today, today, 1 if kind == "next_weekday" else -1)
-    if kind == "date" and parts[0][0] in _HOLIDAYS:
-        month, day = _HOLIDAYS[str(parts[0][0])]
-        return date(_year(parts[1], today) if len(parts) > 1 else year or today.year, month, day)
-    if kind in ("date", "date_shift", "weekday_shift", "date_of", "weekday"):
-        return _date(parts[0], today, year)
-    if kind == "iso":
-        return date(*(int(piece) for piece in str(parts[0]).split("-")))
-    if kind == "slashed":
-        month, day, written = (int(piece) for piece in str(parts[0]).split("/"))
-        if month <= 12 and day <= 12 and month != day:
-            raise ValueError("day and month cannot be told apart")
-        return date(written, month, day) if month <= 12 else date(written, day, month)
-    if kind in ("month_day", "day_month", "named_month_day"):
-        words = [part for part in parts if isinstance(part, str)]
-        month = next(_MONTHS.index(word[:3]) + 1 for word in words if word[:3] in _MONTHS)
-        day = next(int(re.sub(r"\D", "", word)) for word in words if word[0].isdigit())
-        return date(
-            next((_year(part, today) for part in parts if isinstance(part, list)), year or today.year), month, day
-        )
-    if kind in ("new_year", "year_end"):
-        which = _year(parts[-1], today) if parts else today.year + (kind == "new_year")
-        return date(which, 1, 1) if kind == "new_year" else date(which, 12, 31)
-    start = next((_date(part, today) for part in parts if isinstance(part, list)), today)
-    number = next((int(part) for part in parts if isinstance(part, str) and part.isdigit()), 1)
-    period = next(_singular(part) for part in parts if isinstance(part, str) and not part.isdigit())
-    backwards = kind.startswith(("before", "one_before")) or kind == "date_before"
-    return _shifted(start, -number if backwards else number, period)
+    return parse[0] in ("date", "month_day") and not any(
+        isinstance(part, list) and part[0].endswith("year") for part in parse[1:]
+    )
 
 
 _RELATIVE = {"today": 0, "tomorrow": 1, "yesterday": -1, "after_tomorrow": 2, "before_yesterday": -2}
 
 
-def _year(part: Parse, today: date) -> int:
+def _date(parse: Parse, today: date, year: int | None = None) -> date:
+    """The date that a parse names; a day without a year is in `year`, or else this year's."""
+    kind, parts = str(parse[0]), parse[1:]
+    words, named = [part for part in parts if isinstance(part, str)], [part for part in parts if isinstance(part, list)]
+    match kind:
+        case _ if kind in _RELATIVE:
+            return today + timedelta(days=_RELATIVE[kind])
+        case "next_weekday" | "last_weekday":
+            return _near(["next_weekday", *parts], today, today, 1 if kind == "next_weekday" else -1)
+        case "date" if named[0][0] in _HOLIDAYS:
+            month, number = _HOLIDAYS[str(named[0][0])]
+            return date(_year(named[1], today) if len(named) > 1 else year or today.year, month, number)
+        case "date":
+            return _date(named[0], today, year)
+        case "iso":
+            return date(*map(int, words[0].split("-")))
+        case "slashed":
+            month, number, written = map(int, words[0].split("/"))
+            if month <= 12 and number <= 12 and month != number:
+                raise ValueError("day and month cannot be told apart")
+            return date(written, month, number) if month <= 12 else date(written, number, month)
+        case "month_day":
+            month = next(_MONTHS.index(word[:3]) + 1 for word in words if word[:3] in _MONTHS)
+            number = next(int(re.sub(r"\D", "", word)) for word in words if word[0].isdigit())
+            return date(_year(named[0], today) if named else year or today.year, month, number)
+        case "new_year":
+            return date(_year(named[-1], today) if named else today.year + 1, 1, 1)
+        case "year_end":
+            return date(_year(named[-1], today) if named else today.year, 12, 31)
+        case "later" | "earlier":
+            start = _date(named[0], today) if named else today
+            count = next((int(word) for word in words if word.isdigit()), 1)
+            period = next(_singular(word) for word in words if not word.isdigit())
+            return _shifted(start, -count if kind == "earlier" else count, period)
+        case _:
+            raise ValueError(kind)
+
+
+def _year(part: Any, today: date) -> int:
     if part[0] == "year":
-        year = int(str(part[1]))
+        year = int(part[1])
         if not 1000 <= year <= 2999:
             raise ValueError("a year has four digits")
         return year
-    return today.year + {"this_year": 0, "next_year": 1, "last_year": -1}[str(part[0])]
+    return today.year + {"this_year": 0, "next_year": 1, "last_year": -1}[part[0]]
 
 
 def _shifted(start: date, count: int, period: str) -> date:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
-from .calculator import PI, pretty, root, to_step
+from .calculator import pretty, to_step
 from .contract import AgentContext, Parse, Value
-from .units import quantity, read_quantity, shown, unit_name
+from .units import quantity, read_quantity, unit_name, written
 
 _PERIODS = {"annually": 1, "semiannually": 2, "quarterly": 4, "monthly": 12, "weekly": 52, "daily": 365}
+_PI = Decimal("3.141592653589793238462643383")
 
 
 def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
@@ -30,66 +30,39 @@ def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
             return _measure(kind, parts, wanted)
         if kind in _SHAPES:
             return _shape(kind, parts, wanted)
-        return None if wanted else _FORMULAS[kind](parts)
+        if wanted:
+            return None
+        return _bmi(parts) if kind == "bmi" else _figure(kind, parts)
     except (ValueError, ArithmeticError, AttributeError, KeyError, TypeError):
         return None
 
 
+def _figure(kind: str, parts: list[Any]) -> Value:
+    """A formula of plain numbers: those without a name first, months as years, a way of compounding as `times`."""
+    formula, places, form = _FIGURES[kind]
+    plain, given = [Fraction(part) for part in parts if isinstance(part, str)], dict[str, Fraction]()
+    for name, *held in (part for part in parts if isinstance(part, list)):
+        if not held:
+            given["times"] = Fraction(_PERIODS[name])
+        elif name == "months":
+            given["years"] = _number(held) / 12
+        else:
+            given[name] = _number(held)
+    text = f"{float(to_step(formula(*plain, **given), Fraction(1, 10**places))):.{places}f}"
+    working = form.format(*map(pretty, plain), **{"times": "1"} | {name: pretty(each) for name, each in given.items()})
+    return Value(text, f"{working} = {text}")
+
+
 def _number(part: Any) -> Fraction:
-    while isinstance(part, list):
-        part = part[1]
-    return Fraction(part)
+    return _number(part[-1]) if isinstance(part, list) else Fraction(part)
 
 
-def _cash(value: Fraction) -> str:
-    return f"{float(to_step(value, Fraction(1, 100))):.2f}"
-
-
-def _share(parts: list[Any], keep: int = 0, sign: int = 1) -> Value:
-    """A percentage of an amount; with `keep` the amount too, the percentage added or (`sign` -1) taken off."""
-    given = {str(part[0]): _number(part) for part in parts}
-    money, share = given["money"], given["money"] * given["percent"] / 100
-    working = f"{pretty(given['percent'])}% of {pretty(money)} = {_cash(share)}"
-    total = _cash(money + sign * share)
-    return Value(total if keep else _cash(share), f"{working}; {'less it' if sign < 0 else 'together'} {total}")
-
-
-def _quotient(parts: list[Any], places: int) -> Value:
-    first, second = _number(parts[0]), _number(parts[1])
-    text = f"{float(to_step(first / second, Fraction(1, 10**places))):.{places}f}"
-    return Value(text, f"{pretty(first)} / {pretty(second)} = {text}")
-
-
-def _split(parts: list[Any]) -> Value:
-    """A bill in equal shares, a tip added to it where one is named."""
-    shares = next(_number(part) for part in parts if isinstance(part, str))
-    given = {str(part[0]): _number(part) for part in parts if isinstance(part, list)}
-    total = given["money"] * (1 + given.get("percent", Fraction(0)) / 100)
-    return Value(text := _cash(total / shares), f"{_cash(total)} / {pretty(shares)} = {text}")
-
-
-def _interest(parts: list[Any], compound: bool, kept: bool = False, paid: bool = False) -> Value:
-    """Interest earned; with `kept` the principal too; or the monthly payment (`paid`) that repays a loan."""
-    given = {str(part[0]): part for part in parts}
-    principal, rate = _number(given["principal"]), _number(given["rate"]) / 100
-    years = _number(given["years"]) if "years" in given else _number(given["months"]) / 12
-    if compound:
-        times = 12 if paid else next((_PERIODS[kind] for kind in given if kind in _PERIODS), 1)
-        count = years * times
-        if count.denominator != 1 or count > 1200:
-            raise ValueError("periods")
-        grown = (1 + rate / times) ** int(count)
-        earned = principal * (grown if kept else grown - 1)
-        formula = (
-            f"{pretty(principal)} * (1 + {pretty(rate)}/{times})^{count}{'' if kept else f' - {pretty(principal)}'}"
-        )
-        if paid:
-            earned = principal * rate / times * grown / (grown - 1)
-            formula = f"{pretty(principal)} * r / (1 - (1 + r)^-{count}), r = {pretty(rate)}/12"
-    else:
-        earned = principal * rate * years
-        formula = f"simple interest: {pretty(principal)} * {pretty(rate)} * {pretty(years)} years"
-    return Value(_cash(earned), f"{formula} = {_cash(earned)}")
+def _grown(rate: Fraction, years: Fraction, times: Fraction) -> Fraction:
+    """What one unit becomes with interest of `rate` percent a year, compounded so many times a year."""
+    count = years * times
+    if count.denominator != 1 or count > 1200:
+        raise ValueError("periods")
+    return (1 + rate / times / 100) ** int(count)
 
 
 def _ordered(parts: list[Any], first: str, second: str) -> list[Any]:
@@ -114,28 +87,49 @@ def _measure(kind: str, parts: list[Any], wanted: str) -> Value:
     first, second, formula, shown_as, unit = _MEASURES[kind]
     one, two = _ordered(parts, first, second)
     result = formula(one, two)
-    result = result.to(wanted or unit) if wanted or unit else result
-    working = f"{shown_as}, {_written(one)} and {_written(two)}"
-    return Value(text := _written(result), f"{working}: {text}")
+    text = written(result.to(wanted or unit) if wanted or unit else result, 6)
+    return Value(text, f"{shown_as}, {written(one, 6)} and {written(two, 6)}: {text}")
 
 
-def _written(value: Any) -> str:
-    return f"{pretty(Fraction(value.magnitude), 6)} {shown(value.units)}"
+def _shape(kind: str, parts: list[Any], wanted: str) -> Value:
+    formula, shown_as = _SHAPES[kind]
+    units = {unit_name(part) for part in parts if isinstance(part, list)} or {""}
+    if len(units) > 1 or not (units == {""} or quantity("1", *units).is_compatible_with("meter")):
+        raise ValueError("mixed units")
+    result = formula(*(quantity(part, *units) for part in parts if isinstance(part, str)))
+    text = written(result.to(wanted) if wanted else result)
+    return Value(text, f"{shown_as} = {text}")
 
 
-_FORMULAS: dict[str, Callable[[list[Any]], Value]] = {
-    "tip": _share,
-    "with_tip": partial(_share, keep=1),
-    "reduced": partial(_share, keep=1, sign=-1),
-    "split": _split,
-    "split_tipped": _split,
-    "simple_interest": partial(_interest, compound=False),
-    "compound_interest": partial(_interest, compound=True),
-    "future_value": partial(_interest, compound=True, kept=True),
-    "loan_payment": partial(_interest, compound=True, paid=True),
-    "batting": partial(_quotient, places=3),
-    "bmi": _bmi,
-}
+def _payment(principal: Fraction, rate: Fraction, years: Fraction) -> Fraction:
+    """What repays a loan in equal monthly parts."""
+    grown = _grown(rate, years, Fraction(12))
+    return principal * rate / 1200 * grown / (grown - 1)
+
+
+_FIGURES: dict[str, tuple[Callable[..., Fraction], int, str]] = {
+    "tip": (lambda money, percent: money * percent / 100, 2, "{percent}% of {money}"),
+    "with_tip": (lambda money, percent: money * (1 + percent / 100), 2, "{money} + {percent}%"),
+    "reduced": (lambda money, percent: money * (1 - percent / 100), 2, "{money} - {percent}%"),
+    "split": (lambda shares, money: money / shares, 2, "{money} / {0}"),
+    "split_tipped": (
+        lambda shares, money, percent: money * (1 + percent / 100) / shares, 2, "({money} + {percent}%) / {0}",
+    ),
+    "simple_interest": (
+        lambda principal, rate, years: principal * rate / 100 * years, 2, "{principal} * {rate}% * {years} years",
+    ),
+    "compound_interest": (
+        lambda principal, rate, years, times=Fraction(1): principal * (_grown(rate, years, times) - 1), 2,
+        "{principal} * (1 + {rate}%/{times})^({years} * {times}) - {principal}",
+    ),
+    "future_value": (
+        lambda principal, rate, years, times=Fraction(1): principal * _grown(rate, years, times), 2,
+        "{principal} * (1 + {rate}%/{times})^({years} * {times})",
+    ),
+    "loan_payment": (_payment, 2, "{principal} * r / (1 - (1 + r)^(-12 * {years})), r = {rate}%/12"),
+    "batting": (lambda hits, times: hits / times, 3, "{0} / {1}"),
+}  # fmt: skip
+"""Each with its decimal places, and as it is written."""
 _MEASURES: dict[str, tuple[str, str, Callable[[Any, Any], Any], str, str]] = {
     "density": ("gram", "liter", lambda mass, volume: mass / volume, "mass / volume", ""),
     "speed": ("meter", "second", lambda way, time: way / time, "distance / time", ""),
@@ -152,38 +146,23 @@ _MEASURES: dict[str, tuple[str, str, Callable[[Any, Any], Any], str, str]] = {
     "resistance": ("volt", "ampere", lambda volts, amps: volts / amps, "U / I", "ohm"),
 }
 """Each with the kinds of its two quantities, said in either order, and the result's unit where it is not theirs."""
-_SHAPES: dict[str, tuple[Callable[[list[Fraction]], Fraction], str, str]] = {
-    "circle_area": (lambda n: PI * n[0] ** 2, "²", "pi * r^2"),
-    "circle_area_diameter": (lambda n: PI * n[0] ** 2 / 4, "²", "pi * d^2 / 4"),
-    "circumference": (lambda n: 2 * PI * n[0], "", "2 * pi * r"),
-    "circumference_diameter": (lambda n: PI * n[0], "", "pi * d"),
-    "rectangle_area": (lambda n: n[0] * n[1], "²", "length * width"),
-    "rectangle_perimeter": (lambda n: 2 * (n[0] + n[1]), "", "2 * (length + width)"),
-    "square_area": (lambda n: n[0] ** 2, "²", "side^2"),
-    "triangle_area": (lambda n: n[0] * n[1] / 2, "²", "base * height / 2"),
-    "sphere_volume": (lambda n: 4 * PI * n[0] ** 3 / 3, "³", "4/3 * pi * r^3"),
-    "cube_volume": (lambda n: n[0] ** 3, "³", "side^3"),
-    "cylinder_volume": (lambda n: PI * n[0] ** 2 * n[1], "³", "pi * r^2 * h"),
-    "box_volume": (lambda n: n[0] * n[1] * n[2], "³", "length * width * height"),
-    "cone_volume": (lambda n: PI * n[0] ** 2 * n[1] / 3, "³", "pi * r^2 * h / 3"),
-    "sphere_surface": (lambda n: 4 * PI * n[0] ** 2, "²", "4 * pi * r^2"),
-    "cube_surface": (lambda n: 6 * n[0] ** 2, "²", "6 * side^2"),
-    "square_perimeter": (lambda n: 4 * n[0], "", "4 * side"),
-    "trapezoid_area": (lambda n: (n[0] + n[1]) / 2 * n[2], "²", "(a + b) / 2 * h"),
-    "hypotenuse": (lambda n: root(n[0] ** 2 + n[1] ** 2), "", "sqrt(a^2 + b^2)"),
+_SHAPES: dict[str, tuple[Callable[..., Any], str]] = {
+    "circle_area": (lambda r: _PI * r**2, "pi * r^2"),
+    "circle_area_diameter": (lambda d: _PI * d**2 / 4, "pi * d^2 / 4"),
+    "circumference": (lambda r: 2 * _PI * r, "2 * pi * r"),
+    "circumference_diameter": (lambda d: _PI * d, "pi * d"),
+    "rectangle_area": (lambda a, b: a * b, "length * width"),
+    "rectangle_perimeter": (lambda a, b: 2 * (a + b), "2 * (length + width)"),
+    "square_area": (lambda a: a**2, "side^2"),
+    "triangle_area": (lambda a, h: a * h / 2, "base * height / 2"),
+    "sphere_volume": (lambda r: 4 * _PI * r**3 / 3, "4/3 * pi * r^3"),
+    "cube_volume": (lambda a: a**3, "side^3"),
+    "cylinder_volume": (lambda r, h: _PI * r**2 * h, "pi * r^2 * h"),
+    "box_volume": (lambda a, b, c: a * b * c, "length * width * height"),
+    "cone_volume": (lambda r, h: _PI * r**2 * h / 3, "pi * r^2 * h / 3"),
+    "sphere_surface": (lambda r: 4 * _PI * r**2, "4 * pi * r^2"),
+    "cube_surface": (lambda a: 6 * a**2, "6 * side^2"),
+    "square_perimeter": (lambda a: 4 * a, "4 * side"),
+    "trapezoid_area": (lambda a, b, h: (a + b) / 2 * h, "(a + b) / 2 * h"),
+    "hypotenuse": (lambda a, b: quantity((a**2 + b**2).magnitude.sqrt(), a.units), "sqrt(a^2 + b^2)"),
 }
-
-
-def _shape(kind: str, parts: list[Any], wanted: str) -> Value:
-    formula, power, shown_as = _SHAPES[kind]
-    units = {unit_name(part) for part in parts if isinstance(part, list)}
-    if len(units) > 1 or any(not quantity("1", name).is_compatible_with("meter") for name in units):
-        raise ValueError("mixed units")
-    value = formula([_number(part) for part in parts if isinstance(part, str)])
-    text = pretty(value, 10)
-    if wanted:
-        name = f"({units.pop()}) ** {' ²³'.index(power or ' ') + 1}"
-        text = _written(quantity(Decimal(value.numerator) / Decimal(value.denominator), name).to(wanted))
-    elif units:
-        text += f" {shown(units.pop())}{power}"
-    return Value(text, f"{shown_as} = {text}")

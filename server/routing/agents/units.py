@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
@@ -11,7 +12,6 @@ from .calculator import pretty
 from .contract import AgentContext, Parse, Value
 from .words import vocabulary
 
-_DIGITS = 10
 _INTERNATIONAL = ("acre = 43560 * foot ** 2", "furlong = 660 * foot", "fathom = 6 * foot")
 """Pint measures these in the US survey foot, retired in 2022. Source: NIST SP 811, appendix B.6, note on the foot."""
 
@@ -44,8 +44,8 @@ def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
         converted = source.to(target)
     except (ValueError, ArithmeticError, AttributeError, TypeError):
         return None
-    text = f"{pretty(Fraction(converted.magnitude), _DIGITS)} {shown(target)}"
-    return Value(text, f"{pretty(Fraction(source.magnitude))} {shown(source.units)} = {text}")
+    text = written(converted)
+    return Value(text, f"{written(source)} = {text}")
 
 
 def _combined(parse: Parse) -> Value:
@@ -53,14 +53,14 @@ def _combined(parse: Parse) -> Value:
     first, *others = (part for part in parse[1:] if isinstance(part, list))
     left = read_quantity(first)
     if parse[0] == "percent_of":
-        working, result = f"{parse[1]}% of {_written(left)}", left * (Decimal(str(parse[1])) / 100)
+        working, result = f"{parse[1]}% of {written(left)}", left * (Decimal(str(parse[1])) / 100)
     else:
         right = read_quantity(others[0])
-        working = f"{_written(left)} {'+' if parse[0] == 'plus' else '-'} {_written(right)}"
+        working = f"{written(left)} {'+' if parse[0] == 'plus' else '-'} {written(right)}"
         result = left + right if parse[0] == "plus" else left - right
     if others and others[-1][0] == "unit":
         result = result.to(unit_name(others[-1]))
-    text = _written(result)
+    text = written(result)
     return Value(text, f"{working} = {text}")
 
 
@@ -69,11 +69,12 @@ def _feet_inches(source: Any) -> Value:
     if source.units == registry().Unit("foot") and not inches:
         raise ValueError("nothing to convert")
     text = f"{feet} ft {pretty(inches, 6)} in"
-    return Value(text, f"{_written(source)} = {text}")
+    return Value(text, f"{written(source)} = {text}")
 
 
-def _written(value: Any) -> str:
-    return f"{pretty(Fraction(value.magnitude), _DIGITS)} {shown(value.units)}"
+def written(value: Any, digits: int = 10) -> str:
+    """A quantity with up to so many significant digits and its unit's symbol."""
+    return f"{pretty(Fraction(value.magnitude), digits)} {shown(value.units)}".rstrip()
 
 
 def shown(unit: Any) -> str:
@@ -102,29 +103,31 @@ def unit_name(parse: Parse) -> str:
 
 def read_quantity(parse: Parse) -> Any:
     """A parsed quantity in pint: plain, compound ("5 ft 10 in"), a half, a fraction or a single unit."""
-    kind, parts = str(parse[0]), list(parse[1:])
-    if kind == "quantity" and len(parts) == 1 and isinstance(parts[0], list):
-        return read_quantity(parts[0]) if parts[0][0] != "unit" else quantity("1", unit_name(parts[0]))
+    kind, parts = str(parse[0]), parse[1:]
+    if kind == "quantity" and isinstance(parts[0], list):
+        return read_quantity(parts[0])
     units = [unit_name(part) for part in parts if isinstance(part, list)]
-    numbers = [Decimal(part) for part in parts if isinstance(part, str) and part[0].isdigit()]
-    if kind == "feet_inches":
-        return quantity(numbers[0] * 12 + numbers[1], "inch")
-    if kind == "compound_short":
-        if units != ["foot"]:
-            raise ValueError("only feet are followed by bare inches")
-        return quantity(numbers[0] * 12 + numbers[1], "inch")
+    numbers = [Decimal(part) for part in parts if isinstance(part, str)]
     if kind == "compound":
-        if len(units) != 2 or units[0] == units[1]:
+        if units[0] == units[1]:
             raise ValueError("not a compound quantity")
         return quantity(numbers[0], units[0]) + quantity(numbers[1], units[1])
-    if kind == "fraction_unit":
-        return quantity(numbers[0] / numbers[1], units[0])
-    if kind == "mixed_unit":
-        return quantity(numbers[0] + numbers[1] / numbers[2], units[0])
-    if kind == "quarters_unit":
-        return quantity(numbers[0] / 4, units[0])
-    shares = {"single": Decimal(1), "half_unit": Decimal("0.5"), "quarter_unit": Decimal("0.25")}
-    value = shares.get(kind) or numbers[0]
-    if kind == "and_half":
-        value += Decimal("0.5")
-    return quantity(-value if kind == "minus_unit" else value, units[0])
+    if kind in ("feet_inches", "compound_short"):
+        if units not in ([], ["foot"]):
+            raise ValueError("only feet are followed by bare inches")
+        return quantity(numbers[0] * 12 + numbers[1], "inch")
+    return quantity(_AMOUNTS[kind](*numbers), units[0])
+
+
+_AMOUNTS: dict[str, Callable[..., Decimal]] = {
+    "quantity": Decimal,
+    "single": lambda: Decimal(1),
+    "half_unit": lambda: Decimal("0.5"),
+    "quarter_unit": lambda: Decimal("0.25"),
+    "and_half": lambda number: number + Decimal("0.5"),
+    "minus_unit": lambda number: -number,
+    "quarters_unit": lambda number: number / 4,
+    "fraction_unit": lambda above, below: above / below,
+    "mixed_unit": lambda whole, above, below: whole + above / below,
+}
+"""How many of its unit each kind of quantity is."""

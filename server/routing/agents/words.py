@@ -14,19 +14,8 @@ MAX_CHARS = 400
 """Longer requests are no plain computation."""
 MAX_TOKENS = 64
 
-_SPELLING = str.maketrans(
-    {"\u2019": "'", "\u2018": "'", "\u00d7": "*", "\u00f7": "/", "\u2212": "-", "\u2013": "-", "\u22c5": "*"}
-    | {
-        "\u00bf": " ",
-        "\u00a1": " ",
-        "\u2192": "->",
-        "\u00b2": "^2",
-        "\u00b3": "^3",
-        "\u221a": " sqrt ",
-        "\u03c0": " pi ",
-        "\u00b0": " degrees ",
-        "\u00a0": " ",
-    }
+_SPELLING = str.maketrans("\u2019\u2018\u00d7\u00f7\u2212\u2013\u22c5\u00bf\u00a1\u00a0", "''*/--*   ") | str.maketrans(
+    {"\u2192": "->", "\u00b2": "^2", "\u00b3": "^3", "\u221a": " sqrt ", "\u03c0": " pi ", "\u00b0": " degrees "}
 )
 _PIECE = re.compile(
     r"0x[0-9a-f]+|0b[01]+|0o[0-7]+|\d{1,2}:\d\d(?::\d\d)?|\d{4}-\d\d?-\d\d?|\d\d?/\d\d?/\d{4}|"

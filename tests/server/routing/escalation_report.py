@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import sys
 import time
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +31,9 @@ import numpy as np
 from rolecall.config.settings import load_settings
 from rolecall.roles.manager import ModelManager
 from rolecall.server.evaluation.intervals import difference, wilson
+from rolecall.server.evaluation.suites.routing import _ece
 from rolecall.server.routing.agents.claims import claim
-from rolecall.server.routing.classify import _CAUTION, _SCALE, RULED, TYPES, written
+from rolecall.server.routing.classify import _CAUTION, _SCALE, TYPES, written
 from rolecall.server.routing.contract import TaskType
 from rolecall.server.routing.escalate import load_thresholds, vote
 from rolecall.server.routing.router import Router
@@ -47,9 +46,6 @@ from .requests import examples
 GOAL = 0.90
 LEAST = 20
 OUT = Path("config/routing/thresholds.yaml")
-BINS = 15
-WEIGHTS = (0.1, 0.25, 0.5, 1.0)
-"""Of the vote beside the classifier, in the log-linear combination."""
 
 Row = dict[str, Any]
 Scores = dict[TaskType, float]
@@ -94,14 +90,8 @@ def own_rows(minilm: Path) -> list[Row]:
     rules = load_rules()
     fired = np.asarray([[rule in found for rule in rules] for found in map(met, readings)], dtype=np.float64)
     parts = {"lexical": fit._bags(readings), "rules": fired, "dense": fit._vectors(readings, minilm)}
-    logits = RULED * fired @ np.asarray([written(rule) for rule in rules])
-    offset, folds = logits.copy(), np.asarray([zlib.crc32(row.register.encode()) % fit.FOLDS for row in rows])
-    for fold in range(fit.FOLDS):
-        kept, out = folds != fold, folds == fold
-        fitted = fit._fit({part: values[kept] for part, values in parts.items()}, labels[kept], offset[kept])
-        logits[out] += fitted.pop("bias")
-        for part, weights in fitted.items():
-            logits[out] += parts[part][out] @ weights
+    offset = fired @ np.asarray([written(rule) for rule in rules])
+    logits = fit.held_out(parts, labels, offset, [row.register for row in rows])
     logits[:, TYPES.index(TaskType.TOOL)] -= _CAUTION
     odds = np.exp(_SCALE * (logits - logits.max(axis=1, keepdims=True)))
     shares = (odds / odds.sum(axis=1, keepdims=True)).round(4).tolist()
@@ -121,8 +111,8 @@ async def read_all(rows: list[Row]) -> list[Row]:
     return [row | {"scores": read.type_scores} for row, read in found if read.claim is None]
 
 
-def best(scores: dict[TaskType, float]) -> TaskType:
-    return max(TaskType, key=lambda kind: scores[kind])
+def best(scores: Scores) -> TaskType:
+    return max(TaskType, key=lambda kind: scores.get(kind, 0.0))
 
 
 def guessed(rows: Sequence[Row], kind: TaskType) -> list[Guess]:
@@ -198,34 +188,17 @@ async def ask_all(rows: list[Row], limit: int | None) -> None:
     labels = [TaskType(row["label"]) for row, _ in said]
     common = Counter(labels).most_common(1)[0][0]
     sides = {"best guess": guesses, "model": [found for _, found in said], "majority": [{common: 1.0}] * len(said)}
-    for weight in WEIGHTS:
-        sides[f"both, vote {weight}"] = [_both(a, b, weight) for a, b in zip(guesses, sides["model"], strict=True)]
-    right = {name: [float(_top(each) is label) for each, label in zip(side, labels, strict=True)]
+    right = {name: [float(best(each) is label) for each, label in zip(side, labels, strict=True)]
              for name, side in sides.items()}  # fmt: skip
     for name, hits in right.items():
         low, high = wilson(int(sum(hits)), len(hits))
         gain = difference(hits, right["best guess"])
-        print(f"{name}: {sum(hits) / len(hits):.3f} [{low:.3f}, {high:.3f}], ECE {_ece(sides[name], hits):.3f}, "
+        sure = zip(sides[name], hits, strict=True)
+        ece = _ece([{"confidence": max(scores.values()), "right": hit} for scores, hit in sure])
+        print(f"{name}: {sum(hits) / len(hits):.3f} [{low:.3f}, {high:.3f}], ECE {ece:.3f}, "
               f"less best guess [{gain[0]:+.3f}, {gain[1]:+.3f}]")  # fmt: skip
-    print("the model says", dict(Counter(_top(each).value for each in sides["model"])))
+    print("the model says", dict(Counter(best(each).value for each in sides["model"])))
     print(f"seconds a request: p50 {percentile(seconds, 50):.2f}, p95 {percentile(seconds, 95):.2f}")
-
-
-def _top(scores: Scores) -> TaskType:
-    return max(TaskType, key=lambda kind: scores.get(kind, 0.0))
-
-
-def _both(classifier: Scores, model: Scores, weight: float) -> Scores:
-    raised = {kind: (classifier[kind] + 1e-4) * (model[kind] + 1e-4) ** weight for kind in TaskType}
-    return {kind: value / math.fsum(raised.values()) for kind, value in raised.items()}
-
-
-def _ece(side: Sequence[Scores], hits: Sequence[float]) -> float:
-    """Expected calibration error over 15 equal bins."""
-    bins: dict[int, list[float]] = {}
-    for scores, hit in zip(side, hits, strict=True):
-        bins.setdefault(min(BINS - 1, int(max(scores.values()) * BINS)), []).append(max(scores.values()) - hit)
-    return sum(abs(sum(gaps)) for gaps in bins.values()) / len(hits)
 
 
 if __name__ == "__main__":

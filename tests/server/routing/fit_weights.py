@@ -17,7 +17,7 @@ import numpy as np
 from scipy import sparse  # type: ignore[import-untyped,unused-ignore]
 from scipy.optimize import minimize  # type: ignore[import-untyped,unused-ignore]
 
-from rolecall.server.routing.classify import BUCKETS, RULED, TYPES, Array, ngrams, written
+from rolecall.server.routing.classify import BUCKETS, TYPES, Array, ngrams, written
 from rolecall.server.routing.signals import Reading, load_rules, met, read
 
 from .requests import Example, examples
@@ -42,14 +42,17 @@ def main(arguments: list[str]) -> None:
     bags = _bags(readings)
     vectors = _vectors(readings, given.minilm)
     blocks = {"full": {"lexical": bags, "rules": fired, "dense": vectors}, "bare": {"lexical": bags, "rules": fired}}
-    offset = RULED * fired @ np.asarray([written(rule) for rule in load_rules()])
+    offset = fired @ np.asarray([written(rule) for rule in load_rules()])
     stored: dict[str, Any] = {"names": np.asarray(names)}
     for name, parts in blocks.items():
         if given.check:
             _check(name, parts, labels, offset, rows)
         else:
             fitted = _fit(parts, labels, offset)
-            stored |= {f"{name}_{part}": _packed(weights, part) for part, weights in fitted.items()}
+            stored |= {
+                f"{name}_{part}": weights.astype(np.float64 if part == "bias" else np.float16)
+                for part, weights in fitted.items()
+            }
     if not given.check:
         np.savez_compressed(given.out, **stored)
 
@@ -100,23 +103,24 @@ def _fit(parts: dict[str, Any], labels: Array, offset: Array) -> dict[str, Array
     return {**dict(zip(parts, pieces, strict=True)), "bias": flat[width * kinds :]}
 
 
-def _packed(weights: Array, part: str) -> Array:
-    return weights.astype(np.float16 if part != "bias" else np.float64)
+def held_out(parts: dict[str, Any], labels: Array, offset: Array, groups: list[str]) -> Array:
+    """Log odds (rows, 7) of each group's rows by a model that has not seen it."""
+    folds = np.asarray([zlib.crc32(group.encode()) % FOLDS for group in groups])
+    logits = offset.copy()
+    for fold in range(FOLDS):
+        kept, out = folds != fold, folds == fold
+        fitted = _fit({part: values[kept] for part, values in parts.items()}, labels[kept], offset[kept])
+        logits[out] += fitted.pop("bias")
+        for part, weights in fitted.items():
+            logits[out] += parts[part][out] @ weights
+    return logits
 
 
 def _check(name: str, parts: dict[str, Any], labels: Array, offset: Array, rows: list[Example]) -> None:
-    for held, key in (("templates", "template"), ("registers", "register")):
-        folds = np.asarray([zlib.crc32(getattr(row, key).encode()) % FOLDS for row in rows])
-        logits = np.zeros((len(rows), len(TYPES)))
-        for fold in range(FOLDS):
-            kept, out = folds != fold, folds == fold
-            fitted = _fit({part: values[kept] for part, values in parts.items()}, labels[kept], offset[kept])
-            logits[out] = offset[out] + fitted.pop("bias")
-            for part, weights in fitted.items():
-                logits[out] += parts[part][out] @ weights
-        best = logits.argmax(axis=1)
+    for held in ("template", "register"):
+        best = held_out(parts, labels, offset, [getattr(row, held) for row in rows]).argmax(axis=1)
         recall = [float((best[labels == kind] == kind).mean()) for kind in range(len(TYPES))]
-        print(name, f"{held} held out: mean recall {np.mean(recall):.3f}", [round(value, 3) for value in recall])
+        print(name, f"{held}s held out: mean recall {np.mean(recall):.3f}", [round(value, 3) for value in recall])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -20,45 +20,22 @@ from rolecall.server.routing.contract import Agent, Claim
 NOW = datetime(2026, 3, 4, 15, 30, tzinfo=ZoneInfo("Europe/Berlin"))
 CONTEXT = AgentContext(now=NOW)
 
+# What `stage1.jsonl` has no like of.
 CALCULATIONS = [
-    ("What's 17 times 23?", "391"),
-    ("hey, could you tell me what 15% of 80 is", "12"),
     ("two hundred and five plus twenty-three point one four", "228.14"),
-    ("what is the square root of 1 million", "1000"),
-    ("can you divide 100 by 20 please", "5"),
     ("(3+4)*5 - 2/3", "34.3333333333"),
     ("what percent of 80 is 12?", "15%"),
     ("30% off 80", "56"),
-    ("increase 80 by 15%", "92"),
-    ("percent change from 50 to 60", "20%"),
-    ("average of 3, 4 and 5", "4"),
-    ("standard deviation of 2, 4, 4, 4, 5, 5, 7, 9", "2"),
-    ("median of 9 1 4", "4"),
-    ("2 to the 10th power", "1024"),
-    ("log base 2 of 8", "3"),
-    ("5th root of 32", "2"),
-    ("convert 255 to hex", "FF"),
-    ("binary 1010 to decimal", "10"),
     ("two thirds of 90", "60"),
     ("round 3.14159 to 2 decimal places", "3.14"),
-    ("subtract 4 from 10", "6"),
-    ("remainder when 17 is divided by 5", "2"),
     ("was ist 12 mal 12", "144"),
     ("сколько будет 7 плюс 5", "12"),
     ("5!", "120"),
-    ("bmi of someone who is 5 ft 10 and weighs 160 lbs", "23.0"),
-    ("what is a 20% tip on $45", "9.00"),
-    ("bmi for 70 kg and 1.75 m", "22.9"),
-    ("density of an object with mass 10 g and volume 2 ml", "5 g/ml"),
-    ("simple interest on 1000 at 5% for 3 years", "150.00"),
-    ("compound interest on $1000 at 5% for 3 years compounded monthly", "161.47"),
-    ("batting average for 30 hits in 100 at bats", "0.300"),
     ("batting average: 47 hits, 163 at bats", "0.288"),
     ("A stone weighs 340 g and has a volume of 125 cm3. Give its density.", "2.72 g/cm³"),
     ("hi, im 1.68 m and weigh 71.5 kg, whats my bmi", "25.3"),
     ("4500 euros at 3.2% a year compounded monthly, 6 years. final balance?", "5451.12"),
     ("45 * 12, just the figure", "540"),
-    ("hypotenuse of a right triangle with legs 3 and 4", "5"),
     ("100 + 10% + 10%", "121"),
     ("-2^2", "-4"),
     ("(-2)^2", "4"),
@@ -69,34 +46,24 @@ CALCULATIONS = [
     ("18% tip on 45.25", "8.15"),
 ]
 CONVERSIONS = [
-    ("what is 17% of 2350 kg?", "399.5 kg"),
     ("2 kg + 300 g in pounds", "5.07063203 lb"),
     ("5 km minus 200 m", "4.8 km"),
-    ("how many km in 26.2 miles", "42.1648128 km"),
     ("convert 5 ft 10 to cm", "177.8 cm"),
-    ("98.6 degrees fahrenheit to celsius please", "37 °C"),
     ("-40 degrees f in c", "-40 °C"),
     ("how many ounces in a cup", "8 fl oz"),
     ("10 in in cm", "25.4 cm"),
-    ("two and a half hours in minutes", "150 min"),
     ("1 acre in square feet", "43560 ft²"),
     ("Wie viel sind 100 Quadratfuß in Quadratmetern?", "9.290304 m²"),
     ("1 light year in km", "9460730472581 km"),
 ]
 DATES = [
-    ("what time is it in Tokyo right now", "23:30 (11:30 PM) JST, Wednesday"),
-    ("what's today's date", "Wednesday, 4 March 2026"),
-    ("what day of the week is july 4 2026", "Saturday, 4 July 2026"),
     ("how many days until christmas", "296 days"),
     ("days left until new year's eve", "302 days"),
     ("what was the weekday on 2 june 1953", "Tuesday, 2 June 1953"),
-    ("what is the date 3 weeks from today", "Wednesday, 25 March 2026"),
     ("what time will it be in 3 hours", "18:30 (06:30 PM)"),
     ("how many days between jan 5 and march 1 2026", "55 days"),
     ("convert 3pm est to cet", "21:00 (09:00 PM) CET"),
     ("time difference between tokyo and london", "Tokyo is 9 hours ahead of London"),
-    ("how long is it from 9:15 am to 5 pm", "7 hours 45 minutes"),
-    ("is 2024 a leap year", "Yes"),
     ("how many days until march 1", "362 days"),
     ("how many days since christmas", "69 days"),
     ("how many days from dec 25 to jan 1", "7 days"),
@@ -189,19 +156,16 @@ ODD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("request_text", "value"), CALCULATIONS)
-def test_the_calculator_claims_a_whole_request_and_gives_its_value(request_text: str, value: str) -> None:
-    assert answer(request_text) == (Agent.CALCULATOR, value)
+CLAIMED = {Agent.CALCULATOR: CALCULATIONS, Agent.UNITS: CONVERSIONS, Agent.DATETIME: DATES}
 
 
-@pytest.mark.parametrize(("request_text", "value"), CONVERSIONS)
-def test_units_are_converted(request_text: str, value: str) -> None:
-    assert answer(request_text) == (Agent.UNITS, value)
-
-
-@pytest.mark.parametrize(("request_text", "value"), DATES)
-def test_dates_and_times_come_from_the_given_clock(request_text: str, value: str) -> None:
-    assert answer(request_text) == (Agent.DATETIME, value)
+@pytest.mark.parametrize(
+    ("agent", "request_text", "value"), [(agent, *row) for agent, rows in CLAIMED.items() for row in rows]
+)
+def test_an_agent_claims_a_whole_request_and_gives_its_value(agent: Agent, request_text: str, value: str) -> None:
+    claimed = claim(request_text)
+    assert claimed is not None and claimed.agent is agent
+    assert computed(claimed, CONTEXT) == value
 
 
 @pytest.mark.parametrize(
@@ -248,7 +212,7 @@ def test_a_computation_without_a_value_is_left_to_a_model_at_once(request_text: 
 def test_summer_time_and_the_ends_of_months_are_counted(local: str, request_text: str, value: str) -> None:
     zone = ZoneInfo("Europe/Berlin")
     now = datetime.fromisoformat(local).replace(tzinfo=zone)
-    assert value_of(request_text, AgentContext(now=now.astimezone(UTC), timezone=zone)) == value
+    assert value_of(request_text, AgentContext(now=now)) == value
 
 
 def test_the_working_shows_how_a_value_came_about() -> None:
@@ -315,12 +279,6 @@ def test_a_file_whose_name_is_not_utf8_is_named_in_text_that_can_be_sent(tmp_pat
     (tmp_path / "odd\udcff.py").write_text("x")
     found = value_of(f"what is the largest file in {tmp_path}", AgentContext(now=NOW, allowed_folders=(tmp_path,)))
     assert found.startswith(f"{tmp_path}/odd\\xff.py (1 bytes")
-
-
-def answer(request_text: str) -> tuple[Agent, str]:
-    claimed = claim(request_text)
-    assert claimed is not None, request_text
-    return claimed.agent, computed(claimed, CONTEXT)
 
 
 def value_of(request_text: str, context: AgentContext) -> str:

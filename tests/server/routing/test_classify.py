@@ -11,7 +11,6 @@ from rolecall.server.routing.classify import BUCKETS, TYPES, classify, load_weig
 from rolecall.server.routing.contract import TaskType
 from rolecall.server.routing.signals import load_rules, read
 
-from .confidence import by_confidence
 from .requests import examples
 
 REPORT = (
@@ -100,12 +99,3 @@ def test_the_requests_are_the_same_every_time_and_none_has_two_types() -> None:
     plain = {row.text.lower(): row.kind for row in examples(1)}
     assert [row.text for row in examples(1) if plain[row.text.lower()] is not row.kind] == []
     assert {row.kind for row in examples(1)} == set(TaskType)
-
-
-def test_accuracy_by_confidence_counts_each_class_apart() -> None:
-    rows = [(TaskType.TOOL, 0.95, True), (TaskType.TOOL, 0.92, False), (TaskType.CODING, 0.5, True)]
-    table = by_confidence(rows, floors=(0.0, 0.9))
-    tool, coding = table[TaskType.TOOL], table[TaskType.CODING]
-    assert [(line.floor, line.n, line.hits) for line in tool] == [(0.0, 2, 1), (0.9, 2, 1)]
-    assert [(line.n, line.coverage) for line in coding] == [(1, 1.0), (0, 0.0)]
-    assert tool[0].interval[0] < 0.5 < tool[0].interval[1]

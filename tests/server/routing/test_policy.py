@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import anyio
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from rolecall.config import policy as written
 from rolecall.config.errors import ConfigError
 from rolecall.config.home import Home
 from rolecall.config.models import load_yaml
-from rolecall.config.policy import routing_of
+from rolecall.config.policy import RoutingSettings
 from rolecall.config.settings import load_profile, load_routing, load_settings
 from rolecall.roles.contract import Role
 from rolecall.server.errors import PolicyDenied
@@ -34,7 +35,14 @@ def rule(name: str, when: dict[str, Any] | None = None, **then: Any) -> dict[str
 
 
 def ruled(*rules: dict[str, Any], **more: Any) -> Router:
-    return router(Staff(embeds=False)).with_policy(routing_of({"rules": list(rules), **more}, ROLES, "rules.yaml"))
+    routing = RoutingSettings.model_validate({"rules": rules, **more})
+    return router(Staff(embeds=False)).with_policy(routing)
+
+
+def loaded(folder: Path, routing: Any) -> RoutingSettings:
+    file = folder / "rules.yaml"
+    file.write_text(yaml.safe_dump({"routing": routing}))
+    return load_routing(file, load_profile("mac-128"))
 
 
 def decided(text: str, *rules: dict[str, Any], state: State | None = None) -> Decision:
@@ -49,34 +57,34 @@ def test_the_written_words_are_the_routers_own() -> None:
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        ([rule("a", {"task_typ": "coding"}, tag="x")], "key in the routing rule 'a'.*Did you mean 'task_types'"),
-        ([rule("a", {"flags": "sort"}, tag="x")], "flag in rule 'a'.*Did you mean 'short'"),
-        ([rule("a", {"task_types": "codin"}, tag="x")], "task_types.* of the routing rule 'a'.*coding"),
-        ([rule("a", forse="coding")], "the routing rule 'a'.*Did you mean 'force'"),
-        ([{"name": "a", "wen": {}, "then": {"tag": "x"}}], "the routing rule 'a'.*Did you mean 'when'"),
-        ([rule("a", force="reasoning_hevy")], "rule 'a'.*Did you mean 'reasoning_heavy'"),
+        ([rule("a", {"task_typ": "coding"}, tag="x")], r"key routing\.rules\.a\.when.*Did you mean .*when\.task_types"),
+        ([rule("a", {"flags": "sort"}, tag="x")], "flag sort in the routing rule 'a'.*Did you mean short"),
+        ([rule("a", {"task_types": "codin"}, tag="x")], r"routing\.rules\.a\.when\.task_types.*coding"),
+        ([rule("a", forse="coding")], r"key routing\.rules\.a\.then\.forse.*Did you mean .*then\.force"),
+        ([{"name": "a", "wen": {}, "then": {"tag": "x"}}], r"routing\.rules\.a\.wen.*Did you mean .*\.when"),
+        ([rule("a", force="reasoning_hevy")], "the routing rule 'a'.*Did you mean reasoning_heavy"),
         ([rule("a", {"min_tokens": 9, "max_tokens": 8}, tag="x")], "'a'.*min_tokens is above max_tokens"),
         ([rule("a", {"min_difficulty": 0.9, "max_difficulty": 0.1}, tag="x")], "'a'.*min_difficulty"),
-        ([rule("a", {"min_confidence": float("nan")}, tag="x")], "min_confidence of the routing rule 'a'.*finite"),
+        ([rule("a", {"min_confidence": float("nan")}, tag="x")], r"rules\.a\.when\.min_confidence.*finite"),
         ([rule("a", {"flags": ["short"], "without": "short"}, tag="x")], "'a'.*same flag"),
         ([rule("a", {"agents": "calculator", "task_types": "coding"}, tag="x")], "'a'.*none of its agents"),
-        ([rule("a", {"agents": "retrieval", "with_paths": True}, tag="x")], "'a'.*without paths"),
-        ([rule("a", {"agents": "units", "max_confidence": 0.5}, tag="x")], "'a'.*confidence 1"),
+        ([rule("a", {"agents": "retrieval", "with_paths": True}, tag="x")], "'a'.*none of its agents"),
+        ([rule("a", {"agents": "units", "max_confidence": 0.5}, tag="x")], "'a'.*none of its agents"),
         ([rule("a", {"agents": "units"}, prefer="coding")], "'a'.*answers without a role"),
         ([rule("a")], "'a'.*`then` is empty"),
-        ([rule("a", {"contains": " "}, tag="x")], "contains.* of the routing rule 'a'"),
-        ([rule("a", force="coding", forbid="coding")], "'a'.*forbids the role that it forces"),
+        ([rule("a", {"contains": " "}, tag="x")], r"rules\.a\.when\.contains"),
+        ([rule("a", force="coding", forbid="coding")], "'a' asks for coding, 'a' forbids it"),
         ([rule("a", tag="x"), rule("a", tag="y")], "Two routing rules.*'a'"),
         ([rule("a", force="coding"), rule("b", force="router")], "'a' and 'b'.*contradict.*forces router"),
         ([rule("a", {"depths": "deep"}, prefer="coding"), rule("b", forbid=["coding"])], "'a' and 'b'.*forbids it"),
         ([rule("a", deny="no"), rule("b", {"contains": "x"}, force="router")], "'a' and 'b'.*denies"),
-        ([7], "routing rule number 1"),
-        (7, "rules of the section `routing`"),
+        ([7], r"routing\.rules\.0"),
+        (7, r"routing\.rules"),
     ],
 )
-def test_a_rule_that_cannot_be_meant_is_named_with_its_file(rules: Any, said: str) -> None:
+def test_a_rule_that_cannot_be_meant_is_named_with_its_file(rules: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said) as raised:
-        routing_of({"rules": rules}, ROLES, "rules.yaml")
+        loaded(tmp_path, {"rules": rules})
     assert "rules.yaml" in raised.value.message
 
 
@@ -92,9 +100,9 @@ def test_a_rule_that_cannot_be_meant_is_named_with_its_file(rules: Any, said: st
         ({"agents": "calculator"}, {"task_types": "tool"}),  # without the agent's name a rule leaves it its place
     ],
 )
-def test_rules_that_never_meet_do_not_contradict(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_rules_that_never_meet_do_not_contradict(one: dict[str, Any], other: dict[str, Any], tmp_path: Path) -> None:
     rules = [rule("a", one, force="coding"), rule("b", other, force="router")]
-    assert len(routing_of({"rules": rules}, ROLES, "rules.yaml").rules) == 2
+    assert len(loaded(tmp_path, {"rules": rules}).rules) == 2
 
 
 def test_the_settings_check_the_rules_at_start_and_a_file_of_rules_alone(tmp_path: Path) -> None:
@@ -110,10 +118,10 @@ def test_the_settings_check_the_rules_at_start_and_a_file_of_rules_alone(tmp_pat
     assert load_routing(home.settings_file, load_profile("starter")).quality_weight == 0.7
 
 
-def test_the_documented_rules_are_ones_that_can_be_meant() -> None:
+def test_the_documented_rules_are_ones_that_can_be_meant(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs/routing.md").read_text("utf-8")
     section = load_yaml(page.partition("```yaml\n")[2].partition("```")[0])
-    assert len(routing_of(section["routing"], load_profile("mac-128").roles, "routing.md").rules) == 3
+    assert len(loaded(tmp_path, section["routing"]).rules) == 3
 
 
 def test_deny_goes_before_force_before_forbid_before_prefer_and_tags_are_collected() -> None:
@@ -173,7 +181,7 @@ def test_other_rules_are_another_snapshot_whose_policy_alone_differs() -> None:
 def test_a_denied_request_is_a_typed_error_and_nobody_is_asked(desk: MakeDesk, kind: type, text: str) -> None:
     at = desk(["never asked"])
     staff = at.orchestrator.staff
-    rules = routing_of({"rules": [rule("d", deny="Not on this machine.")]}, ROLES, "rules.yaml")
+    rules = RoutingSettings.model_validate({"rules": [rule("d", deny="Not on this machine.")]})
     denying = staff.router.with_policy(rules)
     at.orchestrator.staff = replace(staff, router=denying)
     with pytest.raises(PolicyDenied, match="Not on this machine") as raised:

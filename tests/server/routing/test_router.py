@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import anyio
@@ -13,23 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolecall.roles.contract import Role, RoleInfo, RoleModels, Vectors
+from rolecall.roles.contract import Role, Vectors
 from rolecall.roles.errors import WorkerDied
 from rolecall.server.routing.classify import FITTED_WITH
-from rolecall.server.routing.contract import (
-    Agent,
-    Claim,
-    Decision,
-    Features,
-    RoleChoice,
-    Snapshot,
-    State,
-    TaskType,
-)
+from rolecall.server.routing.contract import Agent, Claim, Decision, Features, Snapshot, State, TaskType
 from rolecall.server.routing.decide import decide
 from rolecall.server.routing.router import Router, batch_line
 from rolecall.server.routing.signals import load_rules, policy, read
 from rolecall.server.routing.snapshot import altered
+
+from ..scripted import ScriptedModels, infos
+from .test_choice import odd_snapshots, odd_states
 
 CONTEXTS = {
     Role.ROUTER: 8192, Role.REASONING: 32768, Role.REASONING_HEAVY: 32768, Role.CODING: 32768,
@@ -37,28 +30,18 @@ CONTEXTS = {
 }  # fmt: skip
 
 
-@dataclass
-class Staff:
+class Staff(ScriptedModels):
     """Roles of a fixed profile, and vectors that depend on the text alone (or no embedder, or a broken one)."""
 
-    embeds: bool = True
-    breaks: bool = False
-    present: bool = True
-    asked: list[str] = field(default_factory=list)
-
-    def roles(self) -> tuple[RoleInfo, ...]:
-        return tuple(
-            RoleInfo(
-                role=role, model=f"model-{role}", present=self.present, resident=False, context_length=context,
-                concurrency=1, timeout_s=1.0, max_tokens=64, thinks=False, size_bytes=1,
-            )
-            for role, context in CONTEXTS.items()
-        )  # fmt: skip
+    def __init__(self, embeds: bool = True, breaks: bool = False, present: bool = True) -> None:
+        each = infos(present=present)
+        super().__init__([""], tuple(one.model_copy(update={"context_length": CONTEXTS[one.role]}) for one in each))
+        self.embeds, self.breaks, self.asked = embeds, breaks, list[str]()
 
     def embedder(self) -> str | None:
         return f"{FITTED_WITH}:1" if self.embeds else None
 
-    async def embed(self, texts: Sequence[str], *, alone: bool = False) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, alone: bool = False, query: bool = False) -> Vectors:
         assert alone
         assert len(texts) == 1
         self.asked.extend(texts)
@@ -70,7 +53,7 @@ class Staff:
 
 
 def router(staff: Staff | None = None) -> Router:
-    return Router(cast("RoleModels", staff or Staff()), "test")
+    return Router(staff or Staff(), "test")
 
 
 def decided(text: str, state: State | None = None, staff: Staff | None = None, **options: Any) -> Decision:
@@ -90,29 +73,10 @@ features_of = st.builds(
     prompt_tokens=st.integers(0, 200_000),
     has_paths=st.booleans(),
 )
-snapshots = st.builds(
-    Snapshot,
-    sha256=st.just("s"),
-    profile=st.just("p"),
-    roles=st.lists(
-        st.builds(
-            RoleChoice, role=st.sampled_from(Role), model=st.text(max_size=4), context_length=st.integers(1, 200_000),
-        ),
-        max_size=7,
-        unique_by=lambda choice: choice.role,
-    ).map(tuple),
-)  # fmt: skip
-states = st.builds(
-    State,
-    resident=st.just(()),
-    fixed_task_type=st.none() | st.sampled_from(TaskType),
-    depth=st.sampled_from(["quick", "normal", "deep"]),
-    budget_s=st.none() | st.floats(0, 100),
-)
 
 
 @settings(max_examples=150, deadline=None)
-@given(features_of, snapshots, states)
+@given(features_of, odd_snapshots, odd_states)
 def test_a_decision_is_a_function_of_its_inputs(features: Features, snapshot: Snapshot, state: State) -> None:
     first = decide(features, snapshot, state)
     copies = [type(part).model_validate_json(part.model_dump_json()) for part in (features, snapshot, state)]
