@@ -9,8 +9,7 @@ import pytest
 
 from rolecall.config.home import Home
 from rolecall.server.cli.app import main
-from rolecall.server.cli.output import show
-from rolecall.server.cli.requests import _explained
+from rolecall.server.cli.output import Shell, readable
 
 FOUND = {
     "decision": {"role": "coding", "reasons": ["one", "two"], "sha256": "feed"},
@@ -22,7 +21,7 @@ FOUND = {
 
 
 def test_an_explanation_is_readable_without_hashes_and_empty_parts(capsys: pytest.CaptureFixture[str]) -> None:
-    show(FOUND, False, *_explained(FOUND))
+    Shell(None, False).show(FOUND, *readable(FOUND))
     shown = capsys.readouterr().out
 
     assert "decision: reasons: one; two" in shown and "difficulty: 0.1235" in shown

@@ -12,8 +12,8 @@ from typing import Any
 
 from rolecall.config.home import Home
 from rolecall.retrieval.contract import CollectionStatus, FailedFile, IndexState, Passage, Preview
-from rolecall.server.cli.index import _passage, _previewed, _status, duration
-from rolecall.server.cli.output import show
+from rolecall.server.cli.index import _passage, _previewed, _status
+from rolecall.server.cli.output import Shell, duration
 from tests.conftest import eventually
 
 ROLECALL = str(Path(sys.executable).with_name("rolecall"))
@@ -21,7 +21,7 @@ FAILED = FailedFile(path="/docs/a.pdf", code="encrypted", reason="it needs a pas
 
 
 def shown(capsys: Any, *parts: Any) -> str:
-    show({}, False, *parts)
+    Shell(None, False).show({}, *parts)
     return str(capsys.readouterr().out)
 
 
@@ -73,7 +73,7 @@ def test_a_passage_shows_its_page_and_heading(capsys: Any) -> None:
 
 def test_ages_are_told_in_their_largest_unit() -> None:
     assert [duration(age_s) for age_s in (None, 3.2, 130.0, 7_300.0, 200_000.0)] == [
-        "never synced", "3 s", "2 min", "2 h", "2 d",
+        "never synced", "3.2 s", "2 min", "2 h", "2 d",
     ]  # fmt: skip
 
 
