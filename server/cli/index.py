@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.console import RenderableType
 from rich.text import Text
 
 from rolecall.config.errors import RolecallError
 from rolecall.retrieval.errors import IndexLarge
 
-from .output import EXIT_ATTENTION, Bar, Shell, command, duration, note, table
+from .output import EXIT_ATTENTION, Bar, Shell, command, duration, note, readable, table
 
 COLLECTION = typer.Argument("", help="Collection; all by default.", show_default=False)
 EMPTY = "Nothing is indexed. Start with: rolecall index add FOLDER"
@@ -123,14 +124,8 @@ def summary(item: dict[str, Any]) -> str:
 
 
 def _followed(shell: Shell, op: str, **asked: Any) -> Any:
-    """What the host says at the end, with a bar of files, chunks and the time left until then."""
     with Bar("indexing") as bar:
-
-        def tell(update: dict[str, Any]) -> None:
-            words = f"{update['done']:,} of {update['total']:,} files, {update['chunks']:,} chunks"
-            bar.tell({**update, "words": words})
-
-        return shell.ask(op, tell, **asked)
+        return shell.ask(op, bar.tell, **asked)
 
 
 def _attend(reports: Iterable[dict[str, Any]]) -> None:
@@ -144,16 +139,9 @@ def _reported(report: dict[str, Any]) -> Iterator[str]:
     yield from _failures(report["failed"])
 
 
-def _previewed(preview: dict[str, Any]) -> Iterator[str]:
-    size, seconds = f"{preview['size_bytes'] / 1e6:,.1f} MB", preview["seconds"]
-    takes = "how long is known once something was indexed" if seconds is None else f"about {duration(seconds)}"
-    yield f"{preview['folder']}: {preview['files']:,} files to index, {size}, {takes}"
-    for title, counts in (("kinds", preview["kinds"]), ("left out", preview["skipped"])):
-        if counts:
-            yield f"{title}: {_counts(counts)}"
-    if preview["folders"]:
-        yield "Most are in these; leave out more with lines as of .gitignore in a file .rolecallignore."
-        yield from (f"  {files:,} in {folder}" for folder, files in preview["folders"].items())
+def _previewed(preview: dict[str, Any]) -> Iterator[RenderableType]:
+    yield from readable({**preview, "failed": []})
+    yield "Leave out more with lines as of .gitignore in a file .rolecallignore."
     yield from _failures(preview["failed"])
 
 

@@ -26,7 +26,7 @@ from ..connect import held
 from ..errors import BadRequest, ClientUnusable
 from . import clients
 from .clients import ENTRY, Client, ClientName, servers_of, with_entry
-from .output import EXIT_ATTENTION, Shell, gb, note
+from .output import EXIT_ATTENTION, Shell, answered, gb, note
 
 SKILL = "SKILL.md"
 _BACKUP = ".before-rolecall"
@@ -198,7 +198,10 @@ def uninstall(
     home = Home.find()
     sizes = {str(path): _freed_bytes(path) for path in _own(home)} if purge else {}
     if sizes and not yes:
-        _ask(sizes)
+        for path, size_bytes in sizes.items():
+            note(f"{gb(size_bytes):>12}  {path}")
+        if answered(f"Remove all of this and free {gb(sum(sizes.values()))}? y, n", "n") != "y":
+            raise typer.Abort
     stopped = anyio.run(stop_host, home) is not None
     taken, problems = list[str](), list[dict[str, str]]()
     for name, client in clients.known_clients().items():
@@ -240,15 +243,6 @@ def _freed_bytes(path: Path) -> int:
     if stat.S_ISDIR(found.st_mode):
         return sum(map(_freed_bytes, path.iterdir()))
     return found.st_size if found.st_nlink == 1 else 0
-
-
-def _ask(sizes: dict[str, int]) -> None:
-    for path, size_bytes in sizes.items():
-        note(f"{gb(size_bytes):>12}  {path}")
-    if not sys.stdin.isatty():
-        failed, advice = "--purge asks before it removes, and no terminal answers here.", "Add --yes to agree."
-        raise BadRequest(failed, advice=advice)
-    typer.confirm(f"Remove all of this and free {gb(sum(sizes.values()))}?", abort=True, err=True)
 
 
 def _purge(home: Home) -> list[str]:

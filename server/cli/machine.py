@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import deque
 from typing import Any
 
@@ -13,9 +12,9 @@ import typer
 from rolecall.config.home import Home
 from rolecall.config.settings import AUTO_PROFILES, Settings
 
-from ..errors import BadRequest, HostUnavailable
+from ..errors import HostUnavailable
 from .diagnosis import staff_models
-from .output import EXIT_FAILED, Bar, Shell, console, gb, note, table
+from .output import EXIT_FAILED, Bar, Shell, answered, console, gb, note, table
 
 
 def setup(
@@ -30,7 +29,7 @@ def setup(
     if not (shell.as_json or starter_only):
         _show_downloads(home, settings, smaller)
     if not yes and not starter_only:
-        answer = _asked("Get these now? [y/n" + (f"/s for {smaller.profile.name}]" if smaller else "]"))
+        answer = answered("Get these now? y, n" + (f", s for {smaller.profile.name}" if smaller else ""), "y")
         if answer.startswith("s") and smaller:
             settings, profile = smaller, smaller.profile.name
         elif not answer.startswith("y"):
@@ -75,16 +74,6 @@ def _downloads(home: Home, settings: Settings) -> list[dict[str, Any]]:
 
     models = staff_models(settings, home)
     return [{**item, "size_bytes": PACKAGED_BYTES.get(item["model"], item["size_bytes"])} for item in models]
-
-
-def _asked(question: str) -> str:
-    """The answer to a question, asked on standard error so that `--json` stays JSON."""
-    console(stderr=True).print(f"{question} [y]: ", end="")
-    if not (line := sys.stdin.readline()):
-        failed, found = "Setup asks before it downloads, and nobody answers here.", "the end of standard input"
-        advice = "Add --yes to agree, or --starter-only for the packaged models alone."
-        raise BadRequest(failed, found=found, allowed="y, n, or s where a smaller choice is shown", advice=advice)
-    return line.strip().lower() or "y"
 
 
 def _show_downloads(home: Home, settings: Settings, smaller: Settings | None) -> None:

@@ -28,6 +28,8 @@ from rolecall.config.home import Home
 from rolecall.config.models import load_yaml
 from rolecall.config.settings import Settings, load_settings
 
+from ..errors import BadRequest
+
 if TYPE_CHECKING:
     from ..telemetry.store import ReceiptStore
 
@@ -160,8 +162,8 @@ def words(value: Any, name: str = "") -> str:
         case bool():
             return "yes" if value else "no"
         case int() if "bytes" in name.split("_"):
-            return gb(value) if value >= 10_000_000 or not value else f"{value / 1000:,.0f} kB"
-        case int() | float() if name.endswith("_s"):
+            return gb(value) if value >= 1e8 else f"{value / 1e6:.1f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
+        case int() | float() if name.endswith(("_s", "seconds")):
             return duration(value)
         case float():
             return f"{value:.4g}"
@@ -176,7 +178,7 @@ def words(value: Any, name: str = "") -> str:
 
 
 def _title(name: str) -> str:
-    return name.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
+    return name.removesuffix("_bytes").removesuffix("_s").replace("_", " ") if name.isidentifier() else name
 
 
 def duration(seconds: float | None) -> str:
@@ -196,6 +198,18 @@ def gb(size_bytes: float) -> str:
 def note(text: str) -> None:
     """A remark for the person at the terminal, on standard error."""
     console(stderr=True).print(text, style="dim")
+
+
+def answered(question: str, default: str) -> str:
+    """What a person says to it, asked on standard error so that `--json` stays JSON.
+
+    Raises:
+        BadRequest: no terminal answers.
+    """
+    if not sys.stdin.isatty():
+        advice = "Add --yes to agree, or for `setup` --starter-only for the packaged models alone."
+        raise BadRequest("The command asks before it goes on, and no terminal answers here.", advice=advice)
+    return str(typer.prompt(question, default, err=True)).strip().lower()
 
 
 def fail(error: RolecallError, as_json: bool) -> None:

@@ -28,13 +28,13 @@ def shown(capsys: Any, *parts: Any) -> str:
 def test_a_dry_run_names_what_is_left_out_and_the_folders_with_the_most_files(capsys: Any) -> None:
     preview = Preview(
         folder="/docs", files=1_200, size_bytes=12_340_000, kinds={"markdown": 200, "code": 1_000},
-        skipped={"ignored": 7_000, "too_large": 2}, folders={"/docs/out": 900}, failed=(FAILED,), seconds=250.0,
+        skipped={"ignored": 7_000, "too_large": 2}, folders={"/docs/my_out": 900}, failed=(FAILED,), seconds=250.0,
     )  # fmt: skip
     text = shown(capsys, *_previewed(preview.model_dump()))
 
-    assert "1,200 files to index, 12.3 MB, about 4 min" in text
-    assert "kinds: 1,000 code, 200 markdown" in text and "left out: 7,000 ignored, 2 too large" in text
-    assert "/docs/out" in text and "900" in text and ".rolecallignore" in text
+    assert {"files: 1200", "size: 12.3 MB", "seconds: 4 min", "folders: /docs/my_out 900"} <= set(text.splitlines())
+    assert "kinds: markdown 200, code 1000" in text and "skipped: ignored 7000, too large 2" in text
+    assert ".rolecallignore" in text
     assert "(encrypted) /docs/a.pdf: it needs a password" in text
 
 
@@ -42,7 +42,7 @@ def test_a_dry_run_promises_no_time_where_none_was_ever_measured(capsys: Any) ->
     preview = Preview(
         folder="/docs", files=0, size_bytes=0, kinds={}, skipped={}, folders={}, failed=(), seconds=None
     )  # fmt: skip
-    assert "about" not in shown(capsys, *_previewed(preview.model_dump()))
+    assert "seconds" not in shown(capsys, *_previewed(preview.model_dump()))
 
 
 def test_a_status_says_what_is_pending_what_failed_and_which_embedder_is_coming(capsys: Any) -> None:
