@@ -112,8 +112,7 @@ def search(
     """Search the index: passages with exact citations."""
     given = {"glob": glob, "kind": kind, "language": language, "since": since}
     filters = {key: value for key, value in given.items() if value} or None
-    where = {"collection": collection or None, "filters": filters}
-    found = shell.ask("search", query=query, max_results=max_results, **where)
+    found = shell.ask("search", query=query, max_results=max_results, collection=collection or None, filters=filters)
     note(f"index: {_state(found['index'])}")
     shell.show(found["passages"], *map(_passage, found["passages"]))
 

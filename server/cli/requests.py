@@ -92,7 +92,7 @@ def allow(
     """Allow tools to read a folder (indexing one does so too)."""
     if not folder and not list_:
         raise typer.BadParameter("Name a FOLDER, or use --list.")
-    params = {"folder": str(Path(folder).expanduser().absolute()), "remove": remove} if folder else {}
+    params: dict[str, Any] = {"folder": str(Path(folder).expanduser().absolute()), "remove": remove} if folder else {}
     allowed = shell.ask("allow", **params)
     shell.show(allowed, *(allowed["folders"] or ["No folder is allowed. Add one: rolecall allow FOLDER"]))
 

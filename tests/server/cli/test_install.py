@@ -111,16 +111,6 @@ def test_every_client_has_its_own_place_on_each_platform(user: Path, monkeypatch
     ]  # fmt: skip
 
 
-def test_what_was_written_is_read_by_other_parsers(user: Path) -> None:
-    for name in CLIENTS:
-        assert main(["install", name]) == 0
-    read = [json.loads(client_of(name).file.read_bytes()) for name in CLIENTS[:4]]
-    codex = tomllib.loads(client_of("codex").file.read_text())
-    assert [list(each) for each in read] == [["mcpServers"]] * 3 + [["servers"]]
-    assert [each[key]["rolecall"]["type"] for each, (key,) in zip(read, read, strict=True)] == ["stdio"] * 4
-    assert codex["mcp_servers"]["rolecall"]["args"] == ["serve"]
-
-
 @pytest.mark.parametrize("odd", [{"env": None}, {"env": "A=1"}, {"args": None}, {"args": {}}, {"args": ["run"]}])
 def test_an_entry_of_ours_that_holds_nonsense_is_mended(odd: dict[str, Any], user: Path) -> None:
     file = client_of("claude-code").file
