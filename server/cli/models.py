@@ -50,7 +50,8 @@ def models_list(shell: Shell) -> None:
     from rolecall.roles.sources import list_models
 
     found = [asdict(item) for item in list_models(Home.find(), shell.settings())]
-    shell.show(found, table(found, "model", "roles", "size_bytes", "present", "source"))
+    rows = ({**item, "source": item["source"].partition(" ")[0]} for item in found)  # without its hash
+    shell.show(found, table(rows, "model", "roles", "size_bytes", "present", "source"))
 
 
 @command(models_app)
@@ -104,8 +105,12 @@ def models_plan(
     shown = plans[0] if plans else plan_profile(chosen, home, budget_bytes, context, configs)
     keys = ("profile", "needed_bytes", "missing_bytes")
     fits = [{key: getattr(each, key) for key in keys} for each in plans]
-    figures = ("weights_bytes", "kv_bytes_per_token", "bytes_per_8k", "reserved_bytes", "source")
-    said: list[RenderableType] = [table(shown.roles, "role", "model", "concurrency", "context_length", *figures)]
+    rows = [{**item, "context": f"{item['concurrency']} x {item['context_length']}"} for item in shown.roles]
+    columns = ["role", "model", "context", "weights_bytes", "kv_bytes_per_token", "bytes_per_8k", "reserved_bytes"]
+    columns += ["source"] if any("source" in item for item in rows) else []
+    planned = table(rows, *columns)
+    planned.columns[1].min_width = 24
+    said: list[RenderableType] = [planned]
     said += [f"{shown.profile}: with full contexts {gb(shown.total_bytes)} together, budget {gb(shown.budget_bytes)}"]
     said += ["fits together: " + ", ".join(group) for group in shown.resident_together]
     if fits:

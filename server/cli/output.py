@@ -33,6 +33,7 @@ from ..errors import BadRequest
 if TYPE_CHECKING:
     from ..telemetry.store import ReceiptStore
 
+_NOTHING = (None, "", [], (), {})
 _CONTROL = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
 
 EXIT_FAILED = 1
@@ -129,7 +130,7 @@ def readable(found: Mapping[str, Any], within: str = "") -> Iterator[RenderableT
     """What there is under each name, without hashes: lists and groups of like things as tables, the rest in words."""
     for name, value in found.items():
         title = f"{within}{_title(name)}"
-        if value in (None, "", [], {}) or name.endswith("sha256"):
+        if value in _NOTHING or name.endswith("sha256"):
             continue
         if isinstance(value, dict) and _alike(list(value.values())):
             value = [{"": key, **each} for key, each in value.items()]
@@ -171,10 +172,10 @@ def words(value: Any, name: str = "") -> str:
             return ", ".join(f"{_title(key)} {words(each, key)}" for key, each in value.items())
         case [int() | float(), *_]:
             return f"[{', '.join(map(words, value))}]"
-        case list() if value:
+        case [_, *_]:
             return "; ".join(map(words, value))
         case _:
-            return "-" if value in (None, "", [], {}) else str(value)
+            return "-" if value in _NOTHING else str(value)
 
 
 def _title(name: str) -> str:
