@@ -33,7 +33,7 @@ from ..errors import BadRequest
 if TYPE_CHECKING:
     from ..telemetry.store import ReceiptStore
 
-_NOTHING = (None, "", [], (), {})
+_NOTHING: tuple[Any, ...] = (None, "", [], (), {})
 _CONTROL = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
 
 EXIT_FAILED = 1

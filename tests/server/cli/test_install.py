@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rolecall.config.home import Home
@@ -308,6 +308,7 @@ def toml_text(draw: st.DrawFn) -> str:
     return draw(st.sampled_from(["", "\ufeff"])) + (text.rstrip() if draw(st.booleans()) else text)
 
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # other tests take the machine's time
 CONFIGURATIONS = st.one_of(
     st.tuples(st.just(Client("It", Path("file"), None, "servers", "json")), json_text("servers", False)),
     st.tuples(st.just(Client("It", Path("file"), None, "servers", "jsonc")), json_text("servers", True)),
@@ -315,6 +316,7 @@ CONFIGURATIONS = st.one_of(
 )
 
 
+@PATIENT
 @given(CONFIGURATIONS)
 def test_any_configuration_has_its_bytes_back_after_an_uninstall(made: tuple[Client, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -328,6 +330,7 @@ def test_any_configuration_has_its_bytes_back_after_an_uninstall(made: tuple[Cli
         assert files(Path(folder)) == {str(client.file): made[1].encode()}
 
 
+@PATIENT
 @given(CONFIGURATIONS, st.booleans())
 def test_an_entry_taken_out_of_an_edited_configuration_leaves_every_other_sign(
     made: tuple[Client, str], updated: bool
@@ -345,6 +348,7 @@ def test_an_entry_taken_out_of_an_edited_configuration_leaves_every_other_sign(
         assert re.sub(r"[\s,]", "", left) == re.sub(r"[\s,]", "", text)
 
 
+@PATIENT
 @given(st.booleans().flatmap(lambda comments: st.tuples(st.just(comments), json_text("servers", comments, ours=True))))
 def test_an_entry_at_any_place_is_taken_out_and_every_note_stays(made: tuple[bool, str]) -> None:
     comments, text = made
