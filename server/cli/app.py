@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
-from pathlib import Path
 
 import typer
 
 from rolecall.config.errors import RolecallError
-from rolecall.config.models import load_yaml
 
 from ..errors import BadRequest
 from ..protocol import VERSION
@@ -17,16 +15,12 @@ from .batch import batch
 from .diagnosis import doctor
 from .evaluate import eval_app
 from .index import index_app, search
-from .install import install
+from .install import install, uninstall
 from .machine import logs, serve, setup, stop
 from .models import models_app
-from .output import EXIT_FAILED, EXIT_INTERRUPTED, fail
-from .receipts import receipt_app
+from .output import EXIT_FAILED, EXIT_INTERRUPTED, command, fail
+from .receipts import receipt_app, status
 from .requests import allow, ask, route, validate
-from .status import status
-from .uninstall import uninstall
-
-EXAMPLES: dict[str, list[str]] = load_yaml(Path(__file__).with_name("examples.yaml").read_text("utf-8"))
 
 app = typer.Typer(
     name="rolecall",
@@ -38,27 +32,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
+for each in (
     setup, install, uninstall, doctor, status, logs, stop, serve, ask, route, validate, batch, allow, search
 ):  # fmt: skip
-    app.command()(command)
+    command(app, config=each not in (uninstall, logs, stop))(each)
 app.add_typer(models_app, name="models")
 app.add_typer(index_app, name="index")
 app.add_typer(receipt_app, name="receipt")
 app.add_typer(eval_app, name="eval")
-
-
-def _add_examples(app: typer.Typer, group: str = "") -> None:
-    """Put the examples below the help of each command of `app`, which is named `group` where it is one."""
-    for command in app.registered_commands:
-        shown = EXAMPLES.get(f"{group} {command.name or getattr(command.callback, '__name__', '')}".strip(), [])
-        command.epilog = "\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{each}[/cyan]" for each in shown)])
-    for below in app.registered_groups:
-        if below.typer_instance is not None:
-            _add_examples(below.typer_instance, str(below.name))
-
-
-_add_examples(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -81,11 +62,9 @@ def main(argv: list[str]) -> int:
         return EXIT_FAILED
     except typer.TyperException as error:  # wrong usage
         context = getattr(error, "ctx", None)
-        command = context.command_path if context else "rolecall"
-        message = error.format_message()
-        if message:  # without one the help has been shown instead
-            said = message if message.endswith((".", "?")) else f"{message}."
-            advice = f"`{command} --help` shows what it takes."
+        advice = f"`{context.command_path if context else 'rolecall'} --help` shows what it takes."
+        if said := error.format_message():  # without one the help has been shown instead
+            said += "" if said.endswith((".", "?")) else "."
             fail(BadRequest(said, found=f"rolecall {' '.join(argv)}"[:200], advice=advice), as_json)
         return error.exit_code
     except OSError as error:

@@ -23,7 +23,7 @@ from rolecall.config.profile import Strict
 
 from ..errors import BadRequest, HostDied
 from ..orchestration.contract import ReasonCall, SummarizeCall, ValidateCall
-from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, Tell, ask_host, show
+from .output import EXIT_ATTENTION, Bar, Shell, Tell
 
 _ARGUMENTS: dict[str, type[BaseModel]] = {"summarize": SummarizeCall, "reason": ReasonCall, "validate": ValidateCall}
 _OURS = {"paths", "save_to", "each"}
@@ -46,27 +46,26 @@ class Job(Strict):
 
 
 def batch(
+    shell: Shell,
     job_file: Path = typer.Argument(metavar="JOB", help="YAML with tool, paths, arguments, out, concurrency."),
     out: Path | None = typer.Option(None, "--out", help="JSON lines; by default the job's `out`, or JOB.jsonl."),
     retry: bool = typer.Option(False, "--retry", help="Do files again that failed before."),
-    config: Path | None = CONFIG_OPTION,
-    as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a tool over many files: one JSON line each. Run it again to go on where it was interrupted."""
     job, folder = _read_job(job_file), job_file.absolute().parent
     target = out or folder / (job.out or f"{job_file.stem}.jsonl")
-    found = ask_host("files", {"paths": [str(folder / Path(path).expanduser()) for path in job.paths]}, config)
+    found = shell.ask("files", paths=[str(folder / Path(path).expanduser()) for path in job.paths])
     files = [file for file in found if Path(file) != target.resolve()]
     job_id = hashlib.sha256(json.dumps([job.tool, job.arguments], sort_keys=True).encode()).hexdigest()
     with open_lines(target, job_id[:12]) as lines, Bar(job.tool) as bar:
         changed = lines.forget(files, retry)
         left = [file for file in files if file not in lines.kept]
-        anyio.run(run_batch, left, lines, _through_host(job, config), job.concurrency, bar.tell)
+        anyio.run(run_batch, left, lines, _through_host(job, shell), job.concurrency, bar.tell)
         failed = lines.finish()
     counts = {"files": len(files), "done": len(left), "before": len(files) - len(left), "changed": changed}
     said = f"{len(files)} files: {len(left)} done now{f' ({changed} had changed)' if changed else ''}, "
     said += f"{counts['before']} before, {failed} failed{' (--retry does them again)' if failed else ''}: {target}"
-    show({"out": str(target), **counts, "failed": failed}, as_json, said)
+    shell.show({"out": str(target), **counts, "failed": failed}, said)
     if failed:
         raise typer.Exit(EXIT_ATTENTION)
 
@@ -158,20 +157,18 @@ async def run_batch(files: Sequence[str], lines: Lines, work: Work, concurrency:
         raise stopped[0]
 
 
-def _through_host(job: Job, config: Path | None) -> Work:
+def _through_host(job: Job, shell: Shell) -> Work:
     from ..host.control import ControlClient
 
-    async def work(file: str) -> dict[str, Any]:
-        died = False
-        while True:
-            async with ControlClient.open(Home.find(), config) as client:  # what this raises is no file's fault
-                try:
-                    request = {"name": job.tool, "arguments": {**job.arguments, "paths": [file]}}
-                    return dict(await client.call("tool", request))
-                except RolecallError as error:
-                    if died or not isinstance(error, HostDied):  # a file that ends two hosts has failed
-                        return {"status": "failed", "error": error.to_dict()}
-                    died = True
+    async def work(file: str, hosts: int = 2) -> dict[str, Any]:
+        async with ControlClient.open(Home.find(), shell.config) as client:  # what this raises is no file's fault
+            try:
+                request = {"name": job.tool, "arguments": {**job.arguments, "paths": [file]}}
+                return dict(await client.call("tool", request))
+            except RolecallError as error:
+                if not isinstance(error, HostDied) or hosts == 1:  # a file that ends two hosts has failed
+                    return {"status": "failed", "error": error.to_dict()}
+        return await work(file, hosts - 1)
 
     return work
 
@@ -183,20 +180,16 @@ def _read_job(path: Path) -> Job:
         job = Job.model_validate_json(plain)
         shape = _ARGUMENTS[job.tool]
         shape.model_validate({**job.arguments, "paths": ["file"]})
+        if refused := ", ".join(sorted(_OURS & job.arguments.keys())):
+            raise ValueError(f"arguments: {refused}; every file is a call of its own, and its result a line")
+        return job
     except ValidationError as error:
         first = error.errors()[0]
         found = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg'].removeprefix('Value error, ')}"
-        known = (name for name in shape.model_json_schema()["properties"] if shape is Job or name not in _OURS)
-        raise BadRequest(
-            f"The job in {path} is not valid.", found=found, allowed=", ".join(known), advice="Mend it."
-        ) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         found = " ".join(str(error).split())[:300]
-        raise BadRequest("The job's file cannot be read.", found=found, advice="Name a YAML file.") from None
-    if refused := ", ".join(sorted(_OURS & job.arguments.keys())):
-        advice = "Remove it: every file is a call of its own, and its result a line."
-        raise BadRequest(f"The job in {path} is not valid.", found=f"arguments: {refused}", advice=advice)
-    return job
+    known = (name for name in shape.model_json_schema()["properties"] if shape is Job or name not in _OURS)
+    raise BadRequest(f"The job in {path} is not valid.", found=found, allowed=", ".join(known), advice="Mend the YAML.")
 
 
 def _foreign(path: Path, where: str) -> BadRequest:

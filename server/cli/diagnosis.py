@@ -1,29 +1,39 @@
-"""`rolecall doctor`: what is in use and what is wrong. It needs no host; where one runs, it is asked."""
+"""`rolecall doctor`: what is in use and what is wrong; `--fix` puts right what it can, and deletes no data of a user.
+
+It needs no host; where one runs, it is asked.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import typer
+from rich.console import RenderableType
+from rich.text import Text
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
-from rolecall.config.settings import GB, Settings, load_settings
+from rolecall.config.settings import GB, Settings
 from rolecall.retrieval.errors import NeedsDocuments
 
 from ..connect import lock_holder
 from ..protocol import VERSION
-from .index import duration
-from .memory import bar, day_in_words, pressure
-from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, ask_host, console, emit, from_store, gb, table_of
-from .repairs import Found, check_files, repair
+from .clients import ENTRY, Client, known_clients, servers_of
+from .index import EMPTY, summary
+from .install import addition
+from .output import EXIT_ATTENTION, Bar, Shell, from_store, gb, table
+
+if TYPE_CHECKING:
+    from rolecall.roles.footprint import Footprint
 
 STARTER_NOTE = (
     "The starter is a 135M model: it shows the path from request to checked answer and is no judge of answers. "
@@ -31,35 +41,34 @@ STARTER_NOTE = (
 )
 LOW_DISK_BYTES = 2_000_000_000
 
+Found = Callable[[str, str, str], None]
+"""Takes a problem's code, what it is, and what to do."""
+
 
 def doctor(
+    shell: Shell,
     fix: bool = typer.Option(False, "--fix", help="Put right what is safe to; nothing of yours is deleted."),
     verify: bool = typer.Option(False, "--verify", help="Hash every weights file again."),
-    config: Path | None = CONFIG_OPTION,
-    as_json: bool = JSON_OPTION,
 ) -> None:
     """What is in use on this machine, and what to do about each problem."""
-    home = Home.find()
-    report = diagnose(home, config, verify)
+    report = diagnose(shell, verify)
     if fix:
-        fixed = repair(home, report["problems"])
-        report = {**diagnose(home, config, verify), "fixed": fixed}
-    if as_json:
-        emit(report)
-    else:
-        _show_report(report)
+        fixed = list(_repair(Home.find(), report["problems"]))
+        report = {**diagnose(shell, verify), "fixed": fixed}
+    shell.show(report, *_readable(report))
     if report["problems"]:
         raise typer.Exit(EXIT_ATTENTION)
 
 
-def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
+def diagnose(shell: Shell, verify: bool) -> dict[str, Any]:
     """The report; `problems` holds `{"code", "what", "do"}`, empty where all is well.
 
     Raises:
         ConfigError: the settings themselves cannot be read.
     """
-    settings = load_settings(home, config)
-    problems = list[dict[str, str]]()
+    from ..telemetry.savings import usage
+
+    home, settings, problems = Home.find(), shell.settings(), list[dict[str, str]]()
 
     def found(code: str, what: str, do: str) -> None:
         problems.append({"code": code, "what": what, "do": do})
@@ -72,25 +81,28 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
             found(error.code, f"{error.message} {error.found}".strip(), error.advice)
 
     def ask(op: str) -> Any:
-        return tried(lambda: ask_host(op, {}, config, start=False))
+        return tried(lambda: shell.ask(op, start=False))
 
     running = lock_holder(home) is not None
     host = ask("ping") if running else None
     status = (ask("status") if host else None) or {"resident": [], "folders": [], "downloads": None}
-    memory = ask("memory") if host else None if running else tried(lambda: _memory(home, settings))
     endpoints = (ask("endpoints") if host and settings.endpoints else None) or []
+    index = ask("index_list") if host else None
     resident = {item["model"] for item in status["resident"]}
     models = [{**item, "resident": item["model"] in resident} for item in staff_models(settings, home)]
     notes = [STARTER_NOTE] if settings.profile.name == "starter" else []
-    notes += filter(None, [pressure(memory) if memory else ""])
     notes += ["Every weights file present was hashed again."] if verify else []
+    if not running:
+        tried(lambda: from_store(usage))  # whether the records can be read
     if host and host["settings_fingerprint"] != settings.fingerprint:
         what = f"the host (pid {host['pid']}) runs with settings from before the last change"
         found("settings_changed", what, "rolecall stop; the next call starts a new one.")
-    _check_models(settings, home, models, verify, found)
-    _check_machine(home, found)
-    check_files(home, found)
-    index = ask("index_list") if host else None
+    sizes = {item["model"]: tried(partial(_checked, home, item, verify)) for item in models}
+    _check_models(settings, models, sizes, found)
+    _check_home(home, found)
+    for name, (client, command) in _moved().items():
+        what = f"{client.title} starts {command}, which is no program (any more)"
+        found("client_command_gone", what, f"rolecall install {name}")
     for item in index or ():
         if count := item["index"]["reasons"].get(NeedsDocuments.code):
             what = f"{count} documents of collection {item['collection']} are not indexed"
@@ -113,7 +125,6 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
         "profile": settings.profile.name,
         "budget_bytes": settings.budget_bytes(),
         "memory_bytes": psutil.virtual_memory().total,
-        "memory": memory,
         "blas": _blas(found),
         "models": models,
         "index": index,
@@ -126,19 +137,6 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
     }
 
 
-def _memory(home: Home, settings: Settings) -> dict[str, Any] | None:
-    """What the next host would say of memory; None where none ever ran."""
-    from rolecall.roles.manager import ModelManager
-
-    from ..telemetry.history import ModelHistory
-    from ..telemetry.store import ReceiptStore
-
-    async def memory(store: ReceiptStore) -> dict[str, Any]:
-        return {**ModelManager(home, settings).memory().model_dump(), **await ModelHistory(store).last_day()}
-
-    return from_store(home, memory)
-
-
 def staff_models(settings: Settings, home: Home) -> list[dict[str, Any]]:
     """The models that the profile needs on this disk, in order of use: `{"model", "roles", "present", ...}`."""
     from rolecall.roles.sources import list_models
@@ -149,40 +147,42 @@ def staff_models(settings: Settings, home: Home) -> list[dict[str, Any]]:
     return sorted(models, key=lambda item: not set(item["roles"]) & settings.profile.roles.keys())
 
 
-def _check_models(settings: Settings, home: Home, models: list[dict[str, Any]], verify: bool, found: Found) -> None:
+def _checked(home: Home, item: dict[str, Any], verify: bool) -> Footprint | None:
+    """What a model takes, where that is known at once. Raises ModelCorrupt for one that is not whole."""
     from rolecall.roles.footprint import quick_footprint
     from rolecall.roles.manifest import verify as check
+
+    if item["present"]:
+        check(home.models / item["model"], verify)
+    return quick_footprint(home, item["model"])
+
+
+def _check_models(
+    settings: Settings, models: list[dict[str, Any]], sizes: dict[str, Footprint | None], found: Found
+) -> None:
     from rolecall.roles.plan import ENCODER_OVERHEAD_BYTES, reserve
 
     budget_bytes, cache_bytes = settings.budget_bytes(), int(settings.profile.cache_limit_gb * GB)
-    needs = list[tuple[str, int, bool]]()
+    needs = dict[str, int]()
+    specs = [spec for spec in settings.profile.roles.values() if "mlx" in spec.engines]
     for item in models:
         model = item["model"]
         if not item["present"]:
             do = "rolecall setup" if model.startswith("starter/") else f"rolecall models pull {model}"
             found("model_missing", f"{model} ({', '.join(item['roles'])}) is not on disk", do)
-        try:
-            if item["present"]:
-                check(home.models / model, verify)
-            size = quick_footprint(home, model)
-        except RolecallError as error:
-            found(error.code, f"{error.message} {error.found}", error.advice)
-            continue
-        uses = [spec for spec in settings.profile.roles.values() if spec.model == model and "mlx" in spec.engines]
-        if size and uses:
-            pinned = any(spec.pinned for spec in uses)
-            needs.append((model, reserve(size, uses, cache_bytes).total_bytes, pinned))
-        elif size:
-            needs.append((model, size.weights_bytes + ENCODER_OVERHEAD_BYTES, False))
-    pinned_bytes = sum(own_bytes for _, own_bytes, pinned in needs if pinned)
-    for model, own_bytes, pinned in needs:
-        if (whole_bytes := pinned_bytes + (0 if pinned else own_bytes)) > budget_bytes:
+        if size := sizes[model]:
+            uses = [spec for spec in specs if spec.model == model]
+            alone_bytes = size.weights_bytes + ENCODER_OVERHEAD_BYTES
+            needs[model] = reserve(size, uses, cache_bytes).total_bytes if uses else alone_bytes
+    pinned = {spec.model for spec in specs if spec.pinned} & needs.keys()
+    for model, own_bytes in needs.items():
+        if (whole_bytes := sum(needs[each] for each in pinned | {model})) > budget_bytes:
             what = f"{model} needs {gb(own_bytes)}, with the pinned models {gb(whole_bytes)}"
             do = "Raise memory.budget_gb, or lower its roles' context_length or concurrency."
             found("does_not_fit", f"{what}, of a budget of {gb(budget_bytes)}", do)
 
 
-def _check_machine(home: Home, found: Found) -> None:
+def _check_home(home: Home, found: Found) -> None:
     place = next(folder for folder in (home.root, *home.root.parents) if os.path.exists(folder))  # noqa: PTH110  (says no where Path.exists raises)
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         do = f"Make {home.root} a writable folder, or set ROLECALL_HOME to another."
@@ -190,6 +190,8 @@ def _check_machine(home: Home, found: Found) -> None:
     free_bytes = shutil.disk_usage(place).free
     if free_bytes < LOW_DISK_BYTES:
         found("disk_low", f"only {gb(free_bytes)} are free on the disk of {place}", "Free some space.")
+    for path in _loose(home):
+        found("loose_permissions", f"other users may open {path}", f"chmod go= {path}")
 
 
 def _blas(found: Found) -> str:
@@ -202,42 +204,73 @@ def _blas(found: Found) -> str:
     return name
 
 
-def _show_report(report: dict[str, Any]) -> None:
-    out = console()
+def _loose(home: Home) -> list[Path]:
+    private = (home.root, home.env_file, home.receipts_db, home.http_token_file)
+    return [path for path in private if os.path.exists(path) and path.stat().st_mode & 0o077]  # noqa: PTH110
+
+
+def _moved() -> dict[str, tuple[Client, str]]:
+    """Clients that start a command which is not there any more."""
+    moved = dict[str, tuple[Client, str]]()
+    for name, client in known_clients().items():
+        with suppress(RolecallError, OSError, ValueError):  # a file that cannot be read is for the client to say
+            entry = servers_of(client, client.file.read_text("utf-8")).get(ENTRY)
+            command = str(entry["command"]) if isinstance(entry, dict) and "command" in entry else ""
+            if Path(command).is_absolute() and not os.access(command, os.X_OK):
+                moved[name] = client, command
+    return moved
+
+
+def _repair(home: Home, problems: Iterable[dict[str, str]]) -> Iterator[str]:
+    """Put right what is safe to; what was done, and what could not be, in words."""
+    steps: list[Callable[[], str]] = [partial(_close, path) for path in _loose(home)]
+    steps += [partial(_renew, client) for client, _ in _moved().values()]
+    lacking = [each["what"] for each in problems if each["code"] in ("model_missing", "model_corrupt")]
+    steps += [partial(_fetch_starter, home)] if any("starter/" in what for what in lacking) else []
+    for step in steps:
+        try:
+            yield step()
+        except (RolecallError, OSError) as error:
+            yield f"not mended: {error}"
+
+
+def _close(path: Path) -> str:
+    path.chmod(path.stat().st_mode & 0o700)
+    return f"{path} is yours alone now"
+
+
+def _renew(client: Client) -> str:
+    for change in addition(client, skill=False):
+        change.apply()
+    return f"{client.title} starts this Rolecall now; restart it"
+
+
+def _fetch_starter(home: Home) -> str:
+    from rolecall.roles.starter import fetch_starter
+
+    with Bar("starter") as bar:
+        fetch_starter(home.models, bar.bytes)
+    return f"the starter models are in {home.models}"
+
+
+def _readable(report: dict[str, Any]) -> Iterator[RenderableType]:
     host = report["host"]
-    out.print(f"rolecall {report['version']} · profile {report['profile']}", style="bold", end="")
-    out.print(f" · home {report['home']}")
-    out.print(f"budget {gb(report['budget_bytes'])} of {gb(report['memory_bytes'])} · BLAS: {report['blas']}")
+    title = f"rolecall {report['version']} · profile {report['profile']}"
+    yield Text.assemble((title, "bold"), f" · home {report['home']}")
+    yield f"budget {gb(report['budget_bytes'])} of {gb(report['memory_bytes'])} · BLAS: {report['blas']}"
     clients = ", ".join(name or "one that gave no name" for name in report["clients"]) or "none"
-    out.print(f"host: pid {host['pid']}, clients: {clients}" if host else "host: not running")
-    table = table_of("model", "roles", "on disk", "resident")
-    for item in report["models"]:
-        here, resident = "yes" if item["present"] else "no", "yes" if item["resident"] else ""
-        table.add_row(item["model"], ", ".join(item["roles"]), here, resident)
-    out.print(table)
-    if report["memory"]:
-        out.print(bar(report["memory"], out))
-        out.print(day_in_words(report["memory"]) or "nothing was loaded in the last 24 h")
-    for item in report["endpoints"]:
-        can = item["capabilities"] or {}
-        has = ", ".join(name for name, value in can.items() if value is True) or "nothing beyond chat"
-        context = f", context {can['context_length']}" if can.get("context_length") else ""
-        state = f"{has}{context}" if can else "not reachable"
-        out.print(f"endpoint {item['name']} ({item['host']}, {item['model']}): {state}")
-    for item in report["index"] or ():
-        out.print(f"index {item['collection']}: {item['files']} files, {item['chunks']} chunks", end="")
-        state = item["index"]
-        out.print(f"; {state['pending']} pending, {state['failed']} failed; age {duration(state['age_s'])}")
-    if report["index"] == []:
-        out.print("index: nothing yet (`rolecall index add FOLDER`)")
+    yield f"host: pid {host['pid']}, clients: {clients}" if host else "host: not running"
+    yield table(report["models"], "model", "roles", "present", "resident")
+    if report["endpoints"]:
+        yield table(report["endpoints"], "name", "host", "model", "capabilities", title="endpoints")
+    if report["index"] is not None:
+        yield from [f"index {summary(item)}" for item in report["index"]] or [EMPTY]
     if (downloads := report["downloads"]) and (current := downloads["current"]):
         done = f"{gb(downloads['done_bytes'])} of {gb(downloads['total_bytes'])}"
-        out.print(f"downloading {current}: {done}, {len(downloads['waiting'])} more waiting")
+        yield f"downloading {current}: {done}, {len(downloads['waiting'])} more waiting"
     said = [("note", "yellow", text) for text in report["notes"]]
     said += [("fix", "green", text) for text in report.get("fixed", ())]
     said += [("problem", "red", f"{each['what']} → {each['do']}") for each in report["problems"]]
-    for label, style, text in said:
-        out.print(label, style=style, end=" ")
-        out.print(text)
+    yield from (Text.assemble((f"{label} ", style), text) for label, style, text in said)
     if not report["problems"]:
-        out.print("no problems found", style="green")
+        yield Text("no problems found", "green")

@@ -15,7 +15,7 @@ from rich.text import Text
 from rolecall.config.errors import RolecallError
 from rolecall.retrieval.errors import IndexLarge
 
-from .output import CONFIG_OPTION, EXIT_ATTENTION, JSON_OPTION, Bar, ask_host, note, show, show_rows, table_of
+from .output import EXIT_ATTENTION, Bar, Shell, command, duration, note, readable, table
 
 COLLECTION = typer.Argument("", help="Collection; all by default.", show_default=False)
 EMPTY = "Nothing is indexed. Start with: rolecall index add FOLDER"
@@ -25,8 +25,9 @@ MOST_FILES = 20
 index_app = typer.Typer(no_args_is_help=True, help="Index folders for retrieval, and keep the index fresh.")
 
 
-@index_app.command("add")
+@command(index_app)
 def index_add(
+    shell: Shell,
     folder: Path = typer.Argument(help="Folder of text, source code and documents."),
     collection: str = typer.Option("", "--collection", "-c", help="Name; by default the folder's."),
     private: bool | None = typer.Option(
@@ -34,84 +35,72 @@ def index_add(
     ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be indexed; change nothing."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask before a first index of over 50,000 files."),
-    config: Path | None = CONFIG_OPTION,
-    as_json: bool = JSON_OPTION,
 ) -> None:
     """Index a folder (again: only what changed is read)."""
     asked: dict[str, Any] = {"folder": str(folder.expanduser().absolute())}
     if dry_run:
         with Bar("looking"):
-            preview = ask_host("index_preview", asked, config)
-        show(preview, as_json, *_previewed(preview))
+            preview = shell.ask("index_preview", **asked)
+        shell.show(preview, *_previewed(preview))
         return
     asked |= {"collection": collection or None, "private": private}
     try:
-        report = _followed("index_add", {**asked, "confirmed": yes}, config)
+        report = _followed(shell, "index_add", **asked, confirmed=yes)
     except RolecallError as error:
         question = f"{folder} has {error.found} to index. Index them all?"
         if error.code != IndexLarge.code or not sys.stdin.isatty() or not typer.confirm(question, err=True):
             raise
-        report = _followed("index_add", {**asked, "confirmed": True}, config)
-    show(report, as_json, *_reported(report))
+        report = _followed(shell, "index_add", **asked, confirmed=True)
+    shell.show(report, *_reported(report))
     _attend([report])
 
 
-@index_app.command("sync")
-def index_sync(collection: str = COLLECTION, config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None:
+@command(index_app)
+def index_sync(shell: Shell, collection: str = COLLECTION) -> None:
     """Bring collections up to date with their folders."""
-    reports = _followed("index_sync", {"collection": collection or None}, config)
-    show(reports, as_json, *(line for report in reports for line in _reported(report)))
+    reports = _followed(shell, "index_sync", collection=collection or None)
+    shell.show(reports, *(line for report in reports for line in _reported(report)))
     _attend(reports)
 
 
-@index_app.command("watch")
-def index_watch(collection: str = COLLECTION, config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None:
+@command(index_app)
+def index_watch(shell: Shell, collection: str = COLLECTION) -> None:
     """Keep collections up to date until Ctrl-C, with a line for each sync."""
 
     def tell(update: dict[str, Any]) -> None:
         report = update["synced"]
-        show(report, as_json, *(f"{datetime.now():%H:%M:%S} {line}" for line in _reported(report)))
-        sys.stdout.flush()  # whoever reads a pipe wants each line when it is true
+        shell.show(report, *(f"{datetime.now():%H:%M:%S} {line}" for line in _reported(report)))
 
     note("Watching; Ctrl-C ends it.")
-    ask_host("index_watch", {"collection": collection or None}, config, tell)
+    shell.ask("index_watch", tell, collection=collection or None)
     note("The host was stopped, and the watch with it.")
 
 
-@index_app.command("status")
-def index_status(
-    collection: str = COLLECTION, config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION
-) -> None:
+@command(index_app)
+def index_status(shell: Shell, collection: str = COLLECTION) -> None:
     """How fresh and how complete each collection is: pending and failed files, and why others are left out."""
-    found = ask_host("index_status", {"collection": collection or None}, config)
-    show(found, as_json, *([part for item in found for part in _status(item)] or [EMPTY]))
+    found = shell.ask("index_status", collection=collection or None)
+    shell.show(found, *([part for item in found for part in _status(item)] or [EMPTY]))
 
 
-@index_app.command("list")
-def index_list(config: Path | None = CONFIG_OPTION, as_json: bool = JSON_OPTION) -> None:
+@command(index_app)
+def index_list(shell: Shell) -> None:
     """Collections, their size and freshness."""
-
-    def row(item: dict[str, Any]) -> tuple[str, ...]:
-        state = item["index"]
-        counts = (f"{count:,}" for count in (item["files"], item["chunks"], state["pending"], state["failed"]))
-        return _name(item), *counts, duration(state["age_s"]), "\n".join(item["folders"])
-
-    columns = ("collection", "files", "chunks", "pending", "failed", "age", "folders")
-    show_rows(ask_host("index_list", {}, config), as_json, columns, row, EMPTY)
+    found = shell.ask("index_list")
+    rows = ({**item, **item["index"], "collection": _name(item)} for item in found)
+    columns = ("collection", "files", "chunks", "pending", "failed", "age_s", "folders")
+    shell.show(found, table(rows, *columns) if found else EMPTY)
 
 
-@index_app.command("remove")
-def index_remove(
-    collection: str = typer.Argument(help="Collection to drop."),
-    config: Path | None = CONFIG_OPTION,
-    as_json: bool = JSON_OPTION,
-) -> None:
+@command(index_app)
+def index_remove(shell: Shell, collection: str = typer.Argument(help="Collection to drop.")) -> None:
     """Drop a collection (the files stay)."""
-    removed = ask_host("index_remove", {"collection": collection}, config)
-    show(removed, as_json, f"Dropped {collection}: {removed['files']} files.")
+    removed = shell.ask("index_remove", collection=collection)
+    shell.show(removed, f"Dropped {collection}: {removed['files']} files.")
 
 
 def search(
+    shell: Shell,
     query: str = typer.Argument(help="What to look for."),
     max_results: int = typer.Option(8, "-k", min=1, max=100, help="Most passages."),
     collection: str = typer.Option("", "--collection", "-c", help="Collection; all by default."),
@@ -119,37 +108,23 @@ def search(
     kind: str = typer.Option("", "--kind", help="markdown, text, code, notebook, table, json, html or document."),
     language: str = typer.Option("", "--language", help="Language name, such as python."),
     since: str = typer.Option("", "--since", help="ISO date: only files modified since."),
-    config: Path | None = CONFIG_OPTION,
-    as_json: bool = JSON_OPTION,
 ) -> None:
     """Search the index: passages with exact citations."""
-    filters = {"glob": glob, "kind": kind, "language": language, "since": since}
-    filters = {key: value for key, value in filters.items() if value}
-    where = {"collection": collection or None, "filters": filters or None}
-    found = ask_host("search", {"query": query, "max_results": max_results, **where}, config)
+    given = {"glob": glob, "kind": kind, "language": language, "since": since}
+    filters = {key: value for key, value in given.items() if value} or None
+    found = shell.ask("search", query=query, max_results=max_results, collection=collection or None, filters=filters)
     note(f"index: {_state(found['index'])}")
-    show(found["passages"], as_json, *map(_passage, found["passages"]))
+    shell.show(found["passages"], *map(_passage, found["passages"]))
 
 
-def duration(seconds: float | None) -> str:
-    """A time span in words, to the largest unit; None is a folder that was never wholly indexed."""
-    if seconds is None:
-        return "never synced"
-    for unit, unit_s in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= unit_s:
-            return f"{seconds / unit_s:.0f} {unit}"
-    return f"{seconds:.0f} s"
+def summary(item: dict[str, Any]) -> str:
+    """How large, how complete and how fresh a collection is."""
+    return f"{_name(item)}: {item['chunks']:,} chunks; {_state(item['index'])}"
 
 
-def _followed(op: str, asked: dict[str, Any], config: Path | None) -> Any:
-    """What the host says at the end, with a bar of files, chunks and the time left until then."""
+def _followed(shell: Shell, op: str, **asked: Any) -> Any:
     with Bar("indexing") as bar:
-
-        def tell(update: dict[str, Any]) -> None:
-            words = f"{update['done']:,} of {update['total']:,} files, {update['chunks']:,} chunks"
-            bar.tell({**update, "words": words})
-
-        return ask_host(op, asked, config, tell)
+        return shell.ask(op, bar.tell, **asked)
 
 
 def _attend(reports: Iterable[dict[str, Any]]) -> None:
@@ -164,31 +139,20 @@ def _reported(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _previewed(preview: dict[str, Any]) -> Iterator[RenderableType]:
-    size, seconds = f"{preview['size_bytes'] / 1e6:,.1f} MB", preview["seconds"]
-    takes = "how long is known once something was indexed" if seconds is None else f"about {duration(seconds)}"
-    yield f"{preview['folder']}: {preview['files']:,} files to index, {size}, {takes}"
-    for title, counts in (("kinds", preview["kinds"]), ("left out", preview["skipped"])):
-        if counts:
-            yield f"{title}: {_counts(counts)}"
-    if preview["folders"]:
-        table = table_of("folders with the most", "files")
-        for folder, files in preview["folders"].items():
-            table.add_row(folder, f"{files:,}")
-        yield table
-        yield "Leave out more with lines as of .gitignore in a file .rolecallignore."
+    yield from readable({**preview, "failed": []})
+    yield "Leave out more with lines as of .gitignore in a file .rolecallignore."
     yield from _failures(preview["failed"])
 
 
 def _status(item: dict[str, Any]) -> Iterator[str]:
-    state = item["index"]
-    yield f"{_name(item)}: {item['chunks']:,} chunks; {_state(state)}"
+    yield summary(item)
     yield from (f"  in {folder}" for folder in item["folders"])
     other = f"; being rebuilt for {item['rebuilding_for']}" if item["rebuilding_for"] else ""
     yield f"  embedder {item['embedder']}{other}"
-    if state["reasons"]:
-        yield f"  not indexed: {_counts(state['reasons'])}"
-    yield from _first("pending", item["pending_files"], state["pending"])
-    yield from _failures(item["failed_files"], state["failed"])
+    if reasons := item["index"]["reasons"]:
+        yield f"  not indexed: {_counts(reasons)}"
+    yield from _first("pending", item["pending_files"], item["index"]["pending"])
+    yield from _failures(item["failed_files"], item["index"]["failed"])
 
 
 def _failures(failed: list[dict[str, Any]], count: int = 0) -> Iterator[str]:

@@ -1,28 +1,40 @@
-"""`rolecall install`: our entry in a client's configuration, a skill beside it, and both out again."""
+"""`rolecall install`: our entry in a client's configuration, a skill beside it, and both out again.
+
+`rolecall uninstall`: out of every client, the host stopped, and with `--purge` all that Rolecall keeps removed.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import typer
 from rich.text import Text
 
+from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 
+from ..connect import held
 from ..errors import BadRequest, ClientUnusable
 from . import clients
 from .clients import ENTRY, Client, ClientName, servers_of, with_entry
-from .output import JSON_OPTION, ask_host, show
+from .output import EXIT_ATTENTION, Shell, answered, gb, note
 
 SKILL = "SKILL.md"
 _BACKUP = ".before-rolecall"
+_OWN = (
+    "models", "index", "receipts.sqlite3*", "logs", "config.yaml", "env", "allowed.json", "footprints.json",
+    "http-token", "host.lock",
+)  # fmt: skip
+"""What Rolecall makes in its home. Anything else there is somebody's, and stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +79,12 @@ class Change:
 
 
 def install(
+    shell: Shell,
     client: ClientName = typer.Argument(help="The client to put Rolecall into.", show_default=False),
     allow: list[Path] = typer.Option([], "--allow", help="Folder that tools may read; repeatable."),
     skill: bool = typer.Option(False, "--skill", help="Teach the client when to delegate, with a skill in its folder."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the change and write nothing."),
     uninstall: bool = typer.Option(False, "--uninstall", help="Take Rolecall out of this client again."),
-    as_json: bool = JSON_OPTION,
 ) -> None:
     """Put Rolecall into a client's configuration, everything else in it as it was."""
     if uninstall and (allow or skill):
@@ -81,7 +93,7 @@ def install(
     changes = removal(chosen) if uninstall else addition(chosen, skill)
     folders = [str(folder.expanduser().absolute()) for folder in allow]
     for folder in () if dry_run else folders:
-        ask_host("allow", {"folder": folder})
+        shell.ask("allow", folder=folder)
     for change in () if dry_run else changes:
         change.apply()
     backup = next((each.path for each in changes if each.path.name.endswith(_BACKUP) and each.after is not None), None)
@@ -92,7 +104,7 @@ def install(
     styles = {"+": "green", "-": "red"}
     report = {"client": client, "path": str(chosen.file), "changed": bool(changes), "dry_run": dry_run, "diff": diff}
     report |= {"backup": str(backup) if backup else None, "allowed": folders, "then": then}
-    show(report, as_json, *(Text(line, styles.get(line[:1], "")) for line in diff.splitlines()), *said)
+    shell.show(report, *(Text(line, styles.get(line[:1], "")) for line in diff.splitlines()), *said)
 
 
 def addition(client: Client, skill: bool) -> list[Change]:
@@ -173,3 +185,82 @@ def _command() -> str:
         advice = "Install Rolecall with pip and run the `rolecall` that comes with it."
         raise BadRequest("The `rolecall` command cannot be found.", found=f"no program {command}", advice=advice)
     return str(command)
+
+
+def uninstall(
+    shell: Shell,
+    purge: bool = typer.Option(False, "--purge", help="Also remove models, index, receipts, settings and logs."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask before --purge removes."),
+) -> None:
+    """Take Rolecall out of every client and stop its host."""
+    from ..host.control import stop_host
+
+    home = Home.find()
+    sizes = {str(path): _freed_bytes(path) for path in _own(home)} if purge else {}
+    if sizes and not yes:
+        for path, size_bytes in sizes.items():
+            note(f"{gb(size_bytes):>12}  {path}")
+        if answered(f"Remove all of this and free {gb(sum(sizes.values()))}? y, n", "n") != "y":
+            raise typer.Abort
+    stopped = anyio.run(stop_host, home) is not None
+    taken, problems = list[str](), list[dict[str, str]]()
+    for name, client in clients.known_clients().items():
+        try:
+            for change in (changes := removal(client)):
+                change.apply()
+            taken += [name] if changes else []
+        except (RolecallError, OSError) as error:
+            problems.append({"client": name, "what": str(error)})
+    left = _purge(home) if purge and home.root.exists() else []
+    freed_bytes = sum(sizes.values())
+    removed = [{"path": path, "size_bytes": size_bytes} for path, size_bytes in sizes.items()]
+    report = {"clients": taken, "stopped": stopped, "removed": removed, "freed_bytes": freed_bytes, "left": left}
+    said = [f"Taken out of: {', '.join(taken) or 'no client; it was in none'}."]
+    said.append(f"Removed: {gb(freed_bytes)} freed." if purge else f"{home.root} stays; --purge removes it.")
+    said += [f"Left, since Rolecall did not make it: {path}" for path in left]
+    shell.show(report | {"problems": problems}, *said, "`pip uninstall rolecall` removes the program itself.")
+    for problem in problems:
+        note(f"{problem['client']}: {problem['what']}")
+    if problems:
+        raise typer.Exit(EXIT_ATTENTION)
+
+
+def _own(home: Home) -> list[Path]:
+    """Rolecall's files and folders in its home, the lock last.
+
+    Raises:
+        BadRequest: the home holds the user's own folder, so that its `models` may be anybody's.
+    """
+    if Path.home().resolve().is_relative_to(home.root.resolve()):
+        advice = "Remove Rolecall's files by hand, and set ROLECALL_HOME to a folder of its own."
+        raise BadRequest("ROLECALL_HOME is no folder of Rolecall's own.", found=str(home.root), advice=advice)
+    return [path for name in _OWN for path in sorted(home.root.glob(name))]
+
+
+def _freed_bytes(path: Path) -> int:
+    """What its removal frees: nothing behind a link, and no file that has another name."""
+    found = path.lstat()
+    if stat.S_ISDIR(found.st_mode):
+        return sum(map(_freed_bytes, path.iterdir()))
+    return found.st_size if found.st_nlink == 1 else 0
+
+
+def _purge(home: Home) -> list[str]:
+    """Remove what is Rolecall's, links themselves and nothing behind them; returns what is left.
+
+    The home's lock is held meanwhile, so that no client starts a host among the ruins.
+    """
+    from ..host.lock import HomeLock
+
+    lock = HomeLock(home)
+    if (pid := lock.take()) is not None:
+        raise held(home, pid)
+    for path in _own(home):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    left = sorted(map(str, home.root.iterdir()))
+    with suppress(OSError):  # a link to a folder, or one with something left in it
+        home.root.rmdir()
+    return left

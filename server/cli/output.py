@@ -1,12 +1,16 @@
-"""What every command shares: where output goes, how errors look, how the host is reached. Exit codes: docs/cli.md."""
+"""What every command shares: its options, where output goes, how errors look, how the host is asked. Exit codes:
+docs/cli.md."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,24 +21,96 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
+from rolecall.config.models import load_yaml
+from rolecall.config.settings import Settings, load_settings
+
+from ..errors import BadRequest
 
 if TYPE_CHECKING:
     from ..telemetry.store import ReceiptStore
 
-JSON_OPTION = typer.Option(False, "--json", help="Machine-readable output.")
-CONFIG_OPTION = typer.Option(None, "--config", help="Settings file laid over the user's own.", show_default=False)
-
+_NOTHING: tuple[Any, ...] = (None, "", [], (), {})
 _CONTROL = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
 
 EXIT_FAILED = 1
 EXIT_ATTENTION = 3
 EXIT_INTERRUPTED = 130
 
+EXAMPLES: dict[str, list[str]] = load_yaml(Path(__file__).with_name("examples.yaml").read_text("utf-8"))
+
 T = TypeVar("T")
 Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """What every command is run from: by a person or, with `as_json`, by a program; `config` is laid over the user's
+    own settings file."""
+
+    config: Path | None
+    as_json: bool
+
+    def settings(self, profile: str = "") -> Settings:
+        """The settings here, with `profile` in place of theirs."""
+        return load_settings(Home.find(), self.config, profile or None)
+
+    def ask(self, op: str, tell: Tell | None = None, start: bool = True, **params: Any) -> Any:
+        """One control request to the host (started where there is none); its result as JSON."""
+        return self.ask_each(op, [params], tell, start)[0]
+
+    def ask_each(self, op: str, requests: Iterable[Any], tell: Tell | None = None, start: bool = True) -> list[Any]:
+        """Requests as of `ask`, one after the other over one connection."""
+        from ..host.control import ControlClient
+
+        async def work() -> list[Any]:
+            async with ControlClient.open(Home.find(), self.config, start) as client:
+                return [await client.call(op, params, tell) for params in requests]
+
+        return anyio.run(work)
+
+    def show(self, value: Any, *readable: RenderableType) -> None:
+        """A result: as a line of JSON where that was asked for, else what a person reads."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n")
+            sys.stdout.flush()  # whoever reads a pipe wants each line when it is true
+        for part in () if self.as_json else readable:
+            console().print(part)
+
+    def lines(self, found: Iterable[Any], readable: RenderableType) -> None:
+        """A result of many: as a line of JSON for each."""
+        for value in found if self.as_json else ():
+            self.show(value)
+        if not self.as_json:
+            self.show(None, readable)
+
+
+def command(app: typer.Typer, config: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command of `app` under its name's last word (`index_add` is `rolecall index add`). Its first
+    parameter, the `Shell`, comes from `--json` and, with `config`, from `--config`."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    laid = typer.Option(None, "--config", help="Settings file laid over the user's own.", show_default=False)
+    machine = typer.Option(False, "--json", help="Machine-readable output.")
+    shared = [inspect.Parameter("config", kind, default=laid, annotation=Path | None)] if config else []
+    shared += [inspect.Parameter("as_json", kind, default=machine, annotation=bool)]
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def run(as_json: bool, config: Path | None = None, **given: Any) -> None:
+            function(Shell(config, as_json), **given)
+
+        own = inspect.signature(function, eval_str=True)
+        _, *given = own.parameters.values()
+        run.__signature__ = own.replace(parameters=[*given, *shared])  # type: ignore[attr-defined]
+        name = function.__name__.replace("_", " ")
+        shown = (f"  [cyan]{example}[/cyan]" for example in EXAMPLES.get(name, ()))
+        app.command(name.split()[-1], epilog="\n".join(["[bold]Examples[/bold]", *shown]))(run)
+        return function
+
+    return register
 
 
 class _Console(Console):
@@ -50,39 +126,74 @@ def console(stderr: bool = False) -> Console:
     return _Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
 
 
-def show(value: Any, as_json: bool, *readable: RenderableType) -> None:
-    """A result: as JSON where that was asked for, else what a person reads."""
-    if as_json:
-        emit(value)
-    for part in () if as_json else readable:
-        console().print(part)
+def readable(found: Mapping[str, Any], within: str = "") -> Iterator[RenderableType]:
+    """What there is under each name, without hashes: lists and groups of like things as tables, the rest in words."""
+    for name, value in found.items():
+        title = f"{within}{_title(name)}"
+        if value in _NOTHING or name.endswith("sha256"):
+            continue
+        if isinstance(value, dict) and _alike(list(value.values())):
+            value = [{"": key, **each} for key, each in value.items()]
+        if isinstance(value, list) and isinstance(value[0], dict):
+            yield table(value, *dict.fromkeys(key for row in value for key in row), title=title)
+        elif isinstance(value, dict) and any(isinstance(each, dict | list) for each in value.values()):
+            yield from readable(value, f"{title}: ")
+        else:
+            yield Text.assemble((f"{title}: ", "bold"), words(value, name))
 
 
-def show_rows(
-    found: list[Any], as_json: bool, columns: Sequence[str], row: Callable[[Any], Sequence[str]], empty: str = "",
-    each: bool = False,
-) -> None:  # fmt: skip
-    """A list as JSON (`each`: as lines of it), else as a table; `empty` is said where nothing was found."""
-    for value in (found if each else [found]) if as_json else ():
-        emit(value)
-    if not as_json:
-        table = table_of(*columns)
-        for item in found:
-            table.add_row(*row(item))
-        console().print(table if found or not empty else empty)
+def _alike(values: list[Any]) -> bool:
+    return all(isinstance(each, dict) and each.keys() == values[0].keys() for each in values)
 
 
-def table_of(*columns: str, title: str | None = None) -> Table:
-    """A table that folds what is too wide: cut off, two models look alike and none can be copied."""
+def table(rows: Iterable[Mapping[str, Any]], *columns: str, title: str | None = None) -> Table:
+    """What rows hold under these names; too wide, it is folded: cut off, two models look alike and none can be
+    copied."""
     made = Table(title=title, title_justify="left")
-    for column in columns:
-        made.add_column(column, overflow="fold")
+    for name in columns:
+        made.add_column(_title(name), overflow="fold")
+    for row in rows:
+        made.add_row(*(words(row.get(name), name) for name in columns))
     return made
 
 
-def emit(value: Any) -> None:
-    """One JSON value on a line of standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n")
+def words(value: Any, name: str = "") -> str:
+    """A value in words; its name tells the unit."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int() if "bytes" in name.split("_"):
+            return gb(value) if value >= 1e8 else f"{value / 1e6:.1f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
+        case int() | float() if name.endswith(("_s", "seconds")):
+            return duration(value)
+        case float():
+            return f"{value:.4g}"
+        case dict() if value:
+            return ", ".join(f"{_title(key)} {words(each, key)}" for key, each in value.items())
+        case [int() | float(), *_]:
+            return f"[{', '.join(map(words, value))}]"
+        case [_, *_]:
+            return "; ".join(map(words, value))
+        case _:
+            return "-" if value in _NOTHING else str(value)
+
+
+def _title(name: str) -> str:
+    return name.removesuffix("_bytes").removesuffix("_s").replace("_", " ") if name.isidentifier() else name
+
+
+def duration(seconds: float | None) -> str:
+    """A time span in words, to the largest unit; None is a folder that was never wholly indexed."""
+    if seconds is None:
+        return "never synced"
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def gb(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:.2f} GB"
 
 
 def note(text: str) -> None:
@@ -90,43 +201,36 @@ def note(text: str) -> None:
     console(stderr=True).print(text, style="dim")
 
 
+def answered(question: str, default: str) -> str:
+    """What a person says to it, asked on standard error so that `--json` stays JSON.
+
+    Raises:
+        BadRequest: no terminal answers.
+    """
+    if not sys.stdin.isatty():
+        advice = "Add --yes to agree, or for `setup` --starter-only for the packaged models alone."
+        raise BadRequest("The command asks before it goes on, and no terminal answers here.", advice=advice)
+    return str(typer.prompt(question, default, err=True)).strip().lower()
+
+
 def fail(error: RolecallError, as_json: bool) -> None:
     if as_json:
         sys.stderr.write(json.dumps({"error": error.to_dict()}, ensure_ascii=False) + "\n")
     else:
-        console(stderr=True).print("error", style="bold red", end=" ")
-        console(stderr=True).print(f"({error.code}) {error}")
+        console(stderr=True).print(Text.assemble(("error ", "bold red"), f"({error.code}) {error}"))
 
 
-def ask_host(
-    op: str, params: dict[str, Any], config: Path | None = None, tell: Tell | None = None, start: bool = True
-) -> Any:
-    """One control request to the host (started where there is none); its result as JSON."""
-    return ask_each(op, [params], config, tell, start)[0]
-
-
-def ask_each(
-    op: str, requests: Iterable[Any], config: Path | None, tell: Tell | None = None, start: bool = True
-) -> list[Any]:
-    """Requests as of `ask_host`, one after the other over one connection."""
-    from ..host.control import ControlClient
-
-    async def work() -> list[Any]:
-        async with ControlClient.open(Home.find(), config, start) as client:
-            return [await client.call(op, params, tell) for params in requests]
-
-    return anyio.run(work)
-
-
-def from_store(home: Home, ask: Callable[[ReceiptStore], Awaitable[T]]) -> T | None:
+def from_store(ask: Callable[[ReceiptStore], Awaitable[T]]) -> T | None:
     """What the host's records say where no host runs; None where none ever ran."""
     from ..telemetry.store import ReceiptStore
 
+    records = Home.find().receipts_db
+
     async def work() -> T:
-        async with aclosing(ReceiptStore(home.receipts_db)) as store:
+        async with aclosing(ReceiptStore(records)) as store:
             return await ask(store)
 
-    return anyio.run(work) if os.path.exists(home.receipts_db) else None  # noqa: PTH110  (no where Path.exists raises)
+    return anyio.run(work) if os.path.exists(records) else None  # noqa: PTH110  (says no where Path.exists raises)
 
 
 class Bar(Progress):
@@ -136,9 +240,9 @@ class Bar(Progress):
 
     def __init__(self, label: str) -> None:
         columns = (TextColumn("{task.description}", markup=False), BarColumn())
-        words = (TextColumn("{task.fields[words]}", markup=False), TimeRemainingColumn())
+        said = (TextColumn("{task.fields[words]}", markup=False), TimeRemainingColumn())
         out, silent = console(stderr=True), not sys.stderr.isatty()
-        super().__init__(*columns, *words, console=out, disable=silent, transient=True)
+        super().__init__(*columns, *said, console=out, disable=silent, transient=True)
         self._only = self.add_task(label, total=None, words="")
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -152,8 +256,8 @@ class Bar(Progress):
         if (piece := update.get("text")) is not None:
             self._text = self._text + piece if piece else ""
             return
-        words = str(update.get("words", ""))[-60:]
-        self.update(self._only, completed=update.get("done"), total=update.get("total"), words=words)
+        said = str(update.get("words", ""))[-60:]
+        self.update(self._only, completed=update.get("done"), total=update.get("total"), words=said)
 
     def over(self, items: Sequence[T]) -> Iterator[T]:
         """The items, counted as they are taken."""
@@ -163,9 +267,5 @@ class Bar(Progress):
 
     def bytes(self, doing: str, done_bytes: int, total_bytes: int) -> None:
         """Progress of a download."""
-        words = f"{doing}: {gb(done_bytes)} of {gb(total_bytes)}"
-        self.tell({"done": done_bytes, "total": total_bytes, "words": words})
-
-
-def gb(size_bytes: float) -> str:
-    return f"{size_bytes / 1e9:.2f} GB"
+        said = f"{doing}: {gb(done_bytes)} of {gb(total_bytes)}"
+        self.tell({"done": done_bytes, "total": total_bytes, "words": said})

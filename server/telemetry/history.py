@@ -1,4 +1,4 @@
-"""What became of the models in memory, and what memory they took: kept beside the receipts, shown by `doctor`."""
+"""What became of the models in memory, and what memory they took: kept beside the receipts, shown by `status`."""
 
 from __future__ import annotations
 

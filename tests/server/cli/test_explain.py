@@ -9,8 +9,7 @@ import pytest
 
 from rolecall.config.home import Home
 from rolecall.server.cli.app import main
-from rolecall.server.cli.output import show
-from rolecall.server.cli.requests import _explained
+from rolecall.server.cli.output import Shell, readable, words
 
 FOUND = {
     "decision": {"role": "coding", "reasons": ["one", "two"], "sha256": "feed"},
@@ -22,7 +21,7 @@ FOUND = {
 
 
 def test_an_explanation_is_readable_without_hashes_and_empty_parts(capsys: pytest.CaptureFixture[str]) -> None:
-    show(FOUND, False, *_explained(FOUND))
+    Shell(None, False).show(FOUND, *readable(FOUND))
     shown = capsys.readouterr().out
 
     assert "decision: reasons: one; two" in shown and "difficulty: 0.1235" in shown
@@ -30,6 +29,12 @@ def test_an_explanation_is_readable_without_hashes_and_empty_parts(capsys: pytes
     assert not {"feed", "claim", "sha256"} & set(shown.split())
     (second,) = (line for line in shown.splitlines() if "second" in line)
     assert [cell.strip() for cell in second.split("\u2502")[1:-1]] == ["second", "-", "no"]
+
+
+def test_a_name_tells_the_unit_of_its_value() -> None:
+    named = {"kv_bytes_per_token": 147_456, "size_bytes": 12_340_000, "weights_bytes": 2_500_000_000, "load_s": 130.0}
+    assert [words(value, name) for name, value in named.items()] == ["147.5 kB", "12.3 MB", "2.50 GB", "2 min"]
+    assert words({"kept": True, "interval": [0.5, 1.0]}) == "kept yes, interval [0.5, 1]"
 
 
 @pytest.mark.parametrize("more", [["--batch", "b.jsonl"], ["x", "--escalate"], []])

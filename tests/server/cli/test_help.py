@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from rolecall.server.cli.app import EXAMPLES, app, main
+from rolecall.server.cli.app import app, main
+from rolecall.server.cli.output import EXAMPLES
 
 ROLECALL = str(Path(sys.executable).with_name("rolecall"))
 

@@ -10,7 +10,7 @@ import pytest
 from rich.markdown import Markdown
 
 from rolecall.roles.contract import Role
-from rolecall.server.cli.output import Bar, console, show
+from rolecall.server.cli.output import Bar, Shell, console
 from rolecall.server.orchestration.contract import ReasonCall
 
 from ..desk import MakeDesk
@@ -64,7 +64,7 @@ def test_no_text_steers_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
     hostile = "a \x1b]0;title\x07 \x1b[2J\x9b2J b\tc"
     for text in (hostile, Markdown(hostile)):
         console(stderr=True).print(text)
-    show({}, False, hostile)
+    Shell(None, False).show({}, hostile)
     shown = terminal.getvalue() + capsys.readouterr().out
     assert "title" in shown and not set("\x1b\x07\x9b") & set(shown)
 

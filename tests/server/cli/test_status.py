@@ -9,6 +9,7 @@ import pytest
 
 from rolecall.config.home import Home
 from rolecall.server.cli.app import main
+from rolecall.server.cli.receipts import _last_day
 from rolecall.server.connect import lock_holder
 
 
@@ -28,10 +29,13 @@ def test_calls_are_counted_and_still_known_when_the_host_has_left(
     today = report["usage"]["today"]
     assert (today["calls"], today["by_tool"], today["without_model"]) == (1, {"route": 1}, 1.0)
     assert (report["resident"], report["index"]) == ([], [])
+    memory = report["memory"]
+    assert 0 < memory["available_bytes"] <= memory["machine_bytes"]
+    assert (memory["average_bytes"], memory["loads"]["loads"]) == (None, 0)
 
     assert main(["stop"]) == 0
     left = status(capsys)
-    assert left["host"] is None and left["usage"] == report["usage"]
+    assert left["host"] is left["memory"] is None and left["usage"] == report["usage"]
     assert main(["status"]) == 0
     shown = capsys.readouterr().out
     assert "route" in shown and "100%" in shown and "host: not running" in shown
@@ -44,3 +48,13 @@ def test_where_no_host_ever_ran_none_is_started_and_nothing_is_made(
     assert main(["status"]) == 0
     assert "No call was made yet." in capsys.readouterr().out
     assert lock_holder(home) is None and not home.receipts_db.exists()
+
+
+def test_a_day_without_loads_says_nothing() -> None:
+    loads = dict.fromkeys(("loads", "cold_starts", "evictions", "deaths"), 0)
+    day = {"average_bytes": None, "peak_bytes": None, "most_models": None, "loads": loads}
+    assert list(_last_day(day)) == []
+    kept = day | {"average_bytes": 2_000_000_000, "peak_bytes": 3_000_000_000, "most_models": 2}
+    assert "2.00 GB on average" in "".join(_last_day(kept))
+    loaded = loads | {"loads": 1, "cold_starts": 1, "mean_load_s": 2.5, "max_load_s": 2.5}
+    assert "loads 1 (cold 1), 2.5 s" in "".join(_last_day(day | {"loads": loaded}))
