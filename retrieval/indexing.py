@@ -18,18 +18,9 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from .access import AllowedFolders
 from .chunks import Chunk
 from .contract import Embed, OnIndexed
-from .errors import (
-    BinaryFile,
-    Encrypted,
-    FileUnreadable,
-    GeneratedFile,
-    NoText,
-    ParseFailed,
-    ParseMemory,
-    RetrievalError,
-)
+from .errors import FileUnreadable, RetrievalError
+from .parsing.child import Limits
 from .parsing.parser import Parser
-from .parsing.wire import Limits
 from .rows import Document, FileState, Key, Vectors
 from .sources import Source, Tree, most_bytes
 from .store import Store
@@ -43,7 +34,7 @@ MIN_WINDOW = 64  # chunks embedded at a time
 MAX_WINDOW = 1_024
 WINDOW_S = 4.0  # what a window should take: a longer one fills the device better, but a kill loses more
 
-FINAL = frozenset(error.code for error in (BinaryFile, Encrypted, GeneratedFile, NoText, ParseFailed, ParseMemory))
+FINAL = frozenset(("binary", "encrypted", "generated", "no_text", "parse_failed", "parse_memory"))
 """Failures that the same bytes would meet again; others are tried anew with every sync."""
 
 _SOURCE = tuple(field.name for field in fields(Source))
@@ -201,7 +192,7 @@ async def _draft(
         return Document(file, chunks, like.vectors, like.extracted)
     try:
         parsed = await parser.parse(read.data, source, title)
-    except (FileUnreadable, ParseFailed) as error:  # the file's fault, not the parser's
+    except FileUnreadable as error:
         return _failed(file, error)
     extracted = parsed.text if parsed.converted else None
     digest = hashlib.sha256(parsed.text.encode()).hexdigest() if parsed.converted else ""

@@ -38,7 +38,7 @@ from .errors import IndexCorrupt, IndexEmpty, IndexLarge
 from .freshness import Freshness, Look, age_s
 from .generations import Generations
 from .indexing import Indexer
-from .parsing.wire import Limits
+from .parsing.child import Limits
 from .preview import preview
 from .rows import Key, Root, Vectors
 from .search import Outcome, Searcher, chosen

@@ -16,7 +16,6 @@ import typer
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 from rolecall.config.settings import GB, Settings, load_settings
-from rolecall.retrieval.errors import NeedsDocuments
 
 from ..connect import lock_holder
 from ..protocol import VERSION
@@ -92,9 +91,9 @@ def diagnose(home: Home, config: Path | None, verify: bool) -> dict[str, Any]:
     check_files(home, found)
     index = ask("index_list") if host else None
     for item in index or ():
-        if count := item["index"]["reasons"].get(NeedsDocuments.code):
+        if count := item["index"]["reasons"].get("needs_documents_extra"):
             what = f"{count} documents of collection {item['collection']} are not indexed"
-            found(NeedsDocuments.code, what, "pip install 'rolecall[documents]', then: rolecall index sync")
+            found("needs_documents_extra", what, "pip install 'rolecall[documents]', then: rolecall index sync")
     for model, reason in (status["downloads"] or {"failed": {}})["failed"].items():
         found("download_failed", f"{model}: {reason}", f"rolecall models pull {model}")
     for item in endpoints:
