@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 from .outline import SECTION, Headings, Outline, outline
 
@@ -44,28 +45,31 @@ class Chunk:
     place: str = ""
 
 
-def estimate_tokens(text: str) -> int:
-    """WordPiece tokens of a text without a tokenizer: 0.94 to 1.13 of all-MiniLM-L6-v2's count on English prose,
-    Markdown and Python, 0.7 on German (measured)."""
-    return sum(1 + (len(piece) - 1) // 7 for piece in _PIECES.findall(text))
-
-
 def estimate_each(texts: Sequence[str]) -> list[int]:
-    return [estimate_tokens(text) for text in texts]
+    """WordPiece tokens of texts without a tokenizer: 0.94 to 1.13 of all-MiniLM-L6-v2's count on English prose,
+    Markdown and Python, 0.7 on German (measured)."""
+    return [sum(1 + (len(piece) - 1) // 7 for piece in _PIECES.findall(text)) for text in texts]
 
 
-def token_counter(tokenizer: Path | None) -> CountTokens:
-    """Counts tokens with the embedder's `tokenizer.json`; by estimate where there is none that can be read."""
-    if tokenizer is None or not tokenizer.is_file():
-        return estimate_each
+def tokenizer_at(file: Path | None) -> Any:
+    """The embedder's tokenizer from its `tokenizer.json`; None where there is none that can be read."""
+    if file is None or not file.is_file():
+        return None
     from tokenizers import Tokenizer
 
     try:
-        loaded = Tokenizer.from_file(str(tokenizer))
+        loaded = Tokenizer.from_file(str(file))
     except Exception:  # the library raises nothing narrower; the embedder itself tells of a damaged folder
-        return estimate_each
+        return None
     loaded.no_truncation()
     loaded.no_padding()
+    return loaded
+
+
+def token_counter(tokenizer: Path | None) -> CountTokens:
+    """Counts tokens with the embedder's tokenizer, or by estimate."""
+    if (loaded := tokenizer_at(tokenizer)) is None:
+        return estimate_each
 
     def count(texts: Sequence[str]) -> list[int]:
         counts: list[int] = []

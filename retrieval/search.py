@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
 import structlog
 
 from rolecall.config.errors import RolecallError
 
-from .access import AllowedFolders, glob_matches
+from .access import glob_matches
+from .chunks import tokenizer_at
 from .contract import Filters, Leg, Passage, Rerank
 from .errors import RetrievalError
-from .ranking import Likeness, Ranked, Vocabulary, answerable, fuse
+from .ranking import Likeness, Ranked, answerable, dense_weight, fuse
 from .rows import SPAN_COLUMNS, FileState, Hit, Vectors
-from .sources import most_bytes, stamp_at
+from .sources import Sources, stamp_at
 from .store import Store
 from .tasks import together
 
@@ -43,11 +45,9 @@ class Outcome:
 class Searcher:
     """Searches an index. `tokenizer` is where the embedder's `tokenizer.json` is or will be."""
 
-    def __init__(
-        self, access: AllowedFolders, max_bytes: int, tokenizer: Path | None = None, rerank: Rerank | None = None
-    ) -> None:
-        self._access, self._max_bytes = access, max_bytes
-        self._vocabulary, self._rerank = Vocabulary(tokenizer), rerank
+    def __init__(self, sources: Sources, tokenizer: Path | None = None, rerank: Rerank | None = None) -> None:
+        self._sources, self._file, self._rerank = sources, tokenizer, rerank
+        self._tokenizer: Any = None
 
     async def search(
         self,
@@ -67,7 +67,7 @@ class Searcher:
         async def by_words() -> None:
             nonlocal weight
             text.extend(await store.matching(query, where, depth))
-            weight = await anyio.to_thread.run_sync(self._vocabulary.dense_weight, query)
+            weight = await anyio.to_thread.run_sync(self._dense_weight, query)
 
         async def by_vector() -> None:
             nonlocal vector
@@ -90,6 +90,11 @@ class Searcher:
         if vector is not None and leg == "fused":
             outcome.answerable = answerable(query, vector, kept[0][0], ranked) if kept else 0.0
         return outcome
+
+    def _dense_weight(self, query: str) -> float:
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer_at(self._file)
+        return dense_weight(self._tokenizer, query)
 
     async def _reranked(self, rerank: Rerank, query: str, ranked: Ranked) -> Ranked:
         """The first candidates in the reranker's order; they keep the scores that the order had."""
@@ -136,10 +141,10 @@ class Searcher:
         for doc, own in hits.items():
             file, found[doc] = files[doc], set()
             try:
-                data, _ = self._access.read_bytes(Path(file.path), most_bytes(file.kind, self._max_bytes))
+                data, sha256 = self._sources.read(file.path)
             except RetrievalError:
-                data = b""
-            if hashlib.sha256(data).hexdigest() != file.sha256:
+                data, sha256 = b"", ""
+            if sha256 != file.sha256:
                 # A file that did not change has a damaged hash in the index.
                 (outcome.damaged if stamp_at(file.path) == file.stamp else outcome.stale).add(file.path)
                 continue
