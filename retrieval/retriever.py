@@ -6,15 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import numpy as np
-import structlog
 
-from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 from rolecall.config.settings import RetrievalSettings
 
@@ -40,7 +36,7 @@ from .freshness import Freshness, Look, age_s
 from .generations import Generations
 from .indexing import Indexer
 from .parsing.child import Limits
-from .rows import Key, Root, Vectors
+from .rows import Key, Root
 from .search import Outcome, Searcher, chosen
 from .sources import Sources, Tree, scan
 from .store import Database, Store, where_clause
@@ -53,8 +49,6 @@ BYTES_PER_TOKEN = 4
 MAX_QUERY_CHARS = 4_000
 MAX_RESULTS = 100
 SHOWN_FILES = 1_000  # of each list of a collection's status
-
-log = structlog.get_logger(__name__)
 
 
 class LanceRetriever:
@@ -80,11 +74,11 @@ class LanceRetriever:
         embed_query: Embed | None = None,
         rerank: Rerank | None = None,
     ) -> None:
-        self._embed, self._embed_query, self._embedder = embed, embed_query or embed, embedder
-        self._access, self._on_change, self._chunk_tokens = access, on_change, settings.chunk_tokens
+        self._embed, self._embedder, self._chunk_tokens = embed, embedder, settings.chunk_tokens
+        self._access, self._on_change = access, on_change
         self._sources = Sources(access, int(settings.max_file_mb * 1_000_000))
         self._indexer = Indexer(self._sources, embed, Limits(settings.chunk_tokens, tokenizer), on_change)
-        self._searcher = Searcher(self._sources, tokenizer, rerank)
+        self._searcher = Searcher(self._sources, embed_query or embed, embedder, tokenizer, rerank)
         self._generations = Generations(Database(home.index, settings.uri), embedder)
         self._freshness = Freshness(self._sources)
         self._writing = anyio.Lock()
@@ -194,9 +188,7 @@ class LanceRetriever:
             async with together() as tasks:
                 tasks.start_soon(look)
                 if query:
-                    wanted = min(max_results, MAX_RESULTS)
-                    vector_of = partial(self._query_vector, store=store)
-                    outcome = await self._searcher.search(store, query, vector_of, where, wanted, leg)
+                    outcome = await self._searcher.search(store, query, where, min(max_results, MAX_RESULTS), leg)
         except IndexCorrupt:
             if store is await self._generations.serving():
                 raise
@@ -310,15 +302,6 @@ class LanceRetriever:
         started = time.monotonic()
         await self._embed([passage] * SAMPLE_PASSAGES)
         return SAMPLE_PASSAGES * self._chunk_tokens * BYTES_PER_TOKEN / (time.monotonic() - started)
-
-    async def _query_vector(self, query: str, store: Store) -> Vectors | None:
-        """None where there is no embedder, or another one than the index was made with: full text alone answers."""
-        try:
-            if self._embedder() == store.embedder:
-                return np.asarray((await self._embed_query([query]))[0], dtype=np.float32)
-        except RolecallError as error:
-            log.warning("search_by_text_only", code=error.code)
-        return None
 
     async def _store_for_reading(self, collection: str | None) -> Store:
         store = await self._generations.serving()
