@@ -69,8 +69,8 @@ class Freshness:
         return reduce(Look.__add__, [await self._look_at(store, key) for key in keys], Look())
 
     async def _look_at(self, store: Store, key: Key) -> Look:
-        until, tree = self._trees.get(key[1], (0.0, None))
-        if tree is None or time.monotonic() >= until:
+        until, tree = self._trees.get(key[1], (0.0, Tree((), {}, ())))
+        if time.monotonic() >= until:
             tree, rest_s = await anyio.to_thread.run_sync(self._seen, key[1], tree, abandon_on_cancel=True)
             self._trees[key[1]] = time.monotonic() + rest_s, tree
         seen = self._looks.get(key)
@@ -78,13 +78,13 @@ class Freshness:
             seen = self._looks[key] = (tree, store, store.revision, _compared(tree, store, key))
         return seen[3]
 
-    def _seen(self, root: str, known: Tree | None) -> tuple[Tree, float]:
+    def _seen(self, root: str, known: Tree) -> tuple[Tree, float]:
         """The tree, and for how many seconds it will do."""
         started = time.thread_time()
-        known = self._sources.tree(root, known)
-        if len(known.sources) + sum(known.skipped.values()) <= CHEAP_FILES:
-            return known, 0.0
-        return known, min(MAX_REST_S, REST * (time.thread_time() - started))
+        tree = self._sources.tree(root, known)
+        if len(tree.sources) + sum(tree.skipped.values()) <= CHEAP_FILES:
+            return tree, 0.0
+        return tree, min(MAX_REST_S, REST * (time.thread_time() - started))
 
 
 def age_s(store: Store, collection: str | None) -> float | None:

@@ -81,10 +81,11 @@ class Parser:
             if error.code == "parse_timeout" or not used:
                 raise
             reply, text = await self._asked(data, source, title)  # it may have been for an earlier file's remains
-        if error := reply.get("error"):
-            code: Unreadable = error["code"] if error["code"] in get_args(Unreadable) else "parse_failed"
-            shown = {key: str(error[key]) for key in ("found", "allowed", "advice")}
-            raise FileUnreadable(error["message"], code, **shown)
+        if told := reply.get("error"):
+            code: Unreadable = told["code"] if told["code"] in get_args(Unreadable) else "parse_failed"
+            raise FileUnreadable(
+                told["message"], code, **{key: str(told[key]) for key in ("found", "allowed", "advice")}
+            )
         try:
             return _parsed(reply, text if reply["converted"] else data)
         except (KeyError, TypeError, ValueError):

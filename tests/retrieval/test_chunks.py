@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from rolecall.retrieval.chunks import Chunk, cut, estimate_each, token_counter
 from rolecall.retrieval.sources import kind_of
 
 REPO = Path(__file__).parents[2]
-PACKAGES = Path(sysconfig.get_path("purelib"))
+PACKAGES = Path(numpy.__file__).parents[1]
 KINDS = ["markdown", "text", "code", "table", "json", "notebook", "html", "document"]
 PIECES = st.sampled_from(
     [
