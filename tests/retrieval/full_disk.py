@@ -13,8 +13,8 @@ from rolecall.retrieval.errors import RetrievalError
 
 from .embedding import HashEmbedder, opened, stored
 
-FILES = 150
-ROOM_BYTES = 1_000_000
+FILES = 80
+ROOM_BYTES = 400_000
 
 
 async def main(folder: Path) -> None:
