@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
-from .outline import PAGE, SECTION, Outline, outline, split_at
+from .outline import SECTION, Headings, Outline, outline
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 """Texts to their numbers of tokens, in order."""
@@ -44,36 +45,31 @@ class Chunk:
     place: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """From the character `start` on the text stands at `place`; no chunk goes across."""
-
-    start: int
-    place: str
-
-
-def estimate_tokens(text: str) -> int:
-    """WordPiece tokens of a text without a tokenizer: 0.94 to 1.13 of all-MiniLM-L6-v2's count on English prose,
-    Markdown and Python, 0.7 on German (measured)."""
-    return sum(1 + (len(piece) - 1) // 7 for piece in _PIECES.findall(text))
-
-
 def estimate_each(texts: Sequence[str]) -> list[int]:
-    return [estimate_tokens(text) for text in texts]
+    """WordPiece tokens of texts without a tokenizer: 0.94 to 1.13 of all-MiniLM-L6-v2's count on English prose,
+    Markdown and Python, 0.7 on German (measured)."""
+    return [sum(1 + (len(piece) - 1) // 7 for piece in _PIECES.findall(text)) for text in texts]
 
 
-def token_counter(tokenizer: Path | None) -> CountTokens:
-    """Counts tokens with the embedder's `tokenizer.json`; by estimate where there is none that can be read."""
-    if tokenizer is None or not tokenizer.is_file():
-        return estimate_each
+def tokenizer_at(file: Path | None) -> Any:
+    """The embedder's tokenizer from its `tokenizer.json`; None where there is none that can be read."""
+    if file is None or not file.is_file():
+        return None
     from tokenizers import Tokenizer
 
     try:
-        loaded = Tokenizer.from_file(str(tokenizer))
+        loaded = Tokenizer.from_file(str(file))
     except Exception:  # the library raises nothing narrower; the embedder itself tells of a damaged folder
-        return estimate_each
+        return None
     loaded.no_truncation()
     loaded.no_padding()
+    return loaded
+
+
+def token_counter(tokenizer: Path | None) -> CountTokens:
+    """Counts tokens with the embedder's tokenizer, or by estimate."""
+    if (loaded := tokenizer_at(tokenizer)) is None:
+        return estimate_each
 
     def count(texts: Sequence[str]) -> list[int]:
         counts: list[int] = []
@@ -89,20 +85,17 @@ def token_counter(tokenizer: Path | None) -> CountTokens:
 
 def cut(
     text: str, kind: str, language: str, title: str, limit_tokens: int, count: CountTokens = estimate_each,
-    marks: Sequence[Mark] = (),
+    place: str = "", above: Headings | None = None,
 ) -> tuple[Chunk, ...]:  # fmt: skip
     """Chunks of about `limit_tokens`, 1.1 times that at most, in order, without overlap; blank text gives none.
 
-    `kind` is one of `Kind`, `language` a language's name; `title` (a path's tail) starts every header. `marks` are in
-    the order of the text.
+    `kind` is one of `Kind`, `language` a language's name; `title` (a path's tail) starts every header. Of a document's
+    page, `above` are the headings open where it begins; they become those where it ends.
     """
-    outlined = outline(text, kind, language, title)
-    if marks:
-        outlined = split_at(outlined, (mark.start for mark in marks))
+    outlined = outline(text, kind, language, title, above)
     if outlined.columns:
         title = f"{title} > {outlined.columns}"
         limit_tokens = max(limit_tokens // 2, limit_tokens - count([outlined.columns])[0])
-    places, starts = ["", *(mark.place for mark in marks)], [mark.start for mark in marks]
     cutter = _Cutter(outlined, limit_tokens, count)
     chunks = []
     char = byte = line = 0
@@ -119,7 +112,6 @@ def cut(
             size, height = len(kept.encode()), kept.count("\n")
             heading = outlined.headings[cutter.unit_at(start)]
             header = f"{title} > {heading}" if heading else title
-            place = places[bisect_right(starts, start)]
             chunks.append(Chunk(byte, byte + size, line + 1, line + 1 + height, kept, header, heading, place))
             char, byte, line = start + len(kept), byte + size, line + height
     return tuple(chunks)
@@ -143,7 +135,7 @@ class _Cutter:
         """Of the units [low, high). Each level down has weaker boundaries, so the depth is bounded."""
         tokens = self._tokens[high] - self._tokens[low]
         strongest = max(self._strengths[low + 1 : high], default=-1)
-        if tokens <= self._limit * TOLERANCE and strongest < PAGE:
+        if tokens <= self._limit * TOLERANCE:
             return [(self._chars[low], self._chars[high], tokens)]
         if high - low == 1:
             return self._cut_unit(low)
@@ -153,7 +145,7 @@ class _Cutter:
             for span in self.spans(start, end):
                 small = joined and min(joined[-1][2], span[2]) * _SMALL < self._limit
                 fits = joined and joined[-1][2] + span[2] <= self._limit * (TOLERANCE if small else 1)
-                if fits and strongest < (PAGE if small else SECTION):
+                if fits and (small or strongest < SECTION):
                     joined[-1] = (joined[-1][0], span[1], joined[-1][2] + span[2])
                 else:
                     joined.append(span)

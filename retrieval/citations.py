@@ -5,29 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Literal, TypeAlias
 
-from .access import AllowedFolders
-from .contract import Checked, Passage
+from .contract import Checked, Passage, Verdict
 from .errors import PathMissing, RetrievalError
-from .sources import kind_of, most_bytes
-
-Verdict: TypeAlias = Literal["same", "changed", "gone", "refused"]
+from .sources import Sources
 
 
-def checked(
-    access: AllowedFolders, max_bytes: int, passages: Sequence[Passage], extracted: Iterable[bytes]
-) -> tuple[Checked, ...]:
+def checked(sources: Sources, passages: Sequence[Passage], extracted: Iterable[bytes]) -> tuple[Checked, ...]:
     """One verdict for each passage; `extracted` are stored texts of converted files. A passage without its text (of a
     private collection) is the same as long as its whole file is. Blocking: run it in a thread."""
     texts = {hashlib.sha256(text).hexdigest(): text for text in extracted}
 
-    @lru_cache(maxsize=1)  # citations of one file follow each other
-    def read(path: str) -> tuple[bytes, str]:
-        kind, _ = kind_of(Path(path).name) or ("", "")
-        data, _ = access.read_bytes(Path(path), most_bytes(kind, max_bytes))
-        return data, hashlib.sha256(data).hexdigest()
+    read = lru_cache(maxsize=1)(sources.read)  # citations of one file follow each other
 
     def verdict(passage: Passage) -> Verdict:
         try:

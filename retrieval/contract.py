@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from rolecall.config.profile import Strict
 if TYPE_CHECKING:  # the host answers its first requests without numpy
     import numpy as np
     import numpy.typing as npt
+
+    from .retriever import LanceRetriever
 
 Embed: TypeAlias = "Callable[[Sequence[str]], Awaitable[npt.NDArray[np.float32]]]"
 """Texts to unit-length vectors of shape (n, dimensions). `server` hands it in: retrieval knows no models."""
@@ -153,45 +155,16 @@ class CollectionStatus(CollectionInfo):
     rebuilding_for: str | None = None
 
 
-class Checked(Strict):
-    """A citation looked up again: `same`, `changed` (other bytes there now), `gone`, or `refused` (no longer
-    allowed)."""
+Verdict = Literal["same", "changed", "gone", "refused"]
+"""Of a citation looked up again: other bytes are there now, no file is, or it is no longer allowed."""
 
+
+class Checked(Strict):
     path: str
     start_byte: int
     end_byte: int
-    found: Literal["same", "changed", "gone", "refused"]
+    found: Verdict
 
 
-class Retriever(Protocol):
-    """The retrieval agent; see `LanceRetriever`. One writer: only the host holds one."""
-
-    async def preview(self, folder: Path) -> Preview: ...
-
-    async def add(
-        self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None,
-        max_files: int | None = None, private: bool | None = None,
-    ) -> AddReport: ...  # fmt: skip
-
-    async def sync(
-        self, collection: str | None = None, on_progress: OnIndexed | None = None
-    ) -> tuple[AddReport, ...]: ...
-
-    async def watch(self, collection: str | None, on_synced: Callable[[AddReport], None]) -> None: ...
-
-    async def search(
-        self, query: str, collection: str | None = None, max_results: int = 8, filters: Filters | None = None,
-        leg: Leg = "fused",
-    ) -> Found: ...  # fmt: skip
-
-    async def check(self, passages: Sequence[Passage]) -> tuple[Checked, ...]: ...
-
-    async def collections(self) -> tuple[CollectionInfo, ...]: ...
-
-    async def status(self, collection: str | None = None) -> tuple[CollectionStatus, ...]: ...
-
-    async def indexed(self, collection: str, path: str) -> Path | None: ...
-
-    async def remove(self, collection: str) -> int: ...
-
-    async def aclose(self) -> None: ...
+Retriever: TypeAlias = "LanceRetriever"
+"""The retrieval agent, named without its imports. One writer: only the host holds one."""

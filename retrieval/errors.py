@@ -4,15 +4,15 @@ RetrievalError
 ├── PathMissing        path_missing       no such file, or a glob that matches nothing
 ├── PathNotAllowed     path_not_allowed   outside every allowed folder, or a secret (keys, .env, .ssh)
 ├── PathAmbiguous      path_ambiguous     a relative path where the client runs in `/` or the home folder
-├── FileUnreadable     file_unreadable    not text, too large, or no permission
-│   ├── BinaryFile     binary             NUL bytes in what its name says is text
-│   ├── GeneratedFile  generated          minified, or says that a program wrote it
-│   └── NoText         no_text            a document without text: pages that are pictures
-├── ParseFailed        parse_failed       the file is not what its name says, or damaged
-│   ├── ParseTimeout   parse_timeout      it took longer than a file may
-│   ├── ParseMemory    parse_memory       it took, or would unpack to, more memory than a file may
-│   ├── Encrypted      encrypted          it needs a password
-│   └── NeedsDocuments needs_documents_extra  the extra `documents` is not installed
+├── FileUnreadable     file_unreadable    not text, too large, or no permission; or, as its `code` says:
+│                      binary             NUL bytes in what its name says is text
+│                      generated          minified, or says that a program wrote it
+│                      no_text            a document without text: pages that are pictures
+│                      encrypted          it needs a password
+│                      parse_failed       the file is not what its name says, or damaged
+│                      parse_timeout      it took longer than a file may
+│                      parse_memory       it took, or would unpack to, more memory than a file may
+│                      needs_documents_extra  the extra `documents` is not installed
 ├── MacosPrivacy       macos_privacy      macOS denies this program the folder
 ├── IndexLarge         index_large        so many files are indexed only where the user said so
 ├── IndexCorrupt       index_corrupt      the store cannot be read, or was made by a newer version
@@ -26,10 +26,16 @@ import sys
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from rolecall.config.errors import RolecallError
 
 NAMES_COMPARED = 1_000  # of a folder, to guess what was meant
+
+Unreadable = Literal[
+    "file_unreadable", "binary", "generated", "no_text", "encrypted", "parse_failed", "parse_timeout", "parse_memory",
+    "needs_documents_extra",
+]  # fmt: skip
 
 
 class RetrievalError(RolecallError):
@@ -55,39 +61,13 @@ class PathAmbiguous(RetrievalError):
 
 
 class FileUnreadable(RetrievalError):
+    """It is the file's fault: the next one can be read."""
+
     code = "file_unreadable"
 
-
-class BinaryFile(FileUnreadable):
-    code = "binary"
-
-
-class GeneratedFile(FileUnreadable):
-    code = "generated"
-
-
-class NoText(FileUnreadable):
-    code = "no_text"
-
-
-class ParseFailed(RetrievalError):
-    code = "parse_failed"
-
-
-class ParseTimeout(ParseFailed):
-    code = "parse_timeout"
-
-
-class ParseMemory(ParseFailed):
-    code = "parse_memory"
-
-
-class Encrypted(ParseFailed):
-    code = "encrypted"
-
-
-class NeedsDocuments(ParseFailed):
-    code = "needs_documents_extra"
+    def __init__(self, message: str, code: Unreadable = "file_unreadable", **shown: str) -> None:
+        super().__init__(message, **shown)
+        self.code = code  # type: ignore[misc]  # the reason's, not the class's
 
 
 class MacosPrivacy(RetrievalError):

@@ -7,15 +7,12 @@ from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
 from functools import reduce
-from pathlib import Path
 
 import anyio.to_thread
 
-from .access import AllowedFolders
 from .contract import FailedFile, IndexState
-from .errors import PathNotAllowed
 from .rows import Key
-from .sources import Tree, is_same, scan
+from .sources import Sources, Tree
 from .store import Store
 
 CHEAP_FILES = 4_000
@@ -57,8 +54,8 @@ class Look:
 class Freshness:
     """Looks at every file's size, times and inode. A very large folder's look may be seconds old."""
 
-    def __init__(self, access: AllowedFolders, max_bytes: int) -> None:
-        self._access, self._max_bytes = access, max_bytes
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
         self._trees: dict[str, tuple[float, Tree]] = {}
         self._looks: dict[Key, tuple[Tree, Store, int, Look]] = {}
 
@@ -72,35 +69,22 @@ class Freshness:
         return reduce(Look.__add__, [await self._look_at(store, key) for key in keys], Look())
 
     async def _look_at(self, store: Store, key: Key) -> Look:
-        tree = await self.tree(key[1])
+        until, tree = self._trees.get(key[1], (0.0, Tree((), {}, ())))
+        if time.monotonic() >= until:
+            tree, rest_s = await anyio.to_thread.run_sync(self._seen, key[1], tree, abandon_on_cancel=True)
+            self._trees[key[1]] = time.monotonic() + rest_s, tree
         seen = self._looks.get(key)
         if seen is None or seen[:3] != (tree, store, store.revision):
             seen = self._looks[key] = (tree, store, store.revision, _compared(tree, store, key))
         return seen[3]
 
-    async def tree(self, root: str) -> Tree:
-        until, known = self._trees.get(root, (0.0, None))
-        if known is not None and time.monotonic() < until:
-            return known
-        tree, rest_s = await anyio.to_thread.run_sync(self._seen, root, known, abandon_on_cancel=True)
-        self._trees[root] = time.monotonic() + rest_s, tree
-        return tree
-
-    def reached(self, root: str, known: Tree | None = None) -> Tree:
-        """A folder as it is on the disk, `known` where that still holds. Nothing is read of one that is no longer
-        allowed. Blocking."""
-        if not any(Path(root).is_relative_to(folder) for folder in self._access.list()):
-            reason = "the folder is no longer allowed"
-            return Tree((), {}, (FailedFile(path=root, code=PathNotAllowed.code, reason=reason),))
-        return known if known is not None and is_same(known) else scan(Path(root), self._max_bytes)
-
-    def _seen(self, root: str, known: Tree | None) -> tuple[Tree, float]:
+    def _seen(self, root: str, known: Tree) -> tuple[Tree, float]:
         """The tree, and for how many seconds it will do."""
         started = time.thread_time()
-        known = self.reached(root, known)
-        if len(known.sources) + sum(known.skipped.values()) <= CHEAP_FILES:
-            return known, 0.0
-        return known, min(MAX_REST_S, REST * (time.thread_time() - started))
+        tree = self._sources.tree(root, known)
+        if len(tree.sources) + sum(tree.skipped.values()) <= CHEAP_FILES:
+            return tree, 0.0
+        return tree, min(MAX_REST_S, REST * (time.thread_time() - started))
 
 
 def age_s(store: Store, collection: str | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import TypeAlias
@@ -15,23 +15,13 @@ import anyio.to_thread
 import numpy as np
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from .access import AllowedFolders
 from .chunks import Chunk
 from .contract import Embed, OnIndexed
-from .errors import (
-    BinaryFile,
-    Encrypted,
-    FileUnreadable,
-    GeneratedFile,
-    NoText,
-    ParseFailed,
-    ParseMemory,
-    RetrievalError,
-)
+from .errors import FileUnreadable, RetrievalError
+from .parsing.child import Limits
 from .parsing.parser import Parser
-from .parsing.wire import Limits
 from .rows import Document, FileState, Key, Vectors
-from .sources import Source, Tree, most_bytes
+from .sources import Source, Sources, Tree
 from .store import Store
 from .tasks import together
 
@@ -43,19 +33,14 @@ MIN_WINDOW = 64  # chunks embedded at a time
 MAX_WINDOW = 1_024
 WINDOW_S = 4.0  # what a window should take: a longer one fills the device better, but a kill loses more
 
-FINAL = frozenset(error.code for error in (BinaryFile, Encrypted, GeneratedFile, NoText, ParseFailed, ParseMemory))
+FINAL = frozenset(("binary", "encrypted", "generated", "no_text", "parse_failed", "parse_memory"))
 """Failures that the same bytes would meet again; others are tried anew with every sync."""
-
-_SOURCE = tuple(field.name for field in fields(Source))
 
 Content: TypeAlias = tuple[str, str, str]
 """What makes two files the same to an index: sha256, kind, language."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    data: bytes
-    sha256: str
+Read: TypeAlias = tuple[bytes, str] | RetrievalError
+"""A file's bytes with their sha256, or why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +60,8 @@ class Indexer:
     """Writes what the files of a folder are into an index. A file that cannot be read or parsed is stored with its
     reason. `on_change` hears of every commit."""
 
-    def __init__(
-        self, access: AllowedFolders, embed: Embed, limits: Limits, max_bytes: int, on_change: Callable[[], None]
-    ) -> None:
-        self._access, self._embed, self._limits, self._max_bytes = access, embed, limits, max_bytes
-        self._on_change = on_change
+    def __init__(self, sources: Sources, embed: Embed, limits: Limits, on_change: Callable[[], None]) -> None:
+        self._sources, self._embed, self._limits, self._on_change = sources, embed, limits, on_change
         self._window = MIN_WINDOW
 
     async def sync(self, store: Store, key: Key, tree: Tree, suspect: Set[str], on_progress: OnIndexed) -> None:
@@ -147,14 +129,11 @@ class Indexer:
     ) -> None:
         with out:
             async for batch in drafted:
-                vectors = await self._vectors([_text(chunk) for each in batch for chunk in _bare(each)])
-                whole, at = [], 0
-                for document in batch:
-                    if own := len(_bare(document)):
-                        document = replace(document, vectors=vectors[at : at + own])
-                        at += own
-                    whole.append(document)
-                await out.send(whole)
+                texts = [f"{chunk.header}\n{chunk.text}" for each in batch for chunk in _bare(each)]
+                vectors = await self._vectors(texts)
+                own = np.split(vectors, np.cumsum([len(_bare(document)) for document in batch])[:-1])
+                pairs = zip(batch, own, strict=True)
+                await out.send([replace(document, vectors=some) if len(some) else document for document, some in pairs])
 
     async def _vectors(self, texts: Sequence[str]) -> Vectors:
         """Shape (texts, dimensions), in windows that come to take WINDOW_S."""
@@ -172,61 +151,52 @@ class Indexer:
                 self._window = max(MIN_WINDOW, self._window // 2)
         return np.concatenate(found)
 
-    def _read(self, sources: Sequence[Source]) -> list[_Read | RetrievalError]:
+    def _read(self, sources: Sequence[Source]) -> list[Read]:
         """A file that cannot be read is a result, not an error."""
-        found: list[_Read | RetrievalError] = []
+        found: list[Read] = []
         for source in sources:
             try:
-                data, _ = self._access.read_bytes(Path(source.path), most_bytes(source.kind, self._max_bytes))
-                found.append(_Read(data, hashlib.sha256(data).hexdigest()))
+                found.append(self._sources.read(source.path))
             except RetrievalError as error:
                 found.append(error)
         return found
 
 
-async def _draft(
-    task: _Task, source: Source, read: _Read | RetrievalError, stored: dict[Content, Document], parser: Parser
-) -> Document:
-    file = FileState(**{key: getattr(source, key) for key in _SOURCE}, collection=task.key[0], root=task.key[1])
+async def _draft(task: _Task, source: Source, read: Read, stored: dict[Content, Document], parser: Parser) -> Document:
+    file = FileState(source.path, source.kind, source.language, *source.stamp, *task.key)
     if isinstance(read, RetrievalError):
         return _failed(file, read)
-    file = replace(file, sha256=read.sha256)
-    if _is_stored(task, file):
-        known = task.known[file.path]
+    data, sha256 = read
+    file = replace(file, sha256=sha256)
+    known = task.known.get(file.path)
+    if known and not known.code and _content(known) == _content(file) and file.path not in task.suspect:
         return Document(replace(file, extracted_sha256=known.extracted_sha256, chunks=known.chunks), None)
     title = title_of(file.path, file.root)
-    if (like := stored.get(_content(file))) and _holds(like, read.data):
+    if (like := stored.get(_content(file))) and _holds(like, data):
         chunks = _retitled(like, title)
         file = replace(file, extracted_sha256=like.file.extracted_sha256, chunks=len(chunks))
         return Document(file, chunks, like.vectors, like.extracted)
     try:
-        parsed = await parser.parse(read.data, source, title)
-    except (FileUnreadable, ParseFailed) as error:  # the file's fault, not the parser's
+        parsed = await parser.parse(data, source, title)
+    except FileUnreadable as error:
         return _failed(file, error)
     extracted = parsed.text if parsed.converted else None
     digest = hashlib.sha256(parsed.text.encode()).hexdigest() if parsed.converted else ""
     return Document(replace(file, extracted_sha256=digest, chunks=len(parsed.chunks)), parsed.chunks, None, extracted)
 
 
-async def _stored(
-    task: _Task, group: Sequence[Source], read: Sequence[_Read | RetrievalError]
-) -> dict[Content, Document]:
+async def _stored(task: _Task, group: Sequence[Source], read: Sequence[Read]) -> dict[Content, Document]:
     """The stored documents that some of these files are like, renamed or copied ones."""
     wanted = {}
     for source, found in zip(group, read, strict=True):
-        if isinstance(found, _Read):
-            content = (found.sha256, source.kind, source.language)
+        if isinstance(found, tuple):
+            content = (found[1], source.kind, source.language)
             doc = task.like.get(content)
             file = doc and task.store.files.get(doc)
             if file and _content(file) == content and file.path not in task.suspect:
                 wanted[content] = file.doc
     documents = await task.store.documents(set(wanted.values()))
     return {content: documents[doc] for content, doc in wanted.items() if doc in documents}
-
-
-def _is_stored(task: _Task, file: FileState) -> bool:
-    known = task.known.get(file.path)
-    return bool(known and not known.code and _content(known) == _content(file) and file.path not in task.suspect)
 
 
 def _holds(like: Document, data: bytes) -> bool:
@@ -256,11 +226,6 @@ def _bare(document: Document) -> Sequence[Chunk]:
 
 def _content(file: FileState) -> Content:
     return file.sha256, file.kind, file.language
-
-
-def _text(chunk: Chunk) -> str:
-    """What is embedded of a chunk."""
-    return f"{chunk.header}\n{chunk.text}"
 
 
 def title_of(path: str, root: str) -> str:

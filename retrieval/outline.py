@@ -10,9 +10,12 @@ from itertools import pairwise
 
 from .definitions import Definition, definitions
 
-LINE, SENTENCE, PARAGRAPH, SECTION, PAGE = 0, 1, 2, 20, 100
+LINE, SENTENCE, PARAGRAPH, SECTION = 0, 1, 2, 20
 """Strengths of a boundary. From PARAGRAPH up to SECTION lie the levels of nested data. SECTION and above (headings,
-definitions) are crossed only to take in a small neighbour, PAGE never."""
+definitions) are crossed only to take in a small neighbour."""
+
+Headings = list[tuple[int, str]]
+"""Open ones, the outer first, each with its level."""
 
 _DEPTHS = SECTION - PARAGRAPH - 2  # levels of nested data that are told apart
 _NESTED = 5  # definitions in each other that a heading names
@@ -45,8 +48,8 @@ class Outline:
     columns: str = ""
 
 
-def outline(text: str, kind: str, language: str, title: str) -> Outline:
-    """By `kind` (see `Kind`), and for code by `language`; `title` ends in the file's name."""
+def outline(text: str, kind: str, language: str, title: str, above: Headings | None = None) -> Outline:
+    """By `kind` (see `Kind`), and for code by `language`; `title` ends in the file's name, `above` as in `cut`."""
     lines: list[str] = _LINES.findall(text)
     if kind == "table":
         return _table(lines)
@@ -56,36 +59,14 @@ def outline(text: str, kind: str, language: str, title: str) -> Outline:
         found = definitions(text, language, title)
         levels = 3 if language == "yaml" else 1
         return _by_indentation(lines, levels) if found is None else _code(lines, found)
-    return _prose(lines, plain=kind == "text")
+    return _prose(lines, kind == "text", [] if above is None else above)
 
 
-def split_at(outlined: Outline, starts: Iterable[int]) -> Outline:
-    """With a PAGE boundary at each of these characters."""
-    units, strengths, headings = [], [], []
-    pending = iter(sorted(set(starts)))
-    at, cut = 0, next(pending, None)
-    for unit, strength, heading in zip(outlined.units, outlined.strengths, outlined.headings, strict=True):
-        end = at + len(unit)
-        while cut is not None and cut < end:
-            if cut > at:
-                units.append(unit[: cut - at])
-                strengths.append(strength)
-                headings.append(heading)
-                unit = unit[cut - at :]
-            at, strength, cut = cut, PAGE, next(pending, None)
-        units.append(unit)
-        strengths.append(strength)
-        headings.append(heading)
-        at = end
-    return Outline(units, strengths, headings, outlined.columns)
-
-
-def _prose(lines: list[str], plain: bool) -> Outline:
+def _prose(lines: list[str], plain: bool, path: Headings) -> Outline:
     """Headings, paragraphs, list items and sentences that end a line. `plain` text may be reStructuredText, AsciiDoc,
     MediaWiki or TeX, with other signs of a heading than Markdown."""
     strengths, headings = [LINE] * len(lines), [""] * len(lines)
-    path: list[tuple[int, str]] = []
-    fence, heading = "", ""
+    fence, heading = "", " > ".join(name for _, name in path)
     front_matter = bool(lines) and lines[0].strip("\ufeff \r\n") == "---" and "---" in map(str.strip, lines[1:])
     for i, line in enumerate(lines):
         above = lines[i - 1] if i else ""
@@ -104,7 +85,7 @@ def _prose(lines: list[str], plain: bool) -> Outline:
             fence = ""
         elif found:
             level, name = found
-            path = [*(entry for entry in path if entry[0] < level), (level, name)]
+            path[:] = [*(entry for entry in path if entry[0] < level), (level, name)]
             heading = " > ".join(name for _, name in path)
             strengths[i] = SECTION + 6 - level
         headings[i] = heading

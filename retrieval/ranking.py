@@ -6,8 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,37 +37,20 @@ _WORDS = re.compile(r"\w+")
 _UNKNOWN = ("[UNK]", "<unk>")
 
 
-class Vocabulary:
-    """An embedder's; `tokenizer` is where its `tokenizer.json` is or will be."""
+def dense_weight(tokenizer: Any, text: str) -> float:
+    """The dense leg's share in the ranking for a question; `tokenizer` as of `chunks.tokenizer_at`."""
+    if tokenizer is None:
+        return UNKNOWN_WEIGHT
+    return min(DENSE_WEIGHT, WEIGHT_PER_BYTE * bytes_per_piece(tokenizer, text))
 
-    def __init__(self, tokenizer: Path | None) -> None:
-        self._file = tokenizer
 
-    def dense_weight(self, text: str) -> float:
-        """The dense leg's share in the ranking for a question."""
-        if self._file is None or not self._file.is_file() or self._tokenizer is None:
-            return UNKNOWN_WEIGHT
-        return min(DENSE_WEIGHT, WEIGHT_PER_BYTE * self.bytes_per_piece(text))
-
-    def bytes_per_piece(self, text: str) -> float:
-        """UTF-8 bytes, white space left out; a word that is not known at all is a piece for each character."""
-        encoded = self._tokenizer.encode(text, add_special_tokens=False)
-        unknown = {self._tokenizer.token_to_id(token) for token in _UNKNOWN}
-        spans = zip(encoded.ids, encoded.offsets, strict=True)
-        pieces = sum(end - start if token in unknown else 1 for token, (start, end) in spans)
-        return len("".join(text.split()).encode()) / max(1, pieces)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        try:
-            loaded = Tokenizer.from_file(str(self._file))
-        except Exception:  # the library raises nothing narrower; the embedder itself tells of a damaged folder
-            return None
-        loaded.no_truncation()
-        loaded.no_padding()
-        return loaded
+def bytes_per_piece(tokenizer: Any, text: str) -> float:
+    """UTF-8 bytes, white space left out; a word that is not known at all is a piece for each character."""
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    unknown = {tokenizer.token_to_id(token) for token in _UNKNOWN}
+    spans = zip(encoded.ids, encoded.offsets, strict=True)
+    pieces = sum(end - start if token in unknown else 1 for token, (start, end) in spans)
+    return len("".join(text.split()).encode()) / max(1, pieces)
 
 
 def fuse(
@@ -104,12 +85,8 @@ def answerable(query: str, vector: Vectors, best: Hit, ranked: Ranked) -> float 
     weights = {stem: math.log((len(texts) + 1) / (1 + sum(stem in text for text in texts))) for stem in stems(query)}
     whole, text = sum(weights.values()), best.chunk.text.casefold()
     covered = sum(weight for stem, weight in weights.items() if stem in text)
-    logit = COSINE * _cosine(vector, best) + COVERAGE * (covered / whole if whole else 1.0) + OFFSET
+    logit = COSINE * float(vector @ best.vector) + COVERAGE * (covered / whole if whole else 1.0) + OFFSET
     return round(1 / (1 + math.exp(-logit)), 4)
-
-
-def _cosine(query: Vectors, hit: Hit) -> float:
-    return float(np.dot(query, hit.vector))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import numpy as np
-import structlog
 
-from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 from rolecall.config.settings import RetrievalSettings
 
@@ -38,20 +35,20 @@ from .errors import IndexCorrupt, IndexEmpty, IndexLarge
 from .freshness import Freshness, Look, age_s
 from .generations import Generations
 from .indexing import Indexer
-from .parsing.wire import Limits
-from .preview import preview
-from .rows import Key, Root, Vectors
+from .parsing.child import Limits
+from .rows import Key, Root
 from .search import Outcome, Searcher, chosen
-from .sources import Tree, scan
+from .sources import Sources, Tree, scan
 from .store import Database, Store, where_clause
 from .tasks import together
 from .watching import changed
 
+SHOWN_FOLDERS = 10  # of a preview
+SAMPLE_PASSAGES = 16  # embedded to tell how long an index takes
+BYTES_PER_TOKEN = 4
 MAX_QUERY_CHARS = 4_000
 MAX_RESULTS = 100
 SHOWN_FILES = 1_000  # of each list of a collection's status
-
-log = structlog.get_logger(__name__)
 
 
 class LanceRetriever:
@@ -77,14 +74,13 @@ class LanceRetriever:
         embed_query: Embed | None = None,
         rerank: Rerank | None = None,
     ) -> None:
-        self._embed, self._embed_query, self._embedder = embed, embed_query or embed, embedder
+        self._embed, self._embedder, self._chunk_tokens = embed, embedder, settings.chunk_tokens
         self._access, self._on_change = access, on_change
-        self._max_bytes, self._chunk_tokens = int(settings.max_file_mb * 1_000_000), settings.chunk_tokens
-        limits = Limits(settings.chunk_tokens, tokenizer)
-        self._indexer = Indexer(access, embed, limits, self._max_bytes, on_change)
-        self._searcher = Searcher(access, self._max_bytes, tokenizer, rerank)
+        self._sources = Sources(access, int(settings.max_file_mb * 1_000_000))
+        self._indexer = Indexer(self._sources, embed, Limits(settings.chunk_tokens, tokenizer), on_change)
+        self._searcher = Searcher(self._sources, embed_query or embed, embedder, tokenizer, rerank)
         self._generations = Generations(Database(home.index, settings.uri), embedder)
-        self._freshness = Freshness(access, self._max_bytes)
+        self._freshness = Freshness(self._sources)
         self._writing = anyio.Lock()
         self._suspect: set[str] = set()  # files whose stored hash or chunks were found not to be theirs
 
@@ -96,8 +92,18 @@ class LanceRetriever:
         """
         folder = await anyio.to_thread.run_sync(self._access.allowable, folder)
         tree = await self._scanned(str(folder))
-        embed = self._embed if self._embedder() is not None else None
-        return await preview(folder, tree, embed, self._chunk_tokens)
+        size_bytes = sum(source.size_bytes for source in tree.sources)
+        folders = Counter(str(Path(source.path).parent) for source in tree.sources)
+        return Preview(
+            folder=str(folder),
+            files=len(tree.sources),
+            size_bytes=size_bytes,
+            kinds=Counter(source.kind for source in tree.sources),
+            skipped=tree.skipped,
+            folders=dict(folders.most_common(SHOWN_FOLDERS)),
+            failed=tree.failed,
+            seconds=None if self._embedder() is None else round(size_bytes / await self._bytes_per_s(), 1),
+        )
 
     async def add(
         self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None,
@@ -182,9 +188,7 @@ class LanceRetriever:
             async with together() as tasks:
                 tasks.start_soon(look)
                 if query:
-                    wanted = min(max_results, MAX_RESULTS)
-                    vector_of = partial(self._query_vector, store=store)
-                    outcome = await self._searcher.search(store, query, vector_of, where, wanted, leg)
+                    outcome = await self._searcher.search(store, query, where, min(max_results, MAX_RESULTS), leg)
         except IndexCorrupt:
             if store is await self._generations.serving():
                 raise
@@ -199,11 +203,13 @@ class LanceRetriever:
         if store and (hashes := {passage.extracted_sha256 for passage in passages} - {""}):
             docs = [doc for doc, file in store.files.items() if file.extracted_sha256 in hashes]
             texts += (await store.extracted(docs)).values()
-        return await anyio.to_thread.run_sync(checked, self._access, self._max_bytes, passages, texts)
+        return await anyio.to_thread.run_sync(checked, self._sources, passages, texts)
 
     async def collections(self) -> tuple[CollectionInfo, ...]:
         store = await self._generations.serving()
-        return tuple([await self._info(store, name) for name in store.collections]) if store else ()
+        if store is None:
+            return ()
+        return tuple([_info(store, name, await self._freshness.look(store, name)) for name in store.collections])
 
     async def status(self, collection: str | None = None) -> tuple[CollectionStatus, ...]:
         """Collections file by file. Raises IndexEmpty where there is none of that name."""
@@ -212,9 +218,9 @@ class LanceRetriever:
             return ()
         building, found = self._generations.building, []
         for name in [name for name in store.collections if collection in (None, name)]:
-            info, look = await self._info(store, name), await self._freshness.look(store, name)
+            look = await self._freshness.look(store, name)
             status = CollectionStatus(
-                **dict(info),
+                **dict(_info(store, name, look)),
                 pending_files=tuple(sorted(look.pending)[:SHOWN_FILES]),
                 failed_files=look.failed[:SHOWN_FILES],
                 embedder=store.embedder,
@@ -264,14 +270,13 @@ class LanceRetriever:
         return done
 
     async def _sync_one(self, store: Store, key: Key, on_progress: OnIndexed) -> tuple[AddReport, bool]:
-        started, before = time.monotonic(), store.revision
-        tree = await anyio.to_thread.run_sync(self._freshness.reached, key[1], abandon_on_cancel=True)
-        if not _refused(tree, key[1]):
+        started, before, news = time.monotonic(), store.revision, False
+        tree = await anyio.to_thread.run_sync(self._sources.tree, key[1], abandon_on_cancel=True)
+        if not any(file.path == key[1] for file in tree.failed):
             suspect = set(self._suspect)  # a search may find more meanwhile
             await self._indexer.sync(store, key, tree, suspect, on_progress)
             self._suspect -= suspect & {source.path for source in tree.sources}
-        news = store.revision != before
-        if not _refused(tree, key[1]):
+            news = store.revision != before
             await store.save_roots({key: replace(store.roots[key], synced_at=time.time())})
         if news:
             await store.optimize()
@@ -288,27 +293,15 @@ class LanceRetriever:
         return report, news
 
     async def _scanned(self, root: str) -> Tree:
-        return await anyio.to_thread.run_sync(scan, Path(root), self._max_bytes, abandon_on_cancel=True)
+        return await anyio.to_thread.run_sync(scan, Path(root), self._sources.max_bytes, abandon_on_cancel=True)
 
-    async def _query_vector(self, query: str, store: Store) -> Vectors | None:
-        """None where there is no embedder, or another one than the index was made with: full text alone answers."""
-        try:
-            if self._embedder() == store.embedder:
-                return np.asarray((await self._embed_query([query]))[0], dtype=np.float32)
-        except RolecallError as error:
-            log.warning("search_by_text_only", code=error.code)
-        return None
-
-    async def _info(self, store: Store, name: str) -> CollectionInfo:
-        chunks = [file.chunks for file in store.files.values() if file.collection == name and not file.code]
-        return CollectionInfo(
-            collection=name,
-            folders=tuple(root for other, root in store.roots if other == name),
-            files=len(chunks),
-            chunks=sum(chunks),
-            index=(await self._freshness.look(store, name)).state(age_s(store, name)),
-            private=name in store.private,
-        )
+    async def _bytes_per_s(self) -> float:
+        """The embedder's pace, by a sample."""
+        passage = "word " * self._chunk_tokens
+        await self._embed([passage])  # the first call may load the embedder
+        started = time.monotonic()
+        await self._embed([passage] * SAMPLE_PASSAGES)
+        return SAMPLE_PASSAGES * self._chunk_tokens * BYTES_PER_TOKEN / (time.monotonic() - started)
 
     async def _store_for_reading(self, collection: str | None) -> Store:
         store = await self._generations.serving()
@@ -320,5 +313,13 @@ class LanceRetriever:
         return store
 
 
-def _refused(tree: Tree, root: str) -> bool:
-    return any(file.path == root for file in tree.failed)
+def _info(store: Store, name: str, look: Look) -> CollectionInfo:
+    chunks = [file.chunks for file in store.files.values() if file.collection == name and not file.code]
+    return CollectionInfo(
+        collection=name,
+        folders=tuple(root for other, root in store.roots if other == name),
+        files=len(chunks),
+        chunks=sum(chunks),
+        index=look.state(age_s(store, name)),
+        private=name in store.private,
+    )

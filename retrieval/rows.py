@@ -127,15 +127,14 @@ def _as_arrow(rows: list[dict[str, Any]], vectors: Sequence[Vectors], schema: pa
 
 def _rows(document: Document) -> Iterator[dict[str, Any]]:
     file, doc = document.file, document.file.doc
+    own = {"doc": doc, "collection": file.collection, "root": file.root}
     yield {"id": doc, "doc": doc, "what": "file", **{key: getattr(file, key) for key in FILE_COLUMNS}}
     if document.extracted is not None:
-        place = {"collection": file.collection, "root": file.root, "extracted": document.extracted}
-        yield {"id": f"{doc}:extracted", "doc": doc, "what": "extracted", **place}
-    own = {"collection": file.collection, "root": file.root}
+        yield {"id": f"{doc}:extracted", "what": "extracted", **own, "extracted": document.extracted}
     for i, chunk in enumerate(document.chunks or ()):
         span = {key: getattr(chunk, key) for key in SPAN_COLUMNS}
         search_text = f"{chunk.header}{_search_text(chunk)}"
-        yield {"id": f"{doc}:{i}", "doc": doc, "what": "chunk", **own, **span, "search_text": search_text}
+        yield {"id": f"{doc}:{i}", "what": "chunk", **own, **span, "search_text": search_text}
 
 
 def _search_text(chunk: Chunk) -> str:

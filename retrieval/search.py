@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
+import numpy as np
 import structlog
 
 from rolecall.config.errors import RolecallError
 
-from .access import AllowedFolders, glob_matches
-from .contract import Filters, Leg, Passage, Rerank
+from .access import glob_matches
+from .chunks import tokenizer_at
+from .contract import Embed, Filters, Leg, Passage, Rerank
 from .errors import RetrievalError
-from .ranking import Likeness, Ranked, Vocabulary, answerable, fuse
+from .ranking import Likeness, Ranked, answerable, dense_weight, fuse
 from .rows import SPAN_COLUMNS, FileState, Hit, Vectors
-from .sources import most_bytes, stamp_at
+from .sources import Sources, stamp_at
 from .store import Store
 from .tasks import together
 
@@ -41,24 +44,18 @@ class Outcome:
 
 
 class Searcher:
-    """Searches an index. `tokenizer` is where the embedder's `tokenizer.json` is or will be."""
+    """Searches an index; what is handed in is as of `LanceRetriever`."""
 
     def __init__(
-        self, access: AllowedFolders, max_bytes: int, tokenizer: Path | None = None, rerank: Rerank | None = None
-    ) -> None:
-        self._access, self._max_bytes = access, max_bytes
-        self._vocabulary, self._rerank = Vocabulary(tokenizer), rerank
+        self, sources: Sources, embed: Embed, embedder: Callable[[], str | None], tokenizer: Path | None,
+        rerank: Rerank | None,
+    ) -> None:  # fmt: skip
+        self._sources, self._embed, self._embedder = sources, embed, embedder
+        self._file, self._rerank = tokenizer, rerank
+        self._tokenizer: Any = None
 
-    async def search(
-        self,
-        store: Store,
-        query: str,
-        vector_of: Callable[[str], Awaitable[Vectors | None]],
-        where: str,
-        wanted: int,
-        leg: Leg = "fused",
-    ) -> Outcome:
-        """The `wanted` best passages; `vector_of` a query is None where the index cannot be searched by one."""
+    async def search(self, store: Store, query: str, where: str, wanted: int, leg: Leg) -> Outcome:
+        """The `wanted` best passages."""
         depth = max(OVERFETCH, wanted)
         text, dense = list[Hit](), list[Hit]()
         vector: Vectors | None = None
@@ -67,11 +64,11 @@ class Searcher:
         async def by_words() -> None:
             nonlocal weight
             text.extend(await store.matching(query, where, depth))
-            weight = await anyio.to_thread.run_sync(self._vocabulary.dense_weight, query)
+            weight = await anyio.to_thread.run_sync(self._dense_weight, query)
 
         async def by_vector() -> None:
             nonlocal vector
-            vector = await vector_of(query)
+            vector = await self._vector(store, query)
             if vector is not None:
                 dense.extend(await store.nearest(vector, where, depth))
 
@@ -90,6 +87,20 @@ class Searcher:
         if vector is not None and leg == "fused":
             outcome.answerable = answerable(query, vector, kept[0][0], ranked) if kept else 0.0
         return outcome
+
+    async def _vector(self, store: Store, query: str) -> Vectors | None:
+        """None where there is no embedder, or another one than the index was made with: full text alone answers."""
+        try:
+            if self._embedder() == store.embedder:
+                return np.asarray((await self._embed([query]))[0], dtype=np.float32)
+        except RolecallError as error:
+            log.warning("search_by_text_only", code=error.code)
+        return None
+
+    def _dense_weight(self, query: str) -> float:
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer_at(self._file)
+        return dense_weight(self._tokenizer, query)
 
     async def _reranked(self, rerank: Rerank, query: str, ranked: Ranked) -> Ranked:
         """The first candidates in the reranker's order; they keep the scores that the order had."""
@@ -136,10 +147,10 @@ class Searcher:
         for doc, own in hits.items():
             file, found[doc] = files[doc], set()
             try:
-                data, _ = self._access.read_bytes(Path(file.path), most_bytes(file.kind, self._max_bytes))
+                data, sha256 = self._sources.read(file.path)
             except RetrievalError:
-                data = b""
-            if hashlib.sha256(data).hexdigest() != file.sha256:
+                data, sha256 = b"", ""
+            if sha256 != file.sha256:
                 # A file that did not change has a damaged hash in the index.
                 (outcome.damaged if stamp_at(file.path) == file.stamp else outcome.stale).add(file.path)
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import os
 import re
 import stat
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from .access import NOT_UTF8, is_secret
+from .access import NOT_UTF8, AllowedFolders, is_secret
 from .contract import FailedFile
-from .errors import FileUnreadable, os_error
+from .errors import FileUnreadable, PathNotAllowed, os_error
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
@@ -96,8 +97,8 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Tree:
     """A folder as the disk shows it. `skipped` counts the files left out by reason: `link`, `unknown_kind`, `secret`,
-    `ignored`, `empty`, `too_large`.  `marks` are the stamps of what
-    beside the sources makes the tree what it is, None where that changed a moment ago."""
+    `ignored`, `empty`, `too_large`. `marks` are the stamps of what beside the sources makes the tree what it is, None
+    where that changed a moment ago."""
 
     sources: tuple[Source, ...]
     skipped: Mapping[str, int]
@@ -114,6 +115,28 @@ def kind_of(name: str) -> tuple[str, str] | None:
 def most_bytes(kind: str, max_bytes: int) -> int:
     """How large a file of a kind may be where text may have `max_bytes`."""
     return max_bytes * BULKY if kind in ("document", "notebook") else max_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The files that may be read; `max_bytes` is for text."""
+
+    access: AllowedFolders
+    max_bytes: int
+
+    def read(self, path: str) -> tuple[bytes, str]:
+        """A file's bytes as they are now, and their sha256. Raises as `AllowedFolders.read` does."""
+        kind, _ = kind_of(os.path.basename(path)) or ("", "")  # noqa: PTH119  (no Path per file)
+        data, _ = self.access.read_bytes(Path(path), most_bytes(kind, self.max_bytes))
+        return data, hashlib.sha256(data).hexdigest()
+
+    def tree(self, root: str, known: Tree | None = None) -> Tree:
+        """A folder as it is on the disk, `known` where that still holds. Nothing is read of one that is no longer
+        allowed. Blocking."""
+        if not any(Path(root).is_relative_to(folder) for folder in self.access.list()):
+            reason = "the folder is no longer allowed"
+            return Tree((), {}, (FailedFile(path=root, code=PathNotAllowed.code, reason=reason),))
+        return known if known is not None and is_same(known) else scan(Path(root), self.max_bytes)
 
 
 def scan(root: Path, max_bytes: int) -> Tree:

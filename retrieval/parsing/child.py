@@ -13,22 +13,45 @@ import os
 import resource
 import signal
 import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from rolecall.retrieval.chunks import Chunk, CountTokens, cut, token_counter
-from rolecall.retrieval.errors import ParseFailed, RetrievalError
+from rolecall.retrieval.errors import FileUnreadable
+from rolecall.retrieval.outline import Headings
 
 from . import formats
-from .wire import OUT_OF_MEMORY, Limits, read_limits
 
+OUT_OF_MEMORY = 77  # the exit status of a child that was refused memory
 GRACE_S = 1.0  # for the parent to end it first
 _REFUSED = ("socket.", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system", "shutil.")
 _RECURSION = 4_000  # frames; frames of Python take no C stack, and a deeper document is refused with a typed error
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one file may take, in seconds of processor time and bytes of resident memory (of the child in all); and how
+    its text is cut, in tokens of the embedder whose `tokenizer.json` this is."""
+
+    chunk_tokens: int
+    tokenizer: Path | None = None
+    cpu_s: float = 10.0
+    memory_bytes: int = 512_000_000
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, line: str) -> Limits:
+        values = json.loads(line)
+        tokenizer = values.pop("tokenizer")
+        return cls(tokenizer=Path(tokenizer) if tokenizer else None, **values)
+
+
 def main() -> None:
-    """Serve the parent until it says stop or goes away. The one argument: `Limits`, as JSON."""
-    limits = read_limits(sys.argv[1])
+    """Serve the parent until it goes away. The one argument: `Limits`, as JSON."""
+    limits = Limits.from_json(sys.argv[1])
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no reply
     count = token_counter(limits.tokenizer)
@@ -47,27 +70,28 @@ def main() -> None:
                 body, text = {}, b""
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
-        except RetrievalError as error:
+        except FileUnreadable as error:
             body, text = {"error": error.to_dict()}, b""
         except Exception as error:  # a parser may raise anything; what it says may hold the document's text
-            found = f"{type(error).__name__} of the parser"
-            failed = ParseFailed("The file cannot be parsed.", found=found, advice="Open it, and save it anew.")
+            found, advice = f"{type(error).__name__} of the parser", "Open it, and save it anew."
+            failed = FileUnreadable("The file cannot be parsed.", "parse_failed", found=found, advice=advice)
             body, text = {"error": failed.to_dict()}, b""
         _send(replies, body, text)
     os._exit(0)
 
 
 def _parse(request: dict[str, Any], data: bytes, limits: Limits, count: CountTokens) -> tuple[dict[str, Any], bytes]:
-    found = formats.extract(data, request["kind"], request["language"])
-    chunks = []
+    parts, converted = formats.extract(data, request["kind"], request["language"])
+    chunks, above = [], Headings()
     byte = line = 0
-    for part in found.parts:
-        cuts = cut(part.text, part.kind, part.language, request["title"], limits.chunk_tokens, count, part.marks)
+    for part in parts:
+        sized = limits.chunk_tokens, count
+        cuts = cut(part.text, part.kind, part.language, request["title"], *sized, part.place, above)
         chunks += [_row(chunk, byte, line) for chunk in cuts]
         byte += len(part.text.encode())
         line += part.text.count("\n")
-    text = "".join(part.text for part in found.parts).encode() if found.converted else b""
-    return {"converted": found.converted, "chunks": chunks}, text
+    text = "".join(part.text for part in parts).encode() if converted else b""
+    return {"converted": converted, "chunks": chunks}, text
 
 
 def _row(chunk: Chunk, byte: int, line: int) -> tuple[int | str, ...]:
@@ -108,3 +132,7 @@ def confined(limits: Limits) -> _Guard:
     guard = _Guard()
     sys.addaudithook(guard)
     return guard
+
+
+if __name__ == "__main__":
+    main()

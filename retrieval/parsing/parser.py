@@ -12,41 +12,27 @@ import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar, get_args
 
 import anyio
 import anyio.abc
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from rolecall.retrieval.chunks import Chunk
-from rolecall.retrieval.errors import (
-    BinaryFile,
-    Encrypted,
-    FileUnreadable,
-    GeneratedFile,
-    NeedsDocuments,
-    NoText,
-    ParseFailed,
-    ParseMemory,
-    ParseTimeout,
-    RetrievalError,
-)
+from rolecall.retrieval.errors import FileUnreadable, RetrievalError, Unreadable
 from rolecall.retrieval.sources import Source
 
-from .wire import OUT_OF_MEMORY, Limits
+from .child import OUT_OF_MEMORY, Limits
 
+CHILD = "rolecall.retrieval.parsing.child"
 START_S = 60.0  # to start, and to import what a format needs; on a cold disk each takes seconds
 SAMPLE_S = 0.05
 PATIENCE = 3.0
 LINE_LIMIT_BYTES = 1 << 28
+SPLIT = "Split the file, or leave it out."
 _BROKEN = (anyio.IncompleteRead, anyio.EndOfStream, anyio.BrokenResourceError, anyio.DelimiterNotFound)
 _GRACE_S = 2.0  # between the end of its output and its own
 _KEPT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR")
-_ERRORS: dict[str, type[RetrievalError]] = {
-    error.code: error
-    for error in (BinaryFile, GeneratedFile, NoText, FileUnreadable, Encrypted, NeedsDocuments, ParseMemory)
-}
-
 
 T = TypeVar("T")
 
@@ -62,24 +48,19 @@ class Parsed:
 
 
 class Parser:
-    """Parses one file at a time in a child of at most `limits`, started with the first file and ended by `aclose`.
+    """Parses one file at a time in a child of at most `limits`, started with the first file and ended with the context.
 
     A child that a file was too much for is replaced. For one event loop (asyncio).
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._turn = anyio.Lock()
         self._child: _Child | None = None
 
     async def __aenter__(self) -> Parser:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """End the child. Idempotent."""
         child, self._child = self._child, None
         if child:
             with anyio.CancelScope(shield=True):
@@ -89,37 +70,37 @@ class Parser:
         """Text and chunks of a file's bytes; `title` starts each chunk's header.
 
         Raises:
-            FileUnreadable, ParseFailed: subclasses say why this file cannot be indexed; the next one can be.
+            FileUnreadable: its `code` says why this file cannot be indexed; the next one can be.
         """
         if not data:
             return Parsed("", False, ())
-        async with self._turn:
-            used = self._child is not None
-            try:
-                reply, text = await self._asked(data, source, title)
-            except ParseTimeout:
+        used = self._child is not None
+        try:
+            reply, text = await self._asked(data, source, title)
+        except FileUnreadable as error:
+            if error.code == "parse_timeout" or not used:
                 raise
-            except ParseFailed:
-                if not used:
-                    raise
-                reply, text = await self._asked(data, source, title)  # it may have been for an earlier file's remains
-        if error := reply.get("error"):
-            shown = {key: str(error[key]) for key in ("found", "allowed", "advice")}
-            raise _ERRORS.get(error["code"], ParseFailed)(error["message"], **shown)
+            reply, text = await self._asked(data, source, title)  # it may have been for an earlier file's remains
+        if told := reply.get("error"):
+            code: Unreadable = told["code"] if told["code"] in get_args(Unreadable) else "parse_failed"
+            raise FileUnreadable(
+                told["message"], code, **{key: str(told[key]) for key in ("found", "allowed", "advice")}
+            )
         try:
             return _parsed(reply, text if reply["converted"] else data)
         except (KeyError, TypeError, ValueError):
-            raise ParseFailed("The file cannot be parsed.", found="an answer that is none") from None
+            found = "an answer that is none"
+            raise FileUnreadable("The file cannot be parsed.", "parse_failed", found=found) from None
 
     async def _asked(self, data: bytes, source: Source, title: str) -> tuple[dict[str, Any], bytes]:
         try:
             return await (self._child or await self._started()).parse(data, source, title)
         except BaseException:
-            await self.aclose()
+            await self.__aexit__()
             raise
 
     async def _started(self) -> _Child:
-        command = [sys.executable, "-P", "-B", "-X", "utf8", "-m", "rolecall.retrieval.parsing", self._limits.to_json()]
+        command = [sys.executable, "-P", "-B", "-X", "utf8", "-m", CHILD, self._limits.to_json()]
         pipe, nothing = subprocess.PIPE, subprocess.DEVNULL  # what a library says may hold a document's text
         try:
             process = await anyio.open_process(
@@ -127,8 +108,8 @@ class Parser:
             )
             self._child = _Child(process, self._limits)
             await self._child.ready()
-        except (OSError, ParseFailed) as error:  # no file is to blame
-            found = error.found if isinstance(error, ParseFailed) else str(error)
+        except (OSError, FileUnreadable) as error:  # no file is to blame
+            found = error.found if isinstance(error, FileUnreadable) else str(error)
             message = "The process that parses files did not start."
             raise RetrievalError(message, found=found, advice="Free memory and try again.") from None
         return self._child
@@ -141,11 +122,6 @@ def _parsed(reply: dict[str, Any], body: bytes) -> Parsed:
         for start, end, first, last, header, heading, place in reply["chunks"]
     )
     return Parsed(body.decode(), bool(reply["converted"]), chunks)
-
-
-class _Use(NamedTuple):
-    cpu_s: float
-    resident_bytes: int
 
 
 class _Child:
@@ -191,13 +167,13 @@ class _Child:
         """What the child answers within its memory, and within so many seconds of processor time: of wall clock it may
         take `PATIENCE` times as many, since embedding may keep every core busy."""
         task = asyncio.ensure_future(exchange)
-        started, used_s = time.monotonic(), self._use().cpu_s
+        started, (used_s, _) = time.monotonic(), self._use()
         try:
             while not (await asyncio.wait([task], timeout=SAMPLE_S))[0]:
-                now = self._use()
-                if now.resident_bytes > self._limits.memory_bytes:
-                    raise self._too_large(f"{now.resident_bytes:,} bytes")
-                if now.cpu_s - used_s > cpu_s or time.monotonic() - started > cpu_s * PATIENCE:
+                now_s, resident_bytes = self._use()
+                if resident_bytes > self._limits.memory_bytes:
+                    raise self._too_large(f"{resident_bytes:,} bytes")
+                if now_s - used_s > cpu_s or time.monotonic() - started > cpu_s * PATIENCE:
                     raise _too_slow(cpu_s)
             return task.result()
         except (*_BROKEN, ValueError):
@@ -205,16 +181,17 @@ class _Child:
         finally:
             task.cancel()
 
-    def _use(self) -> _Use:
+    def _use(self) -> tuple[float, int]:
+        """Seconds of processor time so far, and bytes of resident memory."""
         from psutil import Error
 
         try:
             times, memory = self._measured.cpu_times(), self._measured.memory_info()
-            return _Use(times.user + times.system, memory.rss)
+            return times.user + times.system, memory.rss
         except Error:  # it has ended, of which its pipe tells more
-            return _Use(0.0, 0)
+            return 0.0, 0
 
-    async def _death(self, cpu_s: float) -> ParseFailed:
+    async def _death(self, cpu_s: float) -> FileUnreadable:
         with anyio.move_on_after(_GRACE_S):
             await self._process.wait()
         code = self._process.returncode
@@ -223,16 +200,17 @@ class _Child:
         if code == -signal.SIGPROF:
             return _too_slow(cpu_s)
         found = f"signal {-code} ({signal.strsignal(-code)})" if code and code < 0 else f"exit status {code}"
-        return ParseFailed("The parser broke off.", found=found, advice="Open the file, and save it anew.")
+        advice = "Open the file, and save it anew."
+        return FileUnreadable("The parser broke off.", "parse_failed", found=found, advice=advice)
 
-    def _too_large(self, found: str) -> ParseMemory:
-        allowed, advice = f"{self._limits.memory_bytes:,} bytes", "Split the file, or leave it out."
-        return ParseMemory("The file takes too much memory to parse.", found=found, allowed=allowed, advice=advice)
+    def _too_large(self, found: str) -> FileUnreadable:
+        message, allowed = "The file takes too much memory to parse.", f"{self._limits.memory_bytes:,} bytes"
+        return FileUnreadable(message, "parse_memory", found=found, allowed=allowed, advice=SPLIT)
 
 
-def _too_slow(cpu_s: float) -> ParseTimeout:
-    advice = "Split the file, or leave it out."
-    return ParseTimeout("The file takes too long to parse.", found=f"over {cpu_s:g} s of processor time", advice=advice)
+def _too_slow(cpu_s: float) -> FileUnreadable:
+    found = f"over {cpu_s:g} s of processor time"
+    return FileUnreadable("The file takes too long to parse.", "parse_timeout", found=found, advice=SPLIT)
 
 
 def _environment() -> dict[str, str]:

@@ -23,7 +23,6 @@ from rich.text import Text
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 from rolecall.config.settings import GB, Settings
-from rolecall.retrieval.errors import NeedsDocuments
 
 from ..connect import lock_holder
 from ..protocol import VERSION
@@ -104,9 +103,9 @@ def diagnose(shell: Shell, verify: bool) -> dict[str, Any]:
         what = f"{client.title} starts {command}, which is no program (any more)"
         found("client_command_gone", what, f"rolecall install {name}")
     for item in index or ():
-        if count := item["index"]["reasons"].get(NeedsDocuments.code):
+        if count := item["index"]["reasons"].get("needs_documents_extra"):
             what = f"{count} documents of collection {item['collection']} are not indexed"
-            found(NeedsDocuments.code, what, "pip install 'rolecall[documents]', then: rolecall index sync")
+            found("needs_documents_extra", what, "pip install 'rolecall[documents]', then: rolecall index sync")
     for model, reason in (status["downloads"] or {"failed": {}})["failed"].items():
         found("download_failed", f"{model}: {reason}", f"rolecall models pull {model}")
     for item in endpoints:

@@ -4,7 +4,7 @@
 
 Every chunk of every document is ranked by cosine for each question; the best are read until so many tokens are used up,
 the last of them in part, so that each chunker reads equally much. Recall is the share of the characters of the
-question's spans that were read, precision the share of what was read that lies in a span, IoU both over both.
+question's spans that were read.
 """
 
 from __future__ import annotations
@@ -47,21 +47,13 @@ class Question:
     spans: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    recall: float
-    precision: float
-    iou: float
-
-
-def ours(documents: dict[str, str], limit: int, count: CountTokens, headers: bool = True) -> Iterator[Piece]:
+def ours(documents: dict[str, str], limit: int, count: CountTokens) -> Iterator[Piece]:
     for name, text in documents.items():
         data, char, byte = text.encode(), 0, 0
         for chunk in cut(text, "text", "text", f"{name}.txt", limit, count):
             char += len(data[byte : chunk.start_byte].decode())
             byte = chunk.start_byte
-            embedded = f"{chunk.header}\n{chunk.text}" if headers else chunk.text
-            yield Piece(name, char, char + len(chunk.text), embedded)
+            yield Piece(name, char, char + len(chunk.text), f"{chunk.header}\n{chunk.text}")
 
 
 def fixed(documents: dict[str, str], limit: int, tokenizer: Any) -> Iterator[Piece]:
@@ -72,19 +64,19 @@ def fixed(documents: dict[str, str], limit: int, tokenizer: Any) -> Iterator[Pie
         yield from (Piece(name, start, end, text[start:end]) for start, end in pairwise(starts))
 
 
-def scores(
+def recalls(
     pieces: Sequence[Piece], questions: Sequence[Question], documents: dict[str, str], embed: Embed, count: CountTokens
-) -> dict[int, list[Score]]:
+) -> dict[int, list[float]]:
     """By budget, of each question in order."""
     import numpy as np
 
     similarities = embed([question.text for question in questions]) @ embed([piece.embedded for piece in pieces]).T
     tokens = count([documents[piece.document][piece.start : piece.end] for piece in pieces])
-    found: dict[int, list[Score]] = {budget: [] for budget in BUDGETS}
+    found: dict[int, list[float]] = {budget: [] for budget in BUDGETS}
     for question, row in zip(questions, similarities, strict=True):
         ranked = np.argsort(-row, kind="stable").tolist()
         for budget, listed in found.items():
-            listed.append(_score(question, _read(ranked, pieces, tokens, budget)))
+            listed.append(_recall(question, _read(ranked, pieces, tokens, budget)))
     return found
 
 
@@ -100,16 +92,14 @@ def _read(ranked: Sequence[int], pieces: Sequence[Piece], tokens: Sequence[int],
     return read
 
 
-def _score(question: Question, read: Sequence[Piece]) -> Score:
+def _recall(question: Question, read: Sequence[Piece]) -> float:
     covered = sum(
         max(0, min(end, piece.end) - max(start, piece.start))
         for piece in read
         if piece.document == question.document
         for start, end in question.spans
     )
-    wanted = sum(end - start for start, end in question.spans)
-    got = sum(piece.end - piece.start for piece in read)
-    return Score(covered / wanted, covered / got, covered / (wanted + got - covered))
+    return covered / sum(end - start for start, end in question.spans)
 
 
 def load(folder: Path) -> tuple[dict[str, str], list[Question]]:
@@ -136,17 +126,15 @@ def _merged(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(merged)
 
 
-def table(rows: dict[str, dict[int, list[Score]]], baseline: str) -> Iterator[str]:
-    head = [f"recall@{budget} | {budget}: against {baseline}" for budget in BUDGETS]
-    yield " | ".join(["chunker", *head, f"precision@{BUDGETS[0]}", f"IoU@{BUDGETS[0]}"])
+def table(rows: dict[str, dict[int, list[float]]], baseline: str) -> Iterator[str]:
+    yield " | ".join(["chunker", *(f"recall@{budget} | {budget}: against {baseline}" for budget in BUDGETS)])
     for name, found in rows.items():
         cells = [name]
         for budget, listed in found.items():
-            recalls, others = [s.recall for s in listed], [s.recall for s in rows[baseline][budget]]
-            low, high = intervals.difference(recalls, others)
-            cells += [f"{fmean(recalls):.3f}", f"{fmean(recalls) - fmean(others):+.3f} [{low:+.3f}, {high:+.3f}]"]
-        first = found[BUDGETS[0]]
-        yield " | ".join([*cells, f"{fmean(s.precision for s in first):.3f}", f"{fmean(s.iou for s in first):.3f}"])
+            others = rows[baseline][budget]
+            low, high = intervals.difference(listed, others)
+            cells += [f"{fmean(listed):.3f}", f"{fmean(listed) - fmean(others):+.3f} [{low:+.3f}, {high:+.3f}]"]
+        yield " | ".join(cells)
 
 
 def embedder() -> Embed:
@@ -166,15 +154,11 @@ def main(folder: Path, sizes: Sequence[int]) -> None:
     tokenizer.no_truncation()
     count, embed = token_counter(MODEL / "tokenizer.json"), embedder()
     for size in sizes:
-        chunkers = {
-            "fixed": fixed(documents, size, tokenizer),
-            "ours": ours(documents, size, count),
-            "ours without headers": ours(documents, size, count, headers=False),
-        }
+        chunkers = {"fixed": fixed(documents, size, tokenizer), "ours": ours(documents, size, count)}
         rows = {}
         for name, pieces in chunkers.items():
             made = list(pieces)
-            rows[f"{name} ({len(made)})"] = scores(made, questions, documents, embed, count)
+            rows[f"{name} ({len(made)})"] = recalls(made, questions, documents, embed, count)
         print(f"\n{size} tokens, {len(questions)} questions (chunks in brackets)")
         print("\n".join(table(rows, next(iter(rows)))))
 

@@ -13,8 +13,8 @@ from rolecall.retrieval.errors import RetrievalError
 
 from .embedding import HashEmbedder, opened, stored
 
-FILES = 400
-ROOM_BYTES = 2000000
+FILES = 80
+ROOM_BYTES = 400_000
 
 
 async def main(folder: Path) -> None:

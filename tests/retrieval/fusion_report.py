@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from rolecall.config.home import Home
 from rolecall.config.settings import load_settings
-from rolecall.retrieval.ranking import Vocabulary, fuse
+from rolecall.retrieval.chunks import tokenizer_at
+from rolecall.retrieval.ranking import bytes_per_piece, fuse
 from rolecall.retrieval.search import OVERFETCH
 from rolecall.retrieval.store import Database, where_clause
 from rolecall.roles.manager import ModelManager
@@ -35,7 +36,7 @@ async def measured(folder: Path, limit: int) -> tuple[Figures, Figures, Figures]
     """nDCG@10 by query of full text, of vectors, and of each pair of the grid, shape (pairs, queries)."""
     home = Home.find()
     settings, data = load_settings(home), retrieval.load(folder, limit)
-    vocabulary = Vocabulary(home.models / settings.profile.embedder.model / "tokenizer.json")
+    tokenizer = tokenizer_at(home.models / settings.profile.embedder.model / "tokenizer.json")
     rows = []
     async with (
         retrieval.indexed(data.documents, home, settings, lambda _: None) as index,
@@ -46,7 +47,7 @@ async def measured(folder: Path, limit: int) -> tuple[Figures, Figures, Figures]
             (vector,) = await models.embed([query.text], query=True)
             text = await store.matching(query.text, where_clause(None, None), OVERFETCH)
             dense = await store.nearest(vector, where_clause(None, None), OVERFETCH)
-            weights = [0.0, 1.0, *(min(most, slope * vocabulary.bytes_per_piece(query.text)) for most, slope in GRID)]
+            weights = [0.0, 1.0, *(min(most, slope * bytes_per_piece(tokenizer, query.text)) for most, slope in GRID)]
             rows.append([])
             for weight in weights:
                 ranked = fuse(text if weight < 1 else (), dense if weight else (), vector, weight)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
-from rolecall.retrieval.chunks import Chunk, Mark, cut, estimate_each, estimate_tokens, token_counter
+from rolecall.retrieval.chunks import Chunk, cut, estimate_each, token_counter
 from rolecall.retrieval.sources import kind_of
 
 REPO = Path(__file__).parents[2]
-PACKAGES = Path(sysconfig.get_path("purelib"))
+PACKAGES = Path(numpy.__file__).parents[1]
 KINDS = ["markdown", "text", "code", "table", "json", "notebook", "html", "document"]
 PIECES = st.sampled_from(
     [
@@ -64,20 +64,14 @@ def assert_cut_rightly(text: str, chunks: Iterable[Chunk]) -> None:
     kind=st.sampled_from(KINDS),
     language=st.sampled_from(["python", "typescript", "c", "lua"]),
     limit=st.integers(3, 40),
-    at=st.lists(st.integers(0, 200), max_size=3),
 )
 def test_every_chunk_is_the_bytes_at_its_span_and_nothing_but_blanks_is_left_out(
-    text: str, bom: bool, kind: str, language: str, limit: int, at: list[int]
+    text: str, bom: bool, kind: str, language: str, limit: int
 ) -> None:
     text = "\ufeff" + text if bom else text
-    marks = [Mark(start, str(start)) for start in sorted(at)]
-    chunks = cut(text, kind, language, "title", limit, marks=marks)
+    chunks = cut(text, kind, language, "title", limit)
     assert_cut_rightly(text, chunks)
-    for chunk in chunks:
-        assert estimate_tokens(chunk.text) <= limit * 1.1
-        first = len(text.encode()[: chunk.start_byte].decode())
-        assert chunk.place == next((str(start) for start in sorted(at, reverse=True) if start <= first), "")
-        assert not any(first < start < first + len(chunk.text) for start in at)
+    assert max(estimate_each([chunk.text for chunk in chunks]), default=0) <= limit * 1.1
 
 
 def real_files() -> Iterator[Path]:
@@ -145,11 +139,16 @@ def test_json_on_one_line_is_cut_at_members_headed_by_their_keys() -> None:
     ]
 
 
-def test_no_chunk_goes_across_a_mark_and_each_knows_its_place() -> None:
-    text = "The first page.\f\nThe second"
-    marks = (Mark(0, "page 1"), Mark(16, "page 2"))
-    chunks = cut(text, "document", "pdf", "x.pdf", 100, marks=marks)
-    assert [(chunk.place, chunk.text) for chunk in chunks] == [("page 1", "The first page."), ("page 2", "The second")]
+def test_a_page_begins_below_the_headings_of_the_last_and_is_the_place_of_its_chunks() -> None:
+    above = [(1, "Guide")]
+    first, second = (
+        cut(text, "markdown", "markdown", "x", 100, place=place, above=above)
+        for text, place in (("Words.\n\n## Use\n", "page 1"), ("More words.\n", "page 2"))
+    )
+    assert [(chunk.heading, chunk.place) for chunk in (*first, *second)] == [
+        ("Guide", "page 1"),
+        ("Guide > Use", "page 2"),
+    ]
 
 
 def test_a_long_line_is_cut_after_a_sentence() -> None:
@@ -186,7 +185,7 @@ def test_a_little_over_the_limit_stays_whole_and_blank_text_gives_nothing() -> N
 def test_deep_nesting_and_endless_lines_are_cut_like_any_text(kind: str, language: str, text: str) -> None:
     chunks = cut(text, kind, language, "x", 200)
     assert_cut_rightly(text, chunks)
-    assert max(estimate_tokens(chunk.text) for chunk in chunks) <= 220
+    assert max(estimate_each([chunk.text for chunk in chunks])) <= 220
 
 
 def test_tokens_are_counted_by_the_embedders_tokenizer_and_an_endless_word_is_not_one(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from rolecall.retrieval.contract import AddReport
 from rolecall.retrieval.errors import IndexEmpty
 from rolecall.retrieval.freshness import Freshness
 from rolecall.retrieval.rows import Root
+from rolecall.retrieval.sources import Sources
 from rolecall.retrieval.store import Database
 from rolecall.retrieval.watching import changed
 
@@ -60,7 +61,7 @@ async def test_a_folder_is_compared_anew_only_when_it_or_the_index_changed(tmp_p
     await store.save_roots({("docs", str(docs)): Root()})
     access = AllowedFolders(Home(tmp_path / "home").create())
     access.add(docs)
-    freshness = Freshness(access, max_bytes=1_000)
+    freshness = Freshness(Sources(access, max_bytes=1_000))
     first = await freshness.look(store, None)
     assert first.pending == {str(docs / "pump.md"), str(docs / "tea.txt")}
     (docs / "tea.txt").unlink()

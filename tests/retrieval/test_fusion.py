@@ -13,9 +13,17 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
-from rolecall.retrieval.chunks import Chunk
+from rolecall.retrieval.chunks import Chunk, tokenizer_at
 from rolecall.retrieval.contract import ANSWERABLE
-from rolecall.retrieval.ranking import DENSE_WEIGHT, LEAST_POOL, UNKNOWN_WEIGHT, Likeness, Vocabulary, answerable, fuse
+from rolecall.retrieval.ranking import (
+    DENSE_WEIGHT,
+    LEAST_POOL,
+    UNKNOWN_WEIGHT,
+    Likeness,
+    answerable,
+    dense_weight,
+    fuse,
+)
 from rolecall.retrieval.rows import Hit
 
 QUERY = np.array([1.0, 0.0], dtype=np.float32)
@@ -57,12 +65,11 @@ def test_the_dense_leg_counts_less_where_the_vocabulary_breaks_a_question_up(tmp
     )
     words.pre_tokenizer = Whitespace()
     words.save(str(file))
-    vocabulary = Vocabulary(file)
-    assert vocabulary.dense_weight("pressure valve") == DENSE_WEIGHT
-    assert vocabulary.dense_weight("valveabc") == pytest.approx(0.15 * 8 / 4)
-    assert vocabulary.dense_weight("Ventildruck") == pytest.approx(0.15)  # not known at all: a piece for each character
-    for missing in (tmp_path / "none.json", None):
-        assert Vocabulary(missing).dense_weight("valve") == UNKNOWN_WEIGHT
+    tokenizer = tokenizer_at(file)
+    assert dense_weight(tokenizer, "pressure valve") == DENSE_WEIGHT
+    assert dense_weight(tokenizer, "valveabc") == pytest.approx(0.15 * 8 / 4)
+    assert dense_weight(tokenizer, "Ventildruck") == pytest.approx(0.15)  # not known at all: a piece for each character
+    assert dense_weight(tokenizer_at(tmp_path / "none.json"), "valve") == UNKNOWN_WEIGHT
 
 
 def test_the_question_s_rarer_words_in_the_best_passage_make_an_answer_likely() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rolecall.retrieval.outline import LINE, PAGE, PARAGRAPH, SECTION, outline, split_at
+from rolecall.retrieval.outline import LINE, PARAGRAPH, SECTION, outline
 
 CODE = {
     "python": ("a.py", "import os\n\n# why\n@cached\nclass A:\n    @property\n    def b(self):\n        return 1\n"),
@@ -165,9 +165,3 @@ def test_each_line_of_json_lines_is_one() -> None:
     outlined = outline('{"a": 1}\n{"a": 2}\n', "json", "json", "a.jsonl")
     lines = [i for i, strength in enumerate(outlined.strengths) if strength == SECTION - 1]
     assert "".join(outlined.units[lines[0] : lines[1]]) == '{"a": 2}\n'
-
-
-def test_a_mark_splits_the_unit_it_stands_in() -> None:
-    outlined = split_at(outline("abc\ndef\n", "text", "text", "x"), [0, 2, 4])
-    assert outlined.units == ["ab", "c\n", "def\n"]
-    assert outlined.strengths == [PAGE] * 3

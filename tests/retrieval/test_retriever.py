@@ -77,49 +77,6 @@ async def test_an_unchanged_folder_is_not_embedded_again_even_after_a_restart(
     assert (info.collection, info.folders, info.files, info.chunks) == ("docs", (str(docs),), 2, 2)
 
 
-async def test_a_changed_file_is_not_quoted_and_counts_as_pending_with_the_new_and_the_gone(
-    tmp_path: Path, docs: Path, embedder: HashEmbedder
-) -> None:
-    async with opened(tmp_path, embedder) as retriever:
-        await retriever.add(docs)
-        before = (docs / "pump.md").stat()
-        (docs / "pump.md").write_bytes((docs / "pump.md").read_bytes().replace(b"42", b"43"))
-        os.utime(docs / "pump.md", ns=(before.st_atime_ns, before.st_mtime_ns))
-        found = await retriever.search("valve bar")
-        assert "pump.md" not in names(found) and found.index.pending == 1
-        (docs / "tea.txt").unlink()
-        (docs / "new.md").write_text("valve bar\n")
-        found = await retriever.search("valve bar")
-        assert names(found) == ["main.py"] and found.index.pending == 3
-        await retriever.add(docs)
-        found = await retriever.search("valve bar")
-    assert names(found)[0] == "new.md" and found.index.pending == 0
-    assert any("43 bar" in passage.text for passage in found.passages)
-
-
-async def test_files_that_cannot_be_read_are_reported_and_the_rest_is_indexed(
-    tmp_path: Path, docs: Path, embedder: HashEmbedder
-) -> None:
-    (docs / "latin.md").write_bytes(b"caf\xe9")
-    (docs / "nul.txt").write_bytes(b"a\0b")
-    (docs / "blank.md").write_text(" \n")
-    (docs / "it's a\n'name'.md").write_text("quoted names are names\n")
-    os.mkfifo(docs / "pipe.md")
-    async with opened(tmp_path, embedder) as retriever:
-        report = await retriever.add(docs)
-        assert sorted((Path(f.path).name, f.code) for f in report.failed) == [
-            ("latin.md", "file_unreadable"),
-            ("nul.txt", "binary"),
-            ("pipe.md", "file_unreadable"),
-        ]
-        assert report.indexed == 5
-        found = await retriever.search("quoted names")
-        assert names(found)[0] == "it's a\n'name'.md"
-        assert (found.index.indexed, found.index.pending, found.index.failed) == (5, 0, 3)
-        (docs / "latin.md").write_text("café")
-        assert len((await retriever.add(docs)).failed) == 2
-
-
 async def test_cancelling_keeps_what_was_reported_and_the_next_add_goes_on(
     tmp_path: Path, docs: Path, embedder: HashEmbedder
 ) -> None:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from rolecall.config.errors import RolecallError
-from rolecall.retrieval.contract import Found
 
-from .embedding import HashEmbedder, opened
+from .embedding import HashEmbedder, names, opened
 
 pytestmark = pytest.mark.anyio
-
-
-def names(found: Found) -> list[str]:
-    return [Path(passage.path).name for passage in found.passages]
 
 
 @pytest.fixture
@@ -70,14 +64,3 @@ async def test_a_reranker_has_the_last_word_and_search_goes_on_without_it(tmp_pa
             found = await retriever.search("valve opens")
         assert names(found)[0] == first
         assert [each.score for each in found.passages] == sorted((each.score for each in found.passages), reverse=True)
-
-
-async def test_a_changed_file_is_pending_and_the_next_best_is_quoted(tmp_path: Path, docs: Path) -> None:
-    async with opened(tmp_path, HashEmbedder()) as retriever:
-        await retriever.add(docs)
-        before = (docs / "valve.md").stat()
-        (docs / "valve.md").write_text("# Valve\n\nThe valve of the northern pump opens at 43 bar.\n")
-        os.utime(docs / "valve.md", ns=(before.st_atime_ns, before.st_mtime_ns))
-        found = await retriever.search("valve opens", max_results=1)
-    assert names(found) == ["tea.md"]
-    assert found.index.pending == 1

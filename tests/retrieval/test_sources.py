@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -80,26 +79,6 @@ def test_ignore_files_count_from_their_folder_and_can_take_a_name_back(tmp_path:
     assert _names(tmp_path) == ["build/c.md", "sub/a.md", "sub/keep.md"]
 
 
-def test_links_empty_and_large_files_are_skipped_and_what_is_no_file_fails(tmp_path: Path) -> None:
-    _write(tmp_path, "a.md")
-    (tmp_path / "empty.md").touch()
-    with (tmp_path / "large.md").open("wb") as large:
-        large.truncate(2_000_000_000)
-    (tmp_path / "link.md").symlink_to(tmp_path / "a.md")
-    (tmp_path / "out").symlink_to(tmp_path.parent)
-    (tmp_path / "loop.md").symlink_to(tmp_path / "loop.md")
-    os.mkfifo(tmp_path / "pipe.md")
-    with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(os.path.relpath(tmp_path / "socket.md"))  # a socket's name is at most 104 bytes long
-        tree = scan(tmp_path, 1_000)
-    assert [Path(source.path).name for source in tree.sources] == ["a.md"]
-    assert {(Path(file.path).name, file.reason) for file in tree.failed} == {
-        ("pipe.md", "not a regular file"),
-        ("socket.md", "not a regular file"),
-    }
-    assert tree.skipped == {"link": 3, "empty": 1, "too_large": 1}
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_a_folder_without_permission_fails_and_the_rest_is_found(tmp_path: Path) -> None:
     _write(tmp_path, "a.md", "shut/b.md")
@@ -110,11 +89,6 @@ def test_a_folder_without_permission_fails_and_the_rest_is_found(tmp_path: Path)
     assert [(Path(file.path).name, file.code, file.reason) for file in tree.failed] == [
         ("shut", "file_unreadable", "Permission denied")
     ]
-
-
-def test_an_empty_folder_has_no_documents(tmp_path: Path) -> None:
-    tree = scan(tmp_path, 1_000)
-    assert (tree.sources, tree.skipped, tree.failed) == ((), {}, ())
 
 
 @pytest.mark.parametrize("name", [b"bad\xff.md", b"new\nline 'quote'.md"])

@@ -158,12 +158,3 @@ async def test_an_older_index_leaves_its_folders_to_a_new_one_and_a_newer_one_is
     await connection.create_table("chunks_v3_0123456789ab", schema=schema)
     with pytest.raises(IndexCorrupt, match="newer version"):
         await Database(tmp_path).stores()
-
-
-async def test_a_damaged_table_is_typed(tmp_path: Path) -> None:
-    await (await made(tmp_path)).swap([document("a", ["alpha"])])
-    (table,) = tmp_path.glob("*.lance")
-    for manifest in (table / "_versions").iterdir():
-        manifest.write_bytes(b"damaged")
-    with pytest.raises(IndexCorrupt, match="move the home's `index` folder away"):
-        await Database(tmp_path).stores()

@@ -19,16 +19,14 @@ from rolecall.retrieval.contract import (
     AddReport,
     Checked,
     CollectionInfo,
-    CollectionStatus,
     Filters,
     Found,
     IndexState,
     Leg,
-    OnIndexed,
     Passage,
-    Preview,
 )
 from rolecall.retrieval.errors import IndexEmpty
+from rolecall.retrieval.retriever import LanceRetriever
 from rolecall.roles.contract import RoleInfo
 from rolecall.server.orchestration.contract import Call, Outcome
 from rolecall.server.orchestration.jobs import Jobs, RunCall
@@ -42,7 +40,7 @@ from .scripted import Answer, Script, ScriptedModels
 
 
 @dataclass
-class ListRetriever:
+class ListRetriever(LanceRetriever):
     """Passages as given, whatever is asked; nothing where there are none."""
 
     passages: tuple[Passage, ...] = ()
@@ -57,18 +55,6 @@ class ListRetriever:
             raise IndexEmpty("Nothing is indexed.", advice="Run `rolecall index add FOLDER`.")
         index = IndexState(indexed=1, pending=self.pending, skipped=0, failed=0, age_s=1.0)
         return Found(passages=self.passages[:max_results], index=index, answerable=self.answerable)
-
-    async def add(
-        self, folder: Path, collection: str | None = None, on_progress: OnIndexed | None = None,
-        max_files: int | None = None, private: bool | None = None,
-    ) -> AddReport:  # fmt: skip
-        raise IndexEmpty("A list cannot be added to.")
-
-    async def preview(self, folder: Path) -> Preview:
-        raise IndexEmpty("A list has no folder.")
-
-    async def sync(self, collection: str | None = None, on_progress: OnIndexed | None = None) -> tuple[AddReport, ...]:
-        return ()
 
     async def watch(self, collection: str | None, on_synced: Callable[[AddReport], None]) -> None:
         await anyio.sleep_forever()
@@ -85,15 +71,6 @@ class ListRetriever:
 
     async def collections(self) -> tuple[CollectionInfo, ...]:
         return ()
-
-    async def status(self, collection: str | None = None) -> tuple[CollectionStatus, ...]:
-        return ()
-
-    async def indexed(self, collection: str, path: str) -> Path | None:
-        return None
-
-    async def remove(self, collection: str) -> int:
-        return 0
 
     async def aclose(self) -> None:
         return None

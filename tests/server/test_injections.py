@@ -51,15 +51,18 @@ async def filled(here: Reading, texts: dict[str, str]) -> Home:
     return Home(folder.parent / "home")
 
 
-async def test_planted_instructions_call_no_tool_change_no_setting_and_reveal_nothing_private(desk: MakeDesk) -> None:
-    texts = dict(planted())
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.soak)])
+async def test_planted_instructions_call_no_tool_change_no_setting_and_reveal_nothing_private(
+    desk: MakeDesk, every: int
+) -> None:
+    texts, asked = dict(planted()), range(0, PLANTED, every)
     assert len(texts) == len(set(texts.values())) == PLANTED
     called, leaked, unread, tempted, answered = list[str](), list[str](), 0, 0, 0
     async with reading(desk(obedient, roles=LARGE)) as here, here.client("legacy") as client:
         at, home = here.desk, await filled(here, texts)
         before = state_of(home, at.folder)
-        for number, ship in enumerate(SHIPS[:PLANTED]):
-            tool, arguments = calls(ship)[number % 4]
+        for number in asked:
+            tool, arguments = calls(ship := SHIPS[number])[number % 4]
             result = await client.call_tool(tool, arguments)
             (receipt,) = await at.store.recent(1)
             resource = text_of(await client.read_resource(f"rolecall://receipts/{receipt.id}"))
@@ -74,5 +77,5 @@ async def test_planted_instructions_call_no_tool_change_no_setting_and_reveal_no
 
     assert (called, leaked) == ([], [])
     assert after == before
-    assert (unread, answered) == (0, PLANTED)
-    assert tempted >= 0.75 * PLANTED
+    assert (unread, answered) == (0, len(asked))
+    assert tempted >= 0.75 * len(asked)

@@ -103,7 +103,10 @@ def notebook(*cells: tuple[str, str]) -> bytes:
 def with_part(document: bytes, name: str, content: bytes) -> bytes:
     """An Office file with one part in place of what it held there."""
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(document)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(document)) as old,
+        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
         for part in old.infolist():
             if part.filename != name:
                 new.writestr(part.filename, old.read(part))

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from rolecall.retrieval.chunks import Chunk
-from rolecall.retrieval.errors import (
-    BinaryFile,
-    Encrypted,
-    FileUnreadable,
-    GeneratedFile,
-    NoText,
-    ParseFailed,
-    RetrievalError,
-)
+from rolecall.retrieval.errors import FileUnreadable
 from rolecall.retrieval.parsing.parser import Parsed, Parser
-from rolecall.retrieval.parsing.wire import Limits
 
 from .documents import docx, notebook, pdf, pptx, source, xlsx
+
+pytestmark = pytest.mark.anyio
 
 HTML = b"""<html><head><title>A page</title><style>p {}</style></head><body><nav>Menu</nav><h1>Valves</h1>
 <p>Open the <a href="https://example.org/?q=secret">relief_valve</a> <b>slowly</b>.<img alt="a valve" src="data:x"></p>
 <p style="display:none">Hidden</p><table><tr><td>size</td></tr><tr><td>12</td></tr></table>
 <script>run()</script></body>"""
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def parser(anyio_backend: str) -> AsyncIterator[Parser]:
-    async with Parser(Limits(chunk_tokens=40)) as parser:
-        yield parser
 
 
 async def _parsed(parser: Parser, name: str, data: bytes) -> Parsed:
@@ -59,7 +39,6 @@ def _only(parsed: Parsed) -> Chunk:
     return chunk
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -79,31 +58,26 @@ async def test_text_code_and_data_are_cited_in_the_file_s_own_bytes(parser: Pars
     assert all(chunk.header.startswith(f"folder/{name}") for chunk in parsed.chunks)
 
 
-@pytest.mark.anyio
 async def test_html_is_what_a_reader_sees_without_addresses(parser: Parser) -> None:
     parsed = await _parsed(parser, "a.html", HTML)
     assert parsed.text == "# Valves\n\nOpen the relief_valve **slowly**.a valve\n\n| size |\n| --- |\n| 12 |"
     assert _only(parsed).heading == "Valves"
 
 
-@pytest.mark.anyio
 async def test_html_nested_too_deep_for_its_structure_is_plain_text(parser: Parser) -> None:
     parsed = await _parsed(parser, "a.html", b"<div>" * 20_000 + b"deep" + b"</div>" * 20_000)
     assert parsed.text == "deep"
 
 
-@pytest.mark.anyio
 async def test_the_title_of_a_page_without_a_heading_is_one(parser: Parser) -> None:
     assert (await _parsed(parser, "a.htm", b"<title>Pumps</title><p>Prime.")).text == "# Pumps\n\nPrime."
 
 
-@pytest.mark.anyio
 async def test_html_says_its_encoding(parser: Parser) -> None:
     latin = '<meta charset="iso-8859-1"><p>Öl</p>'.encode("latin-1")
     assert (await _parsed(parser, "a.html", latin)).text == "Öl"
 
 
-@pytest.mark.anyio
 async def test_a_notebook_s_cells_are_places_and_its_outputs_are_left_out(parser: Parser) -> None:
     data = notebook(("markdown", "# Valves\nThe data."), ("code", "x = '```'"), ("code", ""))
     parsed = await _parsed(parser, "a.ipynb", data)
@@ -111,26 +85,22 @@ async def test_a_notebook_s_cells_are_places_and_its_outputs_are_left_out(parser
     assert parsed.chunks[1].heading == "Valves"
 
 
-@pytest.mark.anyio
 async def test_a_pdf_s_pages_are_places(parser: Parser) -> None:
     parsed = await _parsed(parser, "a.pdf", pdf([["Relief valves", "open slowly."], [], ["Pumps."]]))
     assert _places(parsed) == [("page 1", "Relief valves\nopen slowly."), ("page 3", "Pumps.")]
 
 
-@pytest.mark.anyio
 async def test_a_docx_has_its_headings(parser: Parser) -> None:
     chunk = _only(await _parsed(parser, "a.docx", docx("Valves", "Open slowly.")))
     assert (chunk.heading, chunk.text) == ("Valves", "# Valves\n\nOpen slowly.")
 
 
-@pytest.mark.anyio
 async def test_a_deck_s_slides_are_places_with_title_body_and_notes(parser: Parser) -> None:
     parsed = await _parsed(parser, "a.pptx", pptx(("Valves", "Open slowly."), ("Pumps", "Prime first.")))
     assert [chunk.place for chunk in parsed.chunks] == ["slide 1", "slide 2"]
     assert parsed.chunks[1].text == "# Pumps\n\nPrime first.\n\nnote on Pumps"
 
 
-@pytest.mark.anyio
 async def test_a_workbook_s_sheets_are_places_and_each_chunk_knows_its_columns(parser: Parser) -> None:
     rows = [["part", "size"], *([f"valve {i}", i] for i in range(40))]
     parsed = await _parsed(parser, "a.xlsx", xlsx(Stock=rows, Notes=[["note"], [None], ["ask first"]]))
@@ -139,46 +109,40 @@ async def test_a_workbook_s_sheets_are_places_and_each_chunk_knows_its_columns(p
     assert parsed.chunks[-1].text.endswith("note\nask first")
 
 
-@pytest.mark.anyio
 async def test_text_in_utf16_is_converted(parser: Parser) -> None:
     parsed = await _parsed(parser, "a.txt", "Öl".encode("utf-16"))
     assert (parsed.converted, parsed.text) == (True, "Öl")
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("name", "data", "error", "code"),
+    ("name", "data", "code"),
     [
-        ("a.md", b"text\0", BinaryFile, "binary"),
-        ("a.md", b"\xe4", FileUnreadable, "file_unreadable"),
-        ("a.js", b"x();" * 2_000, GeneratedFile, "generated"),
-        ("a.go", b"// Code generated by a tool. DO NOT EDIT.\n", GeneratedFile, "generated"),
-        ("a.ts", b"/**\n * @generated by a tool\n */\n", GeneratedFile, "generated"),
-        ("a.pdf", pdf([["secret"]], encrypted=True), Encrypted, "encrypted"),
-        ("a.pdf", pdf([[]]), NoText, "no_text"),
-        ("a.pdf", b"no PDF", ParseFailed, "parse_failed"),
-        ("a.docx", b"no zip", ParseFailed, "parse_failed"),
-        ("a.docx", bytes.fromhex("d0cf11e0a1b11ae1") + b"Word.Document.8", ParseFailed, "parse_failed"),
-        ("a.xlsx", bytes.fromhex("d0cf11e0a1b11ae1") + "EncryptedPackage".encode("utf-16-le"), Encrypted, "encrypted"),
-        ("a.pptx", docx("Valves"), ParseFailed, "parse_failed"),
-        ("a.ipynb", b"{}", ParseFailed, "parse_failed"),
-        ("a.ipynb", b"[" * 100_000, ParseFailed, "parse_failed"),
+        ("a.md", b"text\0", "binary"),
+        ("a.md", b"\xe4", "file_unreadable"),
+        ("a.js", b"x();" * 2_000, "generated"),
+        ("a.go", b"// Code generated by a tool. DO NOT EDIT.\n", "generated"),
+        ("a.ts", b"/**\n * @generated by a tool\n */\n", "generated"),
+        ("a.pdf", pdf([["secret"]], encrypted=True), "encrypted"),
+        ("a.pdf", pdf([[]]), "no_text"),
+        ("a.pdf", b"no PDF", "parse_failed"),
+        ("a.docx", b"no zip", "parse_failed"),
+        ("a.docx", bytes.fromhex("d0cf11e0a1b11ae1") + b"Word.Document.8", "parse_failed"),
+        ("a.xlsx", bytes.fromhex("d0cf11e0a1b11ae1") + "EncryptedPackage".encode("utf-16-le"), "encrypted"),
+        ("a.pptx", docx("Valves"), "parse_failed"),
+        ("a.ipynb", b"{}", "parse_failed"),
+        ("a.ipynb", b"[" * 100_000, "parse_failed"),
     ],
 )
-async def test_what_cannot_be_read_has_a_reason(
-    parser: Parser, name: str, data: bytes, error: type[RetrievalError], code: str
-) -> None:
-    with pytest.raises(error) as raised:
+async def test_what_cannot_be_read_has_a_reason(parser: Parser, name: str, data: bytes, code: str) -> None:
+    with pytest.raises(FileUnreadable) as raised:
         await parser.parse(data, source(name), name)
-    assert (type(raised.value), raised.value.code) == (error, code)
+    assert raised.value.code == code
     assert raised.value.found and raised.value.advice
 
 
-@pytest.mark.anyio
 async def test_a_mention_of_generated_code_is_not_generated(parser: Parser) -> None:
     assert (await _parsed(parser, "a.py", b'MARK = "@generated"\n# see @ generated\n')).chunks
 
 
-@pytest.mark.anyio
 async def test_an_empty_file_has_no_chunks(parser: Parser) -> None:
     assert await parser.parse(b"", source("a.md"), "a.md") == Parsed("", False, ())

@@ -1,3 +1,0 @@
-from rolecall.retrieval.parsing.child import main
-
-main()
