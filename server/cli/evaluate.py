@@ -56,9 +56,7 @@ def eval_run(
     shell.show(score.model_dump(mode="json"), head, control, *readable(score.detail))
 
 
-def _routing(
-    data: Path, limit: int, escalate: bool, shell: Shell, bar: Bar
-) -> tuple[Score, list[dict[str, Any]]]:
+def _routing(data: Path, limit: int, escalate: bool, shell: Shell, bar: Bar) -> tuple[Score, list[dict[str, Any]]]:
     from ..evaluation.suites import routing
 
     requests = routing.labelled(read_jsonl(data), limit)

@@ -143,7 +143,7 @@ def _shown(run: Run, staff: Staff, role: Role, passages: Sequence[Passage]) -> S
     room = info.context_length // 2
     shown = [passage for passage, tokens in zip(best, used, strict=True) if tokens <= room] or passages[:1]
     if len(shown) < len(passages):
-        run.mark("ok", f"The answer rests on the best {len(shown)} of {len(passages)} passages, which {info.model} reads.")
+        run.mark("ok", f"The answer rests on the best {len(shown)} of {len(passages)} passages.")
     return shown
 
 

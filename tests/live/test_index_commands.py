@@ -69,14 +69,8 @@ def test_a_folder_is_previewed_indexed_watched_and_synced(staffed: Home, notes: 
     assert command("index", "remove", "notes") == {"collection": "notes", "files": 4}
 
 
-def test_the_host_keeps_the_index_fresh_where_the_settings_say_so_and_a_watch_ends_with_it(
-    staffed: Home, notes: Path
-) -> None:
-    with staffed.settings_file.open("a") as settings:
-        settings.write("retrieval: {watch: true}\n")
+def test_a_watch_ends_with_its_host_and_says_so(staffed: Home, notes: Path) -> None:
     command("index", "add", str(notes), code=3)
-    (notes / "ferry.md").write_text("The ferry carries forty cars.\n")
-    eventually(lambda: command("index", "list")[0]["files"] == 3, "the new file is indexed unasked")
     with watching() as watch:
         assert watch.stdout is not None and watch.stderr is not None
         assert json.loads(watch.stdout.readline())["collection"] == "notes"
