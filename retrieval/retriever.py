@@ -40,7 +40,6 @@ from .rows import Key, Root
 from .search import Outcome, Searcher, chosen
 from .sources import Sources, Tree, scan
 from .store import Database, Store, where_clause
-from .tasks import together
 from .watching import changed
 
 SHOWN_FOLDERS = 10  # of a preview
@@ -185,10 +184,10 @@ class LanceRetriever:
             looks.append(await self._freshness.look(store, collection))
 
         try:
-            async with together() as tasks:
-                tasks.start_soon(look)
-                if query:
-                    outcome = await self._searcher.search(store, query, where, min(max_results, MAX_RESULTS), leg)
+            if query:
+                outcome = await self._searcher.search(store, query, where, min(max_results, MAX_RESULTS), leg, look)
+            else:
+                await look()
         except IndexCorrupt:
             if store is await self._generations.serving():
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -54,8 +54,16 @@ class Searcher:
         self._file, self._rerank = tokenizer, rerank
         self._tokenizer: Any = None
 
-    async def search(self, store: Store, query: str, where: str, wanted: int, leg: Leg) -> Outcome:
-        """The `wanted` best passages."""
+    async def search(
+        self,
+        store: Store,
+        query: str,
+        where: str,
+        wanted: int,
+        leg: Leg,
+        beside: Callable[[], Coroutine[None, None, None]],
+    ) -> Outcome:
+        """The `wanted` best passages; `beside` is done while the legs run."""
         depth = max(OVERFETCH, wanted)
         text, dense = list[Hit](), list[Hit]()
         vector: Vectors | None = None
@@ -76,6 +84,7 @@ class Searcher:
             for other, one in (("dense", by_words), ("text", by_vector)):
                 if leg != other:
                     tasks.start_soon(one)
+            tasks.start_soon(beside)
         fused = fuse(text, dense, vector, weight)
         files = {hit.doc: store.files[hit.doc] for hit, _ in fused if hit.doc in store.files}
         ranked: Ranked = [pair for pair in fused if pair[0].doc in files]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
+from .chunks import Chunk
 from .errors import IndexCorrupt, RetrievalError
 from .rows import (
     FILE_COLUMNS,
@@ -223,8 +224,7 @@ class Store:
 
     async def nearest(self, vector: Vectors, where: str, limit: int) -> list[Hit]:
         """The dense leg: hits by inner product with a unit vector of shape (dimensions,)."""
-        query = self.table.query().nearest_to(vector).distance_type("dot").refine_factor(REFINE)
-        return await self._hits(query.maximum_nprobes(0), where, limit, "_distance")  # a narrow filter still finds
+        return await self._hits(vector_query(self.table, vector), where, limit, "_distance")
 
     async def matching(self, query: str, where: str, limit: int) -> list[Hit]:
         """The text leg: hits by BM25 over header, text, parts of identifiers and stems."""
@@ -264,11 +264,10 @@ class Store:
         with _guard("searched"):
             narrowed = query.where(where) if where else query
             rows = await narrowed.select(columns).limit(limit).to_arrow()
-        vectors = matrix(rows["vector"])
-        return [
-            Hit(row["id"], row["doc"], chunk_of(row), row.get("_score", 0.0), vector)
-            for row, vector in zip(rows.drop_columns("vector").to_pylist(), vectors, strict=True)
-        ]
+        ids, docs, *spans = (rows[name].to_pylist() for name in columns[:-2])
+        chunks = [Chunk(**dict(zip(SPAN_COLUMNS, span, strict=True))) for span in zip(*spans, strict=True)]
+        scores = rows[measure].to_pylist() if measure == "_score" else [0.0] * len(ids)
+        return [Hit(*each) for each in zip(ids, docs, chunks, scores, matrix(rows["vector"]), strict=True)]
 
     async def _merge(self, data: pa.Table, replaced: Sequence[str] = ()) -> None:
         """Upsert; of the `replaced` documents no other row stays."""
@@ -288,6 +287,12 @@ class Store:
     def _wrote(self) -> None:
         self.revision += 1
         self._commits += 1
+
+
+def vector_query(table: Any, vector: Vectors) -> Any:
+    """What the dense leg asks LanceDB for, through every partition of an index: of the 100 nearest of 20,000 sentences
+    (all-MiniLM-L6-v2) LanceDB's own 20 of 141 partitions hold 0.86, half of them 0.98."""
+    return table.query().nearest_to(vector).distance_type("dot").refine_factor(REFINE).maximum_nprobes(0)
 
 
 def text_query(query: str) -> Any:

@@ -25,7 +25,7 @@ from .contract import Claim, Decision, Features, RoleChoice, Snapshot, State, Ta
 from .decide import decide
 from .escalate import load_thresholds, vote
 from .policy import matched
-from .signals import Reading, read
+from .signals import Reading, ends, read
 from .snapshot import role_choice, snapshot_of
 
 _log = structlog.get_logger(__name__)
@@ -147,7 +147,7 @@ class Router:
         if not embeds or not reading.instruction.strip():
             return None
         try:
-            return np.asarray((await self.models.embed([reading.instruction], alone=True))[0])
+            return np.asarray((await self.models.embed([ends(reading.instruction)], alone=True))[0])
         except RoleError as error:
             _log.warning("embedding_failed", code=error.code)
             return None

@@ -20,6 +20,9 @@ HEAD_CHARS = 2400
 TAIL_CHARS = 1200
 EDGE_CHARS = 240
 """An instruction around a document is looked for in this much at either end."""
+EMBEDDED_CHARS = 160
+"""An embedder's time goes with a text's length. Source: of 258 labelled requests of more than 480 characters 247 are
+decided rightly by whole instructions, 246 by these ends, 245 by ends of 120."""
 _WITHOUT_FORMAT_CHARS = 900
 _SENTENCE_END = re.compile(r"(?<=[.!?。\uff01\uff1f])\s+|\n+")
 _SPACE = re.compile(r"[ \t\u00a0]+")
@@ -28,7 +31,7 @@ _VERDICT = re.compile(r"(?i)^(?!.*\bnot\b).*\b(?:yes|true|correct|valid|supporte
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A request as the rules see it. `regions` are lower case but `raw`; `instruction` is what gets embedded."""
+    """A request as the rules see it. `regions` are lower case but `raw`; `ends` of the `instruction` get embedded."""
 
     instruction: str
     regions: Mapping[str, str]
@@ -71,6 +74,13 @@ def read(text: str) -> Reading:
         name for name, entries in policy()["flags"].items() if any(_holds(e, seen, length, words) for e in entries)
     )
     return Reading(instruction, regions, frozenset(flags))
+
+
+def ends(instruction: str) -> str:
+    """What is embedded of an instruction: a long one's beginning and end."""
+    if len(instruction) <= 2 * EMBEDDED_CHARS:
+        return instruction
+    return f"{instruction[:EMBEDDED_CHARS]}\n{instruction[-EMBEDDED_CHARS:]}"
 
 
 def met(reading: Reading) -> list[Rule]:

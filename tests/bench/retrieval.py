@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import numpy as np
 
 from rolecall.config.home import Home
 from rolecall.config.settings import Settings, load_settings
@@ -214,13 +213,12 @@ async def indexed_table(home: Home, count: int) -> Any:
 
 async def both_legs(table: Any, query: str, vector: Vectors) -> None:
     """The retriever's own two queries, and no more columns than a passage has."""
-    from rolecall.retrieval.store import REFINE, text_query
+    from rolecall.retrieval.store import text_query, vector_query
 
     columns = ["id", "text", "start_byte", "end_byte"]
-    nearest = table.query().nearest_to(np.asarray(vector)).distance_type("dot").refine_factor(REFINE)
     matching = table.query().nearest_to_text(text_query(query))
-    for leg, score in ((nearest, "_distance"), (matching, "_score")):
-        await leg.where("what = 'chunk'").select([*columns, score]).limit(OVERFETCH).to_arrow()
+    for leg, score in ((vector_query(table, vector), "_distance"), (matching, "_score")):
+        await leg.select([*columns, score]).limit(OVERFETCH).to_arrow()
 
 
 def _milliseconds(taken: Sequence[float]) -> dict[str, float]:

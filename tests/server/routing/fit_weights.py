@@ -18,7 +18,7 @@ from scipy import sparse  # type: ignore[import-untyped,unused-ignore]
 from scipy.optimize import minimize  # type: ignore[import-untyped,unused-ignore]
 
 from rolecall.server.routing.classify import BUCKETS, TYPES, Array, ngrams, written
-from rolecall.server.routing.signals import Reading, load_rules, met, read
+from rolecall.server.routing.signals import Reading, ends, load_rules, met, read
 
 from .requests import Example, examples
 
@@ -72,7 +72,7 @@ def _vectors(readings: list[Reading], folder: Path) -> Array:
 
     torch.set_num_threads(1)
     model = SentenceTransformer(str(folder), device="cpu")
-    rows = [model.encode(reading.instruction, normalize_embeddings=True) for reading in readings]
+    rows = [model.encode(ends(reading.instruction), normalize_embeddings=True) for reading in readings]
     return np.asarray(rows, dtype=np.float64)
 
 
