@@ -120,7 +120,7 @@ def test_shell_is_read_and_never_run(tmp_path: Any) -> None:
 
 def test_a_tower_of_brackets_is_a_fault_not_a_crash() -> None:
     for language in ("python", "json", "yaml", "toml"):
-        assert parses("[" * 40_000, language)[0] is False
+        assert parses("[" * 2_000, language)[0] is False
 
 
 def test_blocks_are_found_in_order_and_an_unclosed_fence_runs_to_the_end() -> None:

@@ -166,9 +166,9 @@ def test_odd_content_never_raises_and_the_same_input_gives_the_same_answer(
 @pytest.mark.parametrize("unit", ["a", "1+1=2 ", '"aaaaaaaa', "He won 3. ", "9", "\u6f22\u5b57", "not a. ", "1,", "[{"])
 def test_a_megabyte_of_awkward_text_is_judged_within_a_bound(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
-    start = time.monotonic()
+    start = time.process_time()
     validate(text, evidence=(text,), question=text)
-    assert time.monotonic() - start < 30  # a pattern that is not linear takes hours
+    assert time.process_time() - start < 30  # a pattern that is not linear takes hours
 
 
 def test_a_line_of_a_batch_gets_its_verdict_as_a_line() -> None:
