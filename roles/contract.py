@@ -247,10 +247,8 @@ class RoleModels(Protocol):
         """
 
     async def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
-        """The relevance of each text to the query, in order, higher is better; comparable for one query only.
-
-        Raises ModelMissing where the profile has no reranker, or it is not on disk, and else as `generate`.
-        """
+        """The relevance of each text to the query, in order, higher is better; comparable for one query only. Raises
+        ModelMissing where the profile has no reranker, or it is not on disk, and else as `generate`."""
 
     async def score_labels(self, role: Role, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         """Natural log-probability of each label as the answer to `messages`, in one forward pass over the shared

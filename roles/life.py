@@ -74,10 +74,8 @@ class Spare:
 
 
 async def bring_up(model: PooledModel, spec: WorkerSpec, spare: Spare, lease: PrefillLease | None) -> Loaded:
-    """Start the model's worker and load it; corrects the model's reservation by what was measured.
-
-    Raises: WorkerDied, WorkerTimeout, ModelCorrupt, ModelRefused.
-    """
+    """Start the model's worker and load it; corrects the model's reservation by what was measured. Raises WorkerDied,
+    WorkerTimeout, ModelCorrupt, ModelRefused."""
     began, planned = anyio.current_time(), model.reservation
 
     def on_loading(done_bytes: int, total_bytes: int) -> None:

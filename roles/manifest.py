@@ -94,10 +94,8 @@ def require_space(folder: Path, needed_bytes: int) -> None:
 
 
 def write_manifest(folder: Path, model: str, source: str) -> Manifest:
-    """Hash every file of a folder and write its manifest. Blocking: about a second per GB.
-
-    Raises: as `check_weights` and `refuse_code`.
-    """
+    """Hash every file of a folder and write its manifest. Blocking: about a second per GB. Raises as `check_weights`
+    and `refuse_code`."""
     refuse_code(folder, model)
     check_weights(folder, model)
     files = {name: _hashed(folder / name) for name in _names(folder)}

@@ -78,9 +78,7 @@ class Worker:
     @classmethod
     async def start(cls, spec: WorkerSpec | None = None) -> Worker:
         """A process with its imports done. `spec` only says of which kind (None: text); `load` brings the model.
-
-        Raises: WorkerDied: it ended, or was not ready in 120 s.
-        """
+        Raises WorkerDied: it ended, or was not ready in 120 s."""
         command = [sys.executable, "-P", "-m", "rolecall.roles.worker", spec.kind if spec else "text"]
         # A session of its own: an interrupt at the terminal of the host is the host's to handle.
         process = await asyncio.create_subprocess_exec(
@@ -130,9 +128,7 @@ class Worker:
 
     async def score(self, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
         """Natural log-probability of each label as the answer to `messages`, in order; see `RoleModels.score_labels`.
-
-        Raises: PromptTooLong, WorkerDied.
-        """
+        Raises PromptTooLong, WorkerDied."""
         longest = max(len(label.encode("utf-8", "replace")) for label in labels)  # no more tokens than bytes
         request = GenerationRequest(messages=tuple(messages), max_tokens=longest)
         return (await self._call(wire.Scored, wire.Generate(request, False, 0, tuple(labels)))).logprobs

@@ -56,10 +56,8 @@ class Grammars:
         self._table: LLTokenizer | None = None
 
     def matcher(self, request: GenerationRequest) -> LLMatcher | None:
-        """A matcher of its JSON Schema or regex at the start; None without one.
-
-        Raises: SchemaRefused: not one, or with a part that cannot be enforced.
-        """
+        """A matcher of its JSON Schema or regex at the start; None without one. Raises SchemaRefused: not one, or with
+        a part that cannot be enforced."""
         if request.json_schema is None and request.regex is None:
             return None
         if self._table is None:

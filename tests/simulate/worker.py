@@ -45,7 +45,7 @@ class Call:
 
 
 class Served(NamedTuple):
-    """What a simulated worker tells of a call: the fields of these names in `WorkerResult`."""
+    """What a simulated worker tells of a call: the fields of these names in `EngineResult`."""
 
     finish: Finish
     completion_tokens: int
