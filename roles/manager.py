@@ -34,7 +34,7 @@ from .manifest import corrupt, read_manifest, verify, weights_bytes, write_manif
 from .memory import Machine
 from .plan import ENCODER_OVERHEAD_BYTES, Reservation, adapter_bytes, reserve, working_set_bytes
 from .pool import WorkerPool
-from .pooled import Phase, PooledModel
+from .pooled import Phase, PooledModel, Ticket
 from .schema import keep_to
 from .sources import resolve
 from .staff import Staff, key_of
@@ -140,8 +140,8 @@ class ModelManager:
             model = await self._model(key_of(spec))
             need_tokens = await self._need_tokens(spec, model, messages, max(map(len, labels)))
             # labels are computed on a copy of the prompt's cache
-            place = self._pool.place(model, role, spec, need_tokens=need_tokens and 2 * need_tokens)
-            async with place as (_, worker):
+            ticket = Ticket(role, spec, tokens=need_tokens and 2 * need_tokens)
+            async with self._pool.place(model, ticket) as worker:
                 return await worker.score(messages, labels)
 
         return (await self._by_engines(role, by))[0]
@@ -177,7 +177,7 @@ class ModelManager:
 
     async def load(self, name: str) -> Resident:
         model = await self._model(self._key(name))
-        async with self._pool.place(model, "", None):
+        async with self._pool.place(model, Ticket()):
             return self._resident(model)
 
     async def unload(self, name: str) -> bool:
@@ -192,7 +192,7 @@ class ModelManager:
                 found=", ".join(self._staff.roles_of(model.model)),
                 advice="Set `pinned: false` for its roles in config.yaml.",
             )
-        async with self._pool.place(model, "", None) if pinned else contextlib.nullcontext():
+        async with self._pool.place(model, Ticket()) if pinned else contextlib.nullcontext():
             self._pool.pin(model, pinned)
             return self._resident(model)
 
@@ -232,10 +232,8 @@ class ModelManager:
         spec, degraded = self._staff.post(role, stand_in)
         model = await self._model(key_of(spec))
         need_tokens = await self._need_tokens(spec, model, request.messages, request.max_tokens)
-        place = self._pool.place(
-            model, role, spec, on_event, client=request.client, deadline_s=request.deadline_s, need_tokens=need_tokens
-        )
-        async with place as (ticket, worker):
+        ticket = Ticket(role, spec, on_event, request.client, request.deadline_s, need_tokens)
+        async with self._pool.place(model, ticket) as worker:
             waited_s = anyio.current_time() - ticket.queued_at
             load_s = min(model.reload_s, waited_s) if ticket.cold else 0.0
             made = await worker.generate(*_filled(request, spec), on_event)
@@ -256,7 +254,7 @@ class ModelManager:
         profile = self._staff.profile
         if name not in profile.encoders:
             raise ModelMissing(f"The profile {profile.name!r} has no {name}.", advice="Choose another profile.")
-        async with self._pool.place(await self._model(profile.encoders[name].model), name, None) as (_, worker):
+        async with self._pool.place(await self._model(profile.encoders[name].model), Ticket(name)) as worker:
             yield worker
 
     async def _preload(self, name: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,9 +18,8 @@ import anyio.abc
 import structlog
 
 from rolecall.config.errors import RolecallError
-from rolecall.config.profile import RoleSpec
 
-from .contract import ModelEvent, OnEvent, OnModelEvent, tell
+from .contract import ModelEvent, OnModelEvent, tell
 from .errors import DoesNotFit, RoleError, WorkerDied, WorkerTimeout
 from .footprint import KV_STEP_TOKENS
 from .forecast import Forecast
@@ -97,28 +95,13 @@ class WorkerPool:
         return sum(model.held_bytes for model in self._there()) + (spare.measured_bytes if spare else 0)
 
     @contextlib.asynccontextmanager
-    async def place(
-        self,
-        model: PooledModel,
-        role: str,
-        spec: RoleSpec | None,
-        on_event: OnEvent | None = None,
-        *,
-        client: str = "",
-        deadline_s: float | None = None,
-        need_tokens: int | None = None,
-    ) -> AsyncIterator[tuple[Ticket, Worker]]:
+    async def place(self, model: PooledModel, ticket: Ticket) -> AsyncIterator[Worker]:
         """Wait for a place at the model's worker, loading it where needed; the place is free again on leaving.
 
-        `need_tokens`: of prompt and answer together; None: as many as the role's context has. The wait, a load
-        included, ends after `deadline_s`, or else after PATIENCE_S or the role's time if that is more.
-
-        Raises: QueueFull, DoesNotFit, WorkerDied, WorkerTimeout (loading or waiting), ModelCorrupt, ModelRefused.
+        The wait, a load included, ends after the deadline, or else after PATIENCE_S or the role's time if that is more.
+        Raises QueueFull, DoesNotFit, WorkerDied, WorkerTimeout (loading or waiting), ModelCorrupt, ModelRefused.
         """
-        time_s = spec.timeout_s if spec else math.inf
-        patience_s = deadline_s or max(PATIENCE_S, time_s)
-        tokens = min(context_tokens(spec, need_tokens), model.reservation.kv_tokens) if spec else 0
-        ticket = Ticket(next(self._numbers), role, spec, on_event, client, deadline_s or time_s, tokens)
+        patience_s = ticket.deadline_s or max(PATIENCE_S, ticket.time_s)
         self._enqueue(model, ticket)
         try:
             with anyio.move_on_after(patience_s):
@@ -128,7 +111,7 @@ class WorkerPool:
             if ticket.worker is None:
                 raise ticket.error or _ending()
             granted_at = anyio.current_time()
-            yield ticket, ticket.worker
+            yield ticket.worker
             model.service_s += 0.2 * (anyio.current_time() - granted_at - model.service_s)
         finally:
             model.leave(ticket)
@@ -211,6 +194,9 @@ class WorkerPool:
     def _enqueue(self, model: PooledModel, ticket: Ticket) -> None:
         if self._closing:
             raise _ending()
+        ticket.number = next(self._numbers)
+        if ticket.spec:
+            ticket.need_tokens = min(context_tokens(ticket.spec, ticket.tokens), model.reservation.kv_tokens)
         model.enqueue(ticket, self.queue_limit)
         if ticket.role:
             self.forecast.seen(ticket.client, model.model)

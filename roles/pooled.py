@@ -68,16 +68,17 @@ class Turns:
 class Ticket:
     """One caller's place. `role` "" only wants the model in memory. Granted once `settled` with a `worker`.
 
-    `time_s` from its arrival, on the event loop's clock, is when it is due: the nearest goes first. At work it takes
-    `need_tokens` of KV cache.
+    `tokens` of prompt and answer together; None: as many as the role's context has. `deadline_s` from its arrival, or
+    else after its role's time, it is due: the nearest goes first. At work it takes `need_tokens` of KV cache.
     """
 
-    number: int
-    role: str
-    spec: RoleSpec | None
+    role: str = ""
+    spec: RoleSpec | None = None
     on_event: OnEvent | None = None
     client: str = ""
-    time_s: float = math.inf
+    deadline_s: float | None = None
+    tokens: int | None = None
+    number: int = 0
     need_tokens: int = 0
     turn: int = 0
     position: int = 0
@@ -90,6 +91,10 @@ class Ticket:
     @property
     def pinned(self) -> bool:
         return bool(self.spec and self.spec.pinned)
+
+    @property
+    def time_s(self) -> float:
+        return self.deadline_s or (self.spec.timeout_s if self.spec else math.inf)
 
     @property
     def order(self) -> tuple[bool, int, float, int]:

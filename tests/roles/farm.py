@@ -21,7 +21,7 @@ from rolecall.roles.lease import PrefillLease
 from rolecall.roles.manager import ModelManager
 from rolecall.roles.plan import Reservation
 from rolecall.roles.pool import WorkerPool
-from rolecall.roles.pooled import PooledModel
+from rolecall.roles.pooled import PooledModel, Ticket
 from rolecall.roles.worker.wire import Input, Loaded, WorkerSpec
 from tests.roles.tiny import CODING
 
@@ -231,7 +231,7 @@ async def pooling(farm: Farm, budget_bytes: int, *models: PooledModel, **more: A
 async def use(pool: WorkerPool, name: str, text: str = "hello", **more: Any) -> None:
     """One request to the model, as the manager makes it."""
     model = pool.models[name]
-    async with pool.place(model, name, model.specs[0], **more) as (_, worker):
+    async with pool.place(model, Ticket(name, model.specs[0], **more)) as worker:
         await worker.generate(ask(text))
 
 

@@ -17,7 +17,7 @@ from rolecall.roles.errors import DoesNotFit, PromptTooLong
 from rolecall.roles.manager import MESSAGE_TOKENS, TEMPLATE_TOKENS, ModelManager
 from rolecall.roles.plan import Reservation
 from rolecall.roles.pool import WorkerPool
-from rolecall.roles.pooled import Phase, PooledModel
+from rolecall.roles.pooled import Phase, PooledModel, Ticket
 from tests.roles.farm import Farm, ask, managing, pooling, staff, until, use
 from tests.roles.tiny import ROUTER, home_with
 from tests.simulate.clock import on_a_clock
@@ -50,13 +50,13 @@ def allowed(farm: Farm, name: str) -> int:
 async def test_a_request_has_what_it_needs_reserved_and_leaves_it_as_prefix_cache_until_others_need_the_room() -> None:
     farm = Farm()
     async with pooling(farm, 12_000, elastic("a"), elastic("b"), elastic("c")) as pool:
-        await use(pool, "a", need_tokens=100)
+        await use(pool, "a", tokens=100)
         assert reserved(pool) == {"a": 2024} and allowed(farm, "a") == BASE
-        await use(pool, "a", need_tokens=8000)
+        await use(pool, "a", tokens=8000)
         assert reserved(pool) == {"a": 9192} and allowed(farm, "a") == 8192
-        await use(pool, "b", need_tokens=100)
+        await use(pool, "b", tokens=100)
         assert reserved(pool) == {"a": 9192, "b": 2024}, "there was room beside it"
-        await use(pool, "c", need_tokens=3000)
+        await use(pool, "c", tokens=3000)
         assert reserved(pool) == {"a": 5864, "b": 2024, "c": 4072}, "a gave no more than it took"
         assert allowed(farm, "a") == 4864 and len(farm.workers) == 3
 
@@ -65,7 +65,7 @@ async def test_a_request_has_what_it_needs_reserved_and_leaves_it_as_prefix_cach
 async def test_a_load_reserves_what_its_first_caller_needs_and_an_unknown_need_is_the_whole_context() -> None:
     farm = Farm()
     async with pooling(farm, 40_000, elastic("a"), elastic("b")) as pool:
-        await use(pool, "a", need_tokens=5000)
+        await use(pool, "a", tokens=5000)
         await use(pool, "b")
         assert reserved(pool) == {"a": 1000 + 5120, "b": 1000 + CONTEXT}
         assert (allowed(farm, "a"), allowed(farm, "b")) == (5120, CONTEXT)
@@ -76,16 +76,16 @@ async def test_growth_gives_idle_surplus_back_first_then_ends_who_is_idle_and_wa
     farm = Farm()
     async with pooling(farm, 12_000, elastic("a"), elastic("b"), elastic("c")) as pool:
         for name, tokens in (("a", 100), ("b", 4000), ("c", 100)):
-            await use(pool, name, need_tokens=tokens)
-        await use(pool, "a", need_tokens=6800)
+            await use(pool, name, tokens=tokens)
+        await use(pool, "a", tokens=6800)
         assert reserved(pool) == {"a": 7912, "b": 2024, "c": 2024}, "of b the surplus"
         async with anyio.create_task_group() as group:
-            group.start_soon(lambda: use(pool, "c", "wait", need_tokens=100))
+            group.start_soon(lambda: use(pool, "c", "wait", tokens=100))
             await until(lambda: "wait" in farm.order)
-            await use(pool, "a", need_tokens=8500)
+            await use(pool, "a", tokens=8500)
             assert reserved(pool) == {"a": 9704, "c": 2024}, "of b the rest"
-            group.start_soon(lambda: use(pool, "a", "large", need_tokens=10_500))
-            group.start_soon(lambda: use(pool, "c", "later", need_tokens=100))
+            group.start_soon(lambda: use(pool, "a", "large", tokens=10_500))
+            group.start_soon(lambda: use(pool, "c", "later", tokens=100))
             await anyio.wait_all_tasks_blocked()
             assert farm.order[-1] == "hello"
             farm.gate.set()
@@ -96,23 +96,23 @@ async def test_growth_gives_idle_surplus_back_first_then_ends_who_is_idle_and_wa
 async def test_a_request_too_large_for_the_budget_is_refused_with_the_figures_and_smaller_ones_are_served() -> None:
     farm = Farm()
     async with pooling(farm, 10_000, elastic("router", own_tokens=512, kept=True), elastic("a")) as pool:
-        await use(pool, "router", need_tokens=100)
-        await use(pool, "router", need_tokens=4000)
+        await use(pool, "router", tokens=100)
+        await use(pool, "router", tokens=4000)
         errors: list[DoesNotFit] = []
 
         async def refused() -> None:
             with pytest.raises(DoesNotFit) as caught:
-                await use(pool, "a", "large", need_tokens=9000)
+                await use(pool, "a", "large", tokens=9000)
             errors.append(caught.value)
 
         async with anyio.create_task_group() as group:
             group.start_soon(refused)
-            group.start_soon(lambda: use(pool, "a", "small", need_tokens=3000))
+            group.start_soon(lambda: use(pool, "a", "small", tokens=3000))
         await refused()
         assert farm.order[-1] == "small" and len(farm.workers) == 2
         [first, second] = errors
         assert str(first) == str(second) and "for 9216 tokens" in first.found and "Send less text" in first.advice
-        await use(pool, "a", need_tokens=6000)  # what the router does not need now counts as free
+        await use(pool, "a", tokens=6000)  # what the router does not need now counts as free
         assert reserved(pool) == {"router": 2792, "a": 7144}
 
 
@@ -120,18 +120,18 @@ async def test_a_request_too_large_for_the_budget_is_refused_with_the_figures_an
 async def test_beside_requests_of_its_own_model_one_runs_with_free_memory_and_else_waits_for_them() -> None:
     farm = Farm()
     async with pooling(farm, 12_000, elastic("a", concurrency=2), elastic("b")) as pool:
-        await use(pool, "b", need_tokens=100)
+        await use(pool, "b", tokens=100)
         async with anyio.create_task_group() as group:
             for text, tokens in (("wait 1", 2000), ("wait 2", 3000)):
-                group.start_soon(lambda t=text, n=tokens: use(pool, "a", t, need_tokens=n))
+                group.start_soon(lambda t=text, n=tokens: use(pool, "a", t, tokens=n))
             await until(lambda: len(farm.order) == 3)
             assert reserved(pool) == {"a": 1000 + 2 * 3072, "b": 2024}, "each is padded to the longest"
             farm.gate.set()
         farm.gate = anyio.Event()
         async with anyio.create_task_group() as group:
-            group.start_soon(lambda: use(pool, "a", "wait", need_tokens=2000))
+            group.start_soon(lambda: use(pool, "a", "wait", tokens=2000))
             await until(lambda: "wait" in farm.order)
-            group.start_soon(lambda: use(pool, "a", "beside", need_tokens=6000))
+            group.start_soon(lambda: use(pool, "a", "beside", tokens=6000))
             await anyio.wait_all_tasks_blocked()
             assert farm.order[-1] == "wait" and "b" in reserved(pool), "b has ended for it"
             farm.gate.set()
@@ -142,12 +142,12 @@ async def test_beside_requests_of_its_own_model_one_runs_with_free_memory_and_el
 async def test_who_came_before_has_the_memory_first_be_it_for_a_load_or_for_growth() -> None:
     farm = Farm()
     async with pooling(farm, 10_000, elastic("a"), elastic("b"), elastic("c")) as pool:
-        await use(pool, "a", need_tokens=100)
+        await use(pool, "a", tokens=100)
         async with anyio.create_task_group() as group:
-            group.start_soon(lambda: use(pool, "b", "wait", need_tokens=4000))
+            group.start_soon(lambda: use(pool, "b", "wait", tokens=4000))
             await until(lambda: "wait" in farm.order)
             for name, text, tokens in (("a", "growth", 7000), ("c", "load", 7000)):
-                group.start_soon(lambda n=name, t=text, k=tokens: use(pool, n, t, need_tokens=k))
+                group.start_soon(lambda n=name, t=text, k=tokens: use(pool, n, t, tokens=k))
                 await anyio.wait_all_tasks_blocked()
             farm.gate.set()
         assert farm.order == ["hello", "wait", "growth", "load"]
@@ -160,15 +160,15 @@ async def test_a_load_that_needs_a_pinned_models_growth_waits_until_it_is_idle_a
     async with pooling(farm, 12_000, router, elastic("a")) as pool:
 
         async def route(text: str) -> None:
-            async with pool.place(router, "own", router.specs[1], need_tokens=100) as (_, worker):
+            async with pool.place(router, Ticket("own", router.specs[1], tokens=100)) as worker:
                 await worker.generate(ask(text))
 
         async with anyio.create_task_group() as group:
-            group.start_soon(lambda: use(pool, "router", "wait", need_tokens=3000))
+            group.start_soon(lambda: use(pool, "router", "wait", tokens=3000))
             await until(lambda: "wait" in farm.order)
-            group.start_soon(lambda: use(pool, "a", "load", need_tokens=7000))
+            group.start_soon(lambda: use(pool, "a", "load", tokens=7000))
             await anyio.wait_all_tasks_blocked()
-            group.start_soon(lambda: use(pool, "router", "later", need_tokens=3000))
+            group.start_soon(lambda: use(pool, "router", "later", tokens=3000))
             await anyio.wait_all_tasks_blocked()
             assert farm.order == ["wait"] and pool.models["a"].phase is Phase.ABSENT
             router.kv_tokens = 6144  # as an earlier pair of requests leaves it
@@ -182,7 +182,7 @@ async def test_a_load_that_needs_a_pinned_models_growth_waits_until_it_is_idle_a
 async def test_a_preload_takes_its_base_and_nobodys_prefix_cache() -> None:
     farm = Farm()
     async with pooling(farm, 12_000, elastic("a"), elastic("b")) as pool:
-        await use(pool, "a", need_tokens=10_000)
+        await use(pool, "a", tokens=10_000)
         pool.preload(pool.models["b"])
         assert reserved(pool) == {"a": 11_240}
         await pool.unload(pool.models["a"])
@@ -194,8 +194,8 @@ async def test_a_preload_takes_its_base_and_nobodys_prefix_cache() -> None:
 async def test_a_shrunken_budget_takes_surplus_before_it_ends_a_model() -> None:
     farm = Farm()
     async with pooling(farm, 12_000, elastic("a"), elastic("b")) as pool:
-        await use(pool, "a", need_tokens=4000)
-        await use(pool, "b", need_tokens=4000)
+        await use(pool, "a", tokens=4000)
+        await use(pool, "b", tokens=4000)
         pool.limit(7000)
         assert reserved(pool) == {"a": 2024, "b": 4840} and allowed(farm, "b") == 3840
         pool.limit(4000)
@@ -208,8 +208,8 @@ async def test_a_model_that_keeps_no_cache_per_token_grows_for_nothing() -> None
     farm, model = Farm(), elastic("a")
     model.reservation = replace(model.reservation, kv_bytes_per_token=0)
     async with pooling(farm, 20_000, model) as pool:
-        await use(pool, "a", need_tokens=100)
-        await use(pool, "a", need_tokens=9000)
+        await use(pool, "a", tokens=100)
+        await use(pool, "a", tokens=9000)
         assert reserved(pool) == {"a": 1000 + CONTEXT}
 
 

@@ -18,7 +18,7 @@ from rolecall.roles.footprint import Footprint, Kv
 from rolecall.roles.lease import PrefillLease
 from rolecall.roles.plan import reserve
 from rolecall.roles.pool import WorkerPool
-from rolecall.roles.pooled import End, Phase, PooledModel
+from rolecall.roles.pooled import End, Phase, PooledModel, Ticket
 from rolecall.roles.residency import Policy, Refuse
 from rolecall.roles.worker.wire import WorkerSpec
 from tests.simulate.clock import run_virtual
@@ -217,8 +217,8 @@ async def _ask(world: World, role: str, spec: RoleSpec, at_s: float) -> None:
     try:
         with anyio.CancelScope(deadline=began + leaves_s if leaves_s is not None else float("inf")):
             need_tokens = prompt_tokens + call.max_tokens if counted else None
-            place = pool.place(model, role, spec, client=call.client, deadline_s=deadline_s, need_tokens=need_tokens)
-            async with place as (_, worker):
+            ticket = Ticket(role, spec, client=call.client, deadline_s=deadline_s, tokens=need_tokens)
+            async with pool.place(model, ticket) as worker:
                 granted = True
                 made = await worker.serve(call, spec.timeout_s, lambda: None)  # type: ignore[attr-defined]
                 assert made.completion_tokens == completion_tokens or made.finish == "timeout"

@@ -21,7 +21,7 @@ from rolecall.roles.lease import PrefillLease
 from rolecall.roles.manager import ENCODER_SLOTS, TEMPLATE_TOKENS
 from rolecall.roles.plan import ENCODER_OVERHEAD_BYTES, Reservation, reserve
 from rolecall.roles.pool import WorkerPool
-from rolecall.roles.pooled import Phase, PooledModel
+from rolecall.roles.pooled import Phase, PooledModel, Ticket
 from rolecall.roles.residency import Policy, ResidentModel
 from rolecall.roles.worker.wire import WorkerSpec
 
@@ -187,9 +187,9 @@ class Run:
             nonlocal first_s
             first_s = anyio.current_time() - began
 
-        place = pool.place(model, call.role, spec, client=call.client, need_tokens=need_tokens + TEMPLATE_TOKENS)
+        ticket = Ticket(call.role, spec, client=call.client, tokens=need_tokens + TEMPLATE_TOKENS)
         try:
-            async with place as (ticket, worker):
+            async with pool.place(model, ticket) as worker:
                 timeout_s = spec.timeout_s if spec else math.inf
                 made = await worker.serve(call, timeout_s, on_first_token)  # type: ignore[attr-defined]
         except RoleError as error:
