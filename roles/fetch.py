@@ -95,14 +95,11 @@ def _from_hub(model: str, staging: Path, target: Path, emit: OnProgress) -> str:
 
 
 def fetch_config(model: str) -> dict[str, Any]:
-    """A repository's `config.json`, with the size of its weights as `download_bytes`; nothing else is fetched."""
+    """A repository's `config.json`; nothing else is fetched."""
     from huggingface_hub import hf_hub_download
 
-    revision, files = _listing(model)
     with _hub_errors(model):
-        path = Path(hf_hub_download(model, "config.json", revision=revision))
-    size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
-    return {**read_config(path, model), "download_bytes": size}
+        return read_config(Path(hf_hub_download(model, "config.json")), model)
 
 
 def _listing(model: str) -> tuple[str, list[RepoSibling]]:
@@ -189,7 +186,7 @@ def _hub_errors(model: str) -> Iterator[None]:
             found=constants.ENDPOINT,
             advice="Check the id (org/name); for a private one set HF_TOKEN. `rolecall models list` shows known ids.",
         ) from None
-    except (http_error, ConnectionError) as error:  # the second when HF_HUB_OFFLINE is set
+    except (http_error, errors.EntryNotFoundError, ConnectionError) as error:  # the last when HF_HUB_OFFLINE is set
         raise DownloadFailed(
             f"The hub at {constants.ENDPOINT} could not be reached for {model}.",
             found=" ".join(str(error).split())[:200].rstrip(".") or type(error).__name__,

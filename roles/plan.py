@@ -64,8 +64,7 @@ class ProfilePlan:
     pinned roles and the largest other one at the same time; `missing_bytes` of that exceed the budget.
 
     A role's `reserved_bytes` is what a worker for it alone would reserve, `bytes_per_8k` what 8,192 more tokens of
-    context would add to its cache, `fixed_bytes` what a sequence takes whatever its length. `source` is there where
-    figures are not computed from the architecture.
+    context would add to its cache. `source` is there where figures are not computed from the architecture.
     """
 
     profile: str
@@ -180,18 +179,15 @@ def working_set_bytes() -> int | None:
 
 
 def _role(name: str, spec: RoleSpec, size: Footprint, reserved_bytes: int) -> dict[str, Any]:
-    told = size.source if size.source in ("published", "measured") else None
-    more = {"source": told, "download_bytes": size.figures.get("download_bytes")}
+    told = {"source": size.source} if size.source in ("published", "measured") else {}
     return {
         "role": name,
         **spec.model_dump(include={"model", "quantization", "context_length", "concurrency"}),
         "weights_bytes": size.weights_bytes,
         "kv_bytes_per_token": size.kv_bytes_per_token,
         "reserved_bytes": reserved_bytes,
-        "fixed_bytes": size.kv.fixed_bytes,
         "bytes_per_8k": 8192 * size.kv_bytes_per_token * spec.concurrency,
-        "model_context_length": size.context_length,
-        **{key: value for key, value in more.items() if value},
+        **told,
     }
 
 

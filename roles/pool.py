@@ -154,8 +154,7 @@ class WorkerPool:
             if not self._there():
                 self._occupied = anyio.Event()
                 await self._occupied.wait()
-            limits = [spec.idle_ttl_s for model in self._there() for spec in model.specs if spec.idle_ttl_s > 0]
-            await anyio.sleep(min(LOOK_S, *limits, self.policy.idle_ttl_s or LOOK_S))
+            await anyio.sleep(LOOK_S)
             for model in self._there():
                 if model.idle_for(self.policy.idle_ttl_s):
                     self._end(model, "idle")

@@ -103,8 +103,8 @@ def test_the_json_has_the_promised_keys_and_marks_published_figures(home: Home) 
     assert list(data) == [*promised, "needed_bytes", "missing_bytes"]
     names = ["role", "model", "quantization", "context_length", "concurrency"]
     figures = ["weights_bytes", "kv_bytes_per_token", "reserved_bytes"]
-    more = ["fixed_bytes", "bytes_per_8k", "model_context_length"]
-    assert all(list(role)[:11] == [*names, *figures, *more] for role in data["roles"])
+    more = ["bytes_per_8k"]
+    assert all(list(role)[:9] == [*names, *figures, *more] for role in data["roles"])
     published = {role["model"] for role in data["roles"] if role.get("source") == "published"}
     assert published == {m for m in models_table() if models_table()[m].architecture is None} & {
         role["model"] for role in data["roles"]
