@@ -6,10 +6,11 @@ it begins with all that earlier ones have computed of its prompt, and what runs 
 
 from __future__ import annotations
 
+import copy
 import importlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -26,7 +27,6 @@ from . import wire
 from .channels import TextStream
 from .loading import MAX_PREFILL_STEP, MIN_PREFILL_STEP, first_rates, read_model
 from .prefixes import Layers, Prefixes
-from .scoring import label_tokens, score
 from .steering import Grammars, Steering, closing, sampler
 from .wire import Loaded, Scored, WorkerSpec
 
@@ -108,7 +108,7 @@ class TextEngine:
         matcher = self._grammars.matcher(request)
         steering = Steering(self._tokenizer, matcher, request.repetition_penalty, thinking, message.thinks, budget)
         stream = TextStream(self._tokenizer, thinking=thinking, stop=request.stop)
-        tokens = label_tokens(self._tokenizer, prompt, text, message.labels)
+        tokens = [_label_tokens(self._tokenizer, prompt, text, label) for label in message.labels]
         self._waiting.append(_Job(id, request, prompt, steering, stream, tokens))
 
     def cancel(self, id: int) -> None:
@@ -229,8 +229,7 @@ class TextEngine:
         try:
             with mx.stream(self._generator.stream):
                 layers, _ = self._generator.extract_cache([uid])[uid]
-                rows = 1 + max(0, self._room_bytes() - self._prefixes.nbytes) // self._kv_bytes(job)
-                scores = score(self._model, layers, job.prompt[-1], job.labels, rows)
+                scores = _label_scores(self._model, layers, job.prompt[-1], job.labels)
         except Exception as error:
             self._fail(uid, error)
             return
@@ -371,3 +370,24 @@ class TextEngine:
             prefill_batch_size=1,  # a chunk is then never longer than one prompt's, and its time stays bounded
             prefill_step_size=self._step_tokens,
         )
+
+
+def _label_tokens(tokenizer: Any, prompt: list[int], text: str, label: str) -> list[int]:
+    """The label's tokens after the prompt of that text: those it adds to the prompt's, where it leaves these as they
+    are; else (it would merge with the prompt's end, or thinking was closed after it) its own."""
+    whole = list(tokenizer.encode(text + label, add_special_tokens=False))
+    if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
+        return whole[len(prompt) :]
+    return list(tokenizer.encode(label, add_special_tokens=False))
+
+
+def _label_scores(model: Any, layers: Layers, last: int, labels: Sequence[list[int]]) -> tuple[float, ...]:
+    """Natural log-probability of each label after what `layers` hold and the token `last`; `layers` stay as they are.
+    Labels of one token, and those that differ in their last one only, take one pass together."""
+    logprobs: dict[tuple[int, ...], mx.array] = {}
+    for begin in {tuple(label[:-1]) for label in labels}:
+        logits = model(mx.array([[last, *begin]]), cache=copy.deepcopy(layers))[0].astype(mx.float32)
+        logprobs[begin] = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return tuple(
+        float(logprobs[tuple(label[:-1])][mx.arange(len(label)), mx.array(label)].sum().item()) for label in labels
+    )

@@ -260,14 +260,6 @@ def test_label_scores_are_those_of_a_whole_forward_pass_for_each(folder: Path) -
     assert answer.text == cold.answer(text).text and answer.cached_tokens == answer.prompt_tokens - 1
 
 
-def test_labels_are_scored_in_rows_that_fit_beside_what_runs(folder_of: Callable[[str], Path]) -> None:
-    driven = Driven(folder_of("llama"), kv_bytes=0)
-    labels = ("one two three", "two three four", "three", "four five six seven")
-    id = driven.score("Count.", *labels)
-    driven.run()
-    assert driven.said[id][-1].logprobs == pytest.approx(naive(driven, "Count.", labels), abs=1e-3)
-
-
 def test_a_leased_engine_decodes_on_while_a_prompt_waits_for_each_of_its_chunks(
     folder_of: Callable[[str], Path],
 ) -> None:
