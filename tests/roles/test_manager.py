@@ -9,14 +9,7 @@ import pytest
 
 from rolecall.config.profile import EncoderSpec
 from rolecall.roles.contract import Event, Loading, Queued, Role
-from rolecall.roles.errors import (
-    DoesNotFit,
-    ModelCorrupt,
-    ModelMissing,
-    PromptTooLong,
-    RoleError,
-    WorkerTimeout,
-)
+from rolecall.roles.errors import DoesNotFit, ModelCorrupt, ModelMissing, PromptTooLong, RoleError, WorkerTimeout
 from rolecall.roles.staff import Staff
 from tests.roles.farm import EMBEDDER, STARTER, ask, managing, staff, until
 from tests.roles.tiny import CODING, HEAVY, REASONING, ROUTER, home_with, write_model
@@ -75,10 +68,7 @@ async def test_a_load_that_hangs_ends_as_a_typed_error_and_the_next_call_starts_
 async def test_a_role_takes_no_more_at_once_than_its_concurrency_and_tells_the_others_their_place(
     tmp_path: Path,
 ) -> None:
-    async with (
-        managing(home_with(tmp_path, CODING), staff()) as (manager, farm),
-        anyio.create_task_group() as group,
-    ):
+    async with managing(home_with(tmp_path, CODING), staff()) as (manager, farm), anyio.create_task_group() as group:
         events: list[Event] = []
         for number in range(4):
             group.start_soon(manager.generate, Role.CODING, ask(f"wait {number}"), events.append)

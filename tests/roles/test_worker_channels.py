@@ -91,10 +91,7 @@ def test_a_stop_string_counts_in_the_answer_only_and_is_held_back_until_sure() -
 def test_harmony_channels_are_split() -> None:
     tokenizer = ByteTokenizer(thinks=False, vocabulary=("<|channel|>", "<|message|>"))
     stream = TextStream(tokenizer, thinking=False, stop=())
-    answer = run(
-        stream,
-        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
-    )
+    answer = run(stream, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes.")
     assert (answer, stream.text("thinking")) == ("Yes.", "hm")
 
 
