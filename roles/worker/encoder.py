@@ -111,7 +111,8 @@ class EncoderEngine:
             else:
                 self._jobs.append(job)
         else:
-            self._send(job.id, Encoded(*job.rows.shape, base64.b64encode(job.rows.tobytes()).decode()))
+            data = base64.b64encode(job.rows.tobytes()).decode()
+            self._send(job.id, Encoded(len(job.rows), self._width, data))
 
     def _encode(self, message: Encode, inputs: Sequence[Input]) -> Any:
         """Shape (n, width), float32: unit-length vectors, or one score each. What is alone goes on one thread, since

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import anyio
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from rolecall.roles.contract import Finish
 from rolecall.roles.errors import WorkerDied, WorkerTimeout
 from rolecall.roles.footprint import stepped
 from rolecall.roles.lease import PrefillLease
 from rolecall.roles.plan import ENCODER_OVERHEAD_BYTES, PROCESS_OVERHEAD_BYTES
-from rolecall.roles.worker.wire import Finish, Loaded, WorkerSpec
+from rolecall.roles.worker.wire import Loaded, WorkerSpec
 
 from .device import Device, Flow, SimulatedMachine
 from .rates import ModelRates
