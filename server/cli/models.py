@@ -126,8 +126,6 @@ def plan(
             gb(item["bytes_per_8k"]),
             gb(item["reserved_bytes"]),
         )
-        if item.get("source") == "measured":
-            said.append(f"{item['role']}: measured in its worker")
     show(asdict(shown) | ({"fit": fits} if fits else {}), as_json, table, *said)
 
 
