@@ -114,7 +114,7 @@ async def take_down(worker: Worker, model: PooledModel, machine: Machine, wait_s
     """End the worker; returns how many of its bytes were not seen to come back within `wait_s`. Half of them is
     enough: other programs may take what comes back as it comes."""
     # of a process that ended by itself there is nothing left to see come back
-    held_bytes = 0 if worker.exited.is_set() else model.held_bytes
+    held_bytes = 0 if worker.exited.is_set() or not wait_s else model.held_bytes
     before = machine.available_bytes()
     outcome = await worker.stop()
     with anyio.move_on_after(wait_s):
