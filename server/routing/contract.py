@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from rolecall.config.policy import Depth, RoutingRule
 from rolecall.config.profile import Frozen
@@ -32,12 +32,6 @@ class Agent(StrEnum):
     RETRIEVAL = "retrieval"
 
 
-class _Finite(Frozen):
-    """Not a number and infinity are refused: they compare with nothing, and have no JSON."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-
 class Claim(Frozen):
     """An agent's parse of the *whole* request. `expression` is the parsed form, enough to compute the value from."""
 
@@ -45,7 +39,7 @@ class Claim(Frozen):
     expression: str
 
 
-class Features(_Finite):
+class Features(Frozen, allow_inf_nan=False):
     """What the decision is made from: everything the router reads of a request. Kept in the receipt.
 
     `type_scores` are the seven task types' probabilities; `prompt_tokens` is estimated from the text's length and the
@@ -67,7 +61,7 @@ class Features(_Finite):
     unasked: str = ""
 
 
-class RoleChoice(_Finite):
+class RoleChoice(Frozen, allow_inf_nan=False):
     """A role as the router sees it; static for one profile.
 
     `quality` in [0, 1] by task type, rates in tokens/s and `size_gb` (decimal, on disk) are published or estimated
@@ -84,7 +78,7 @@ class RoleChoice(_Finite):
     size_gb: float = Field(default=0.0, ge=0, le=1e6)
 
 
-class Snapshot(_Finite):
+class Snapshot(Frozen, allow_inf_nan=False):
     """Policy, profile and learned tables under one content hash.
 
     `parts` names what the hash covers, each with its own: `code`, `rules`, `weights`, `grammars`, `prompts`, `roles`,
@@ -100,7 +94,7 @@ class Snapshot(_Finite):
     thresholds: dict[TaskType, float] = Field(default_factory=dict)
 
 
-class State(_Finite):
+class State(Frozen, allow_inf_nan=False):
     """What may differ from call to call. A batch on the command line uses the empty state: `State()`.
 
     `ready_s` is the estimated seconds until each model that is not resident could begin, its load and the later reload

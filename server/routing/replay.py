@@ -70,20 +70,15 @@ async def replay(kept: Kept, snapshots: Mapping[str, bytes], router: Router, che
         else:
             now, note = await _features(receipt, recorded, state, router)
             snapshot = router.snapshot()
-            decision = decide(now, snapshot, state)
             differences += _unlike("features.", recorded, now)
             differences += _policy(then.snapshot_sha256, snapshots.get(then.snapshot_sha256), snapshot)
             left_out = () if then.snapshot_sha256 == snapshot.sha256 else _HASHES
-            differences += _unlike("decision.", then, decision, left_out)
+            differences += _unlike("decision.", then, decide(now, snapshot, state), left_out)
     if receipt is not None and receipt.citations and check:
-        found = zip(receipt.citations, await check(receipt.citations), strict=True)
-        differences += [
-            Difference(
-                what=f"citation {cited.path}:{cited.start_line}-{cited.end_line}", recorded="same", now=now.found
-            )
-            for cited, now in found
-            if now.found != "same"
-        ]
+        for cited, found in zip(receipt.citations, await check(receipt.citations), strict=True):
+            if found.found != "same":
+                what = f"citation {cited.path}:{cited.start_line}-{cited.end_line}"
+                differences.append(Difference(what=what, recorded="same", now=found.found))
     return Replay(id=kept.id, same=not differences, differences=tuple(differences), note=note)
 
 
@@ -100,14 +95,15 @@ async def _features(receipt: Receipt, recorded: Features, state: State, router: 
 
 def _policy(recorded_sha256: str, kept: bytes | None, now: Snapshot) -> list[Difference]:
     """The parts of the snapshot that differ by name; the snapshot where the recorded one is damaged or not known."""
-    then, wrong = None, list[str]()
+    then, found = None, list[Difference]()
     if kept is not None:
         try:
             then = Snapshot.model_validate_json(kept)
-            wrong += altered(then)
+            wrong = ", ".join(altered(then))
         except ValidationError:
-            wrong.append("not readable")
-    found = [Difference(what="snapshot", recorded=recorded_sha256, now=f"altered: {', '.join(wrong)}")] if wrong else []
+            wrong = "not readable"
+        if wrong:
+            found.append(Difference(what="snapshot", recorded=recorded_sha256, now=f"altered: {wrong}"))
     if recorded_sha256 != now.sha256:
         parts = then.parts if then else now.parts
         names = sorted(name for name in parts | now.parts if parts.get(name) != now.parts.get(name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -41,16 +40,16 @@ class Router:
     models: RoleModels
     profile_name: str
     routing: RoutingSettings = field(default_factory=RoutingSettings)
-    _cache: OrderedDict[str, Features] = field(default_factory=OrderedDict, init=False)
+    _cache: dict[str, Features] = field(default_factory=dict, init=False)
     _snapshots: dict[str | None, Snapshot] = field(default_factory=dict, init=False)
 
-    def with_policy(self, routing: RoutingSettings, source: str = "the policy") -> Router:
+    def with_policy(self, routing: RoutingSettings) -> Router:
         """This router under other rules and another quality weight; what was read of texts is shared.
 
         Raises:
-            ConfigError: a rule can do nothing in this profile, or two contradict each other; `source` is named.
+            ConfigError: a rule can do nothing in this profile, or two contradict each other.
         """
-        check_rules(routing, [choice.role.value for choice in self._roles], source)
+        check_rules(routing, [choice.role.value for choice in self._roles], "the policy")
         other = replace(self, routing=routing)
         other._cache = self._cache
         return other
@@ -110,7 +109,6 @@ class Router:
         digest = text_sha256(text)
         key = f"{digest}:{identity}"
         if found := self._cache.get(key):
-            self._cache.move_to_end(key)
             return found
         parsed = await anyio.to_thread.run_sync(claim, text)
         if parsed is not None:
@@ -125,7 +123,7 @@ class Router:
         if keep:
             self._cache[key] = found
             if len(self._cache) > _CACHED:
-                self._cache.popitem(last=False)
+                del self._cache[next(iter(self._cache))]
         return found
 
     async def _vector_and_signals(

@@ -15,10 +15,7 @@ from .words import words_of
 
 _PROBE = AgentContext(now=datetime(2024, 1, 1, 12, tzinfo=UTC))
 """A fixed day, on which a parse must have a value to be sound: no 31 February, no miles in pounds."""
-
-
-_Compute = Callable[[Parse, AgentContext], Value | None]
-_STAGES: dict[str, tuple[Agent, _Compute]] = {
+_STAGES: dict[str, tuple[Agent, Callable[[Parse, AgentContext], Value | None]]] = {
     "files": (Agent.FILES, files.compute),
     "system": (Agent.SYSTEM, system.compute),
     "datetimes": (Agent.DATETIME, datetimes.compute),

@@ -33,15 +33,13 @@ from rolecall.roles.manager import ModelManager
 from rolecall.server.evaluation.intervals import difference, wilson
 from rolecall.server.evaluation.suites.routing import _ece
 from rolecall.server.routing.agents.claims import claim
-from rolecall.server.routing.classify import _CAUTION, _SCALE, TYPES, written
+from rolecall.server.routing.classify import _CAUTION, _SCALE, TYPES
 from rolecall.server.routing.contract import TaskType
 from rolecall.server.routing.escalate import load_thresholds, vote
 from rolecall.server.routing.router import Router
-from rolecall.server.routing.signals import load_rules, met, read
 from tests.bench.stage import percentile, quiet, starter_home
 
 from . import fit_weights as fit
-from .requests import examples
 
 GOAL = 0.90
 LEAST = 20
@@ -84,13 +82,7 @@ def write(rows: list[Row], out: Path) -> None:
 
 
 def own_rows(minilm: Path) -> list[Row]:
-    rows = list(examples())
-    readings = [read(row.text) for row in rows]
-    labels = np.asarray([TYPES.index(row.kind) for row in rows])
-    rules = load_rules()
-    fired = np.asarray([[rule in found for rule in rules] for found in map(met, readings)], dtype=np.float64)
-    parts = {"lexical": fit._bags(readings), "rules": fired, "dense": fit._vectors(readings, minilm)}
-    offset = fired @ np.asarray([written(rule) for rule in rules])
+    rows, parts, labels, offset = fit.prepared(minilm)
     logits = fit.held_out(parts, labels, offset, [row.register for row in rows])
     logits[:, TYPES.index(TaskType.TOOL)] -= _CAUTION
     odds = np.exp(_SCALE * (logits - logits.max(axis=1, keepdims=True)))

@@ -34,16 +34,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(arguments)
-    rows = list(examples())
-    readings = [read(row.text) for row in rows]
-    labels = np.asarray([TYPES.index(row.kind) for row in rows])
-    names = [rule.name for rule in load_rules()]
-    fired = np.asarray([np.isin(names, [rule.name for rule in met(reading)]) for reading in readings], dtype=np.float64)
-    bags = _bags(readings)
-    vectors = _vectors(readings, given.minilm)
-    blocks = {"full": {"lexical": bags, "rules": fired, "dense": vectors}, "bare": {"lexical": bags, "rules": fired}}
-    offset = fired @ np.asarray([written(rule) for rule in load_rules()])
-    stored: dict[str, Any] = {"names": np.asarray(names)}
+    rows, vectored, labels, offset = prepared(given.minilm)
+    blocks = {"full": vectored, "bare": {part: vectored[part] for part in ("lexical", "rules")}}
+    stored: dict[str, Any] = {"names": np.asarray([rule.name for rule in load_rules()])}
     for name, parts in blocks.items():
         if given.check:
             _check(name, parts, labels, offset, rows)
@@ -55,6 +48,16 @@ def main(arguments: list[str]) -> None:
             }
     if not given.check:
         np.savez_compressed(given.out, **stored)
+
+
+def prepared(minilm: Path) -> tuple[list[Example], dict[str, Any], Array, Array]:
+    """The project's requests, their features (rows, width) by block, their types, and the rules' own log odds."""
+    rows, rules = list(examples()), load_rules()
+    readings = [read(row.text) for row in rows]
+    fired = np.asarray([[rule in found for rule in rules] for found in map(met, readings)], dtype=np.float64)
+    parts = {"lexical": _bags(readings), "rules": fired, "dense": _vectors(readings, minilm)}
+    labels = np.asarray([TYPES.index(row.kind) for row in rows])
+    return rows, parts, labels, fired @ np.asarray([written(rule) for rule in rules])
 
 
 def _bags(readings: list[Reading]) -> Any:
