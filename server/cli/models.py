@@ -49,8 +49,7 @@ def models_list(shell: Shell) -> None:
     from rolecall.roles.sources import list_models
 
     found = [asdict(item) for item in list_models(Home.find(), shell.settings())]
-    rows = ({**item, "source": item["source"].partition(" ")[0]} for item in found)  # without its hash
-    shell.show(found, table(rows, "model", "roles", "size_bytes", "present", "source"))
+    shell.show(found, table(found, "model", "roles", "size_bytes", "present", "source"))
 
 
 @command(models_app)

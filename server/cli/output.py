@@ -171,6 +171,8 @@ def words(value: Any, name: str = "") -> str:
             return f"{value:.4g}"
         case dict() if value:
             return ", ".join(f"{_title(key)} {words(each, key)}" for key, each in value.items())
+        case str() if name == "source":
+            return value.partition(" sha256:")[0] or "-"
         case [int() | float(), *_]:
             return f"[{', '.join(map(words, value))}]"
         case [_, *_]:
