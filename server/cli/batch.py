@@ -23,7 +23,7 @@ from rolecall.config.profile import Strict
 
 from ..errors import BadRequest, HostDied
 from ..orchestration.contract import ReasonCall, SummarizeCall, ValidateCall
-from .output import EXIT_ATTENTION, Bar, Shell, Tell
+from .output import EXIT_ATTENTION, Bar, Shell, Tell, note
 
 _ARGUMENTS: dict[str, type[BaseModel]] = {"summarize": SummarizeCall, "reason": ReasonCall, "validate": ValidateCall}
 _OURS = {"paths", "save_to", "each"}
@@ -63,10 +63,9 @@ def batch(
         anyio.run(run_batch, left, lines, _through_host(job, shell), job.concurrency, bar.tell)
         failed = lines.finish()
     counts = {"files": len(files), "done": len(left), "before": len(files) - len(left), "changed": changed}
-    said = f"{len(files)} files: {len(left)} done now{f' ({changed} had changed)' if changed else ''}, "
-    said += f"{counts['before']} before, {failed} failed{' (--retry does them again)' if failed else ''}: {target}"
-    shell.show({"out": str(target), **counts, "failed": failed}, said)
+    shell.show({"out": str(target), **counts, "failed": failed})
     if failed:
+        note("With --retry the failed files are done again.")
         raise typer.Exit(EXIT_ATTENTION)
 
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import typer
-from rich.console import RenderableType
 from rich.text import Text
 
 from rolecall.config.errors import RolecallError
@@ -27,9 +26,8 @@ from rolecall.config.settings import GB, Settings
 from ..connect import lock_holder
 from ..protocol import VERSION
 from .clients import ENTRY, Client, known_clients, servers_of
-from .index import EMPTY, summary
 from .install import addition
-from .output import EXIT_ATTENTION, Bar, Shell, from_store, gb, table
+from .output import EXIT_ATTENTION, Bar, Shell, from_store, gb, readable
 
 if TYPE_CHECKING:
     from rolecall.roles.footprint import Footprint
@@ -54,7 +52,7 @@ def doctor(
     if fix:
         fixed = list(_repair(Home.find(), report["problems"]))
         report = {**diagnose(shell, verify), "fixed": fixed}
-    shell.show(report, *_readable(report))
+    shell.show(report, *readable(report), *([] if report["problems"] else [Text("no problems found", "green")]))
     if report["problems"]:
         raise typer.Exit(EXIT_ATTENTION)
 
@@ -84,7 +82,8 @@ def diagnose(shell: Shell, verify: bool) -> dict[str, Any]:
 
     running = lock_holder(home) is not None
     host = ask("ping") if running else None
-    status = (ask("status") if host else None) or {"resident": [], "folders": [], "downloads": None}
+    status = (ask("status") if host else None) or {"resident": [], "folders": [], "downloads": {}}
+    downloads = status["downloads"]
     endpoints = (ask("endpoints") if host and settings.endpoints else None) or []
     index = ask("index_list") if host else None
     resident = {item["model"] for item in status["resident"]}
@@ -92,6 +91,7 @@ def diagnose(shell: Shell, verify: bool) -> dict[str, Any]:
     notes = [STARTER_NOTE] if settings.profile.name == "starter" else []
     notes += ["Every weights file present was hashed again."] if verify else []
     if not running:
+        notes.append("No host is running; the next call starts one.")
         tried(lambda: from_store(usage))  # whether the records can be read
     if host and host["settings_fingerprint"] != settings.fingerprint:
         what = f"the host (pid {host['pid']}) runs with settings from before the last change"
@@ -106,7 +106,7 @@ def diagnose(shell: Shell, verify: bool) -> dict[str, Any]:
         if count := item["index"]["reasons"].get("needs_documents_extra"):
             what = f"{count} documents of collection {item['collection']} are not indexed"
             found("needs_documents_extra", what, "pip install 'rolecall[documents]', then: rolecall index sync")
-    for model, reason in (status["downloads"] or {"failed": {}})["failed"].items():
+    for model, reason in downloads.get("failed", {}).items():
         found("download_failed", f"{model}: {reason}", f"rolecall models pull {model}")
     for item in endpoints:
         if error := item["error"]:
@@ -129,7 +129,7 @@ def diagnose(shell: Shell, verify: bool) -> dict[str, Any]:
         "index": index,
         "host": {key: host[key] for key in ("pid", "version", "sessions")} if host else None,
         "clients": host["clients"] if host else [],
-        "downloads": status["downloads"],
+        "downloads": downloads if any(downloads.values()) else None,
         "endpoints": endpoints,
         "notes": notes,
         "problems": problems,
@@ -250,26 +250,3 @@ def _fetch_starter(home: Home) -> str:
     with Bar("starter") as bar:
         fetch_starter(home.models, bar.bytes)
     return f"the starter models are in {home.models}"
-
-
-def _readable(report: dict[str, Any]) -> Iterator[RenderableType]:
-    host = report["host"]
-    title = f"rolecall {report['version']} · profile {report['profile']}"
-    yield Text.assemble((title, "bold"), f" · home {report['home']}")
-    yield f"budget {gb(report['budget_bytes'])} of {gb(report['memory_bytes'])} · BLAS: {report['blas']}"
-    clients = ", ".join(name or "one that gave no name" for name in report["clients"]) or "none"
-    yield f"host: pid {host['pid']}, clients: {clients}" if host else "host: not running"
-    yield table(report["models"], "model", "roles", "present", "resident")
-    if report["endpoints"]:
-        yield table(report["endpoints"], "name", "host", "model", "capabilities", title="endpoints")
-    if report["index"] is not None:
-        yield from [f"index {summary(item)}" for item in report["index"]] or [EMPTY]
-    if (downloads := report["downloads"]) and (current := downloads["current"]):
-        done = f"{gb(downloads['done_bytes'])} of {gb(downloads['total_bytes'])}"
-        yield f"downloading {current}: {done}, {len(downloads['waiting'])} more waiting"
-    said = [("note", "yellow", text) for text in report["notes"]]
-    said += [("fix", "green", text) for text in report.get("fixed", ())]
-    said += [("problem", "red", f"{each['what']} → {each['do']}") for each in report["problems"]]
-    yield from (Text.assemble((f"{label} ", style), text) for label, style, text in said)
-    if not report["problems"]:
-        yield Text("no problems found", "green")

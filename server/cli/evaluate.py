@@ -13,7 +13,7 @@ import typer
 from rolecall.config.home import Home
 
 from ..errors import BadRequest
-from .output import Bar, Shell, command, readable
+from .output import Bar, Shell, command
 from .requests import read_jsonl
 
 if TYPE_CHECKING:
@@ -50,10 +50,7 @@ def eval_run(
             score, items = anyio.run(kind.evaluate, kind.load(data, limit), Home.find(), shell.settings(), bar.tell)
     if out:
         out.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), "utf-8")
-    low, high = score.interval
-    head = f"{suite}: {score.score:.3f} [{low:.3f}, {high:.3f}], n = {score.n:,}: {score.verdict}"
-    control = f"control, {score.control.name}: {score.control.score:.3f}"
-    shell.show(score.model_dump(mode="json"), head, control, *readable(score.detail))
+    shell.show(score.model_dump(mode="json"))
 
 
 def _routing(data: Path, limit: int, escalate: bool, shell: Shell, bar: Bar) -> tuple[Score, list[dict[str, Any]]]:

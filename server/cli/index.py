@@ -95,8 +95,7 @@ def index_list(shell: Shell) -> None:
 @command(index_app)
 def index_remove(shell: Shell, collection: str = typer.Argument(help="Collection to drop.")) -> None:
     """Drop a collection (the files stay)."""
-    removed = shell.ask("index_remove", collection=collection)
-    shell.show(removed, f"Dropped {collection}: {removed['files']} files.")
+    shell.show(shell.ask("index_remove", collection=collection))
 
 
 def search(

@@ -215,12 +215,8 @@ def uninstall(
     freed_bytes = sum(sizes.values())
     removed = [{"path": path, "size_bytes": size_bytes} for path, size_bytes in sizes.items()]
     report = {"clients": taken, "stopped": stopped, "removed": removed, "freed_bytes": freed_bytes, "left": left}
-    said = [f"Taken out of: {', '.join(taken) or 'no client; it was in none'}."]
-    said.append(f"Removed: {gb(freed_bytes)} freed." if purge else f"{home.root} stays; --purge removes it.")
-    said += [f"Left, since Rolecall did not make it: {path}" for path in left]
-    shell.show(report | {"problems": problems}, *said, "`pip uninstall rolecall` removes the program itself.")
-    for problem in problems:
-        note(f"{problem['client']}: {problem['what']}")
+    shell.show(report | {"problems": problems})
+    note(f"{'' if purge else f'{home.root} stays; --purge removes it. '}`pip uninstall rolecall` removes the program.")
     if problems:
         raise typer.Exit(EXIT_ATTENTION)
 

@@ -133,8 +133,7 @@ def stop(shell: Shell) -> None:
     from ..host.control import stop_host
 
     pid = anyio.run(stop_host, Home.find())
-    said = "Stopped." if pid is not None else "No host is running."
-    shell.show({"stopped": pid is not None, "pid": pid}, said)
+    shell.show({"stopped": pid is not None, "pid": pid})
 
 
 def serve(
@@ -151,7 +150,7 @@ def serve(
 
     def tell(at: dict[str, Any]) -> None:
         shell.show(at)
-        note(f"MCP over HTTP: {at['url']}\nBearer token:  in {at['token_file']}\nCtrl-C ends it; the host goes on.")
+        note("Ctrl-C ends it; the host goes on.")
 
     shell.ask("http", tell, port=http)
     note("The host was stopped, and HTTP with it.")

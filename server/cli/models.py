@@ -40,8 +40,7 @@ def models_pull(shell: Shell, name: str = typer.Argument(help="What to get.")) -
     home = Home.find().create()
     with Bar(name) as bar:
         manifest = anyio.run(sources.pull, name, home, shell.settings(), bar.bytes)
-    got = {"model": manifest.model, "source": manifest.source, "weights_sha256": manifest.weights_sha256}
-    shell.show(got, f"{manifest.model} is here ({manifest.weights_sha256[:12]}).")
+    shell.show({"model": manifest.model, "source": manifest.source, "weights_sha256": manifest.weights_sha256})
 
 
 @command(models_app)
@@ -50,8 +49,7 @@ def models_list(shell: Shell) -> None:
     from rolecall.roles.sources import list_models
 
     found = [asdict(item) for item in list_models(Home.find(), shell.settings())]
-    rows = ({**item, "source": item["source"].partition(" ")[0]} for item in found)  # without its hash
-    shell.show(found, table(rows, "model", "roles", "size_bytes", "present", "source"))
+    shell.show(found, table(found, "model", "roles", "size_bytes", "present", "source"))
 
 
 @command(models_app)
@@ -64,15 +62,13 @@ def models_ps(shell: Shell) -> None:
 @command(models_app)
 def models_load(shell: Shell, name: str = NAME) -> None:
     """Load a role's model now."""
-    loaded = shell.ask("models_load", name=name)
-    shell.show(loaded, f"{loaded['model']}: pid {loaded['pid']}, {gb(loaded['measured_bytes'])}")
+    shell.show(shell.ask("models_load", name=name))
 
 
 @command(models_app)
 def models_unload(shell: Shell, name: str = NAME) -> None:
     """Take a model out of memory."""
-    done = shell.ask("models_unload", name=name)
-    shell.show(done, "Unloaded." if done["unloaded"] else "It was not in memory.")
+    shell.show(shell.ask("models_unload", name=name))
 
 
 @command(models_app)
@@ -80,9 +76,7 @@ def models_pin(
     shell: Shell, name: str = NAME, off: bool = typer.Option(False, "--off", help="Let it go when room is needed.")
 ) -> None:
     """Keep a role's model in memory, loading it first, until the host ends."""
-    pinned = shell.ask("models_pin", name=name, pinned=not off)
-    words = "stays in memory" if pinned["pinned"] else "may be taken out of memory"
-    shell.show(pinned, f"{pinned['model']} {words} ({gb(pinned['reserved_bytes'])} reserved).")
+    shell.show(shell.ask("models_pin", name=name, pinned=not off))
 
 
 @command(models_app)

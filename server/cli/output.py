@@ -72,20 +72,21 @@ class Shell:
 
         return anyio.run(work)
 
-    def show(self, value: Any, *readable: RenderableType) -> None:
-        """A result: as a line of JSON where that was asked for, else what a person reads."""
+    def show(self, value: Any, *said: RenderableType) -> None:
+        """A result: as a line of JSON where that was asked for, else what a person reads, by default all of it."""
         if self.as_json:
             sys.stdout.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n")
             sys.stdout.flush()  # whoever reads a pipe wants each line when it is true
-        for part in () if self.as_json else readable:
+            return
+        for part in said or (readable(value) if isinstance(value, dict) else ()):
             console().print(part)
 
-    def lines(self, found: Iterable[Any], readable: RenderableType) -> None:
+    def lines(self, found: Iterable[Any], said: RenderableType) -> None:
         """A result of many: as a line of JSON for each."""
         for value in found if self.as_json else ():
             self.show(value)
         if not self.as_json:
-            self.show(None, readable)
+            self.show(None, said)
 
 
 def command(app: typer.Typer, config: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -164,12 +165,14 @@ def words(value: Any, name: str = "") -> str:
             return "yes" if value else "no"
         case int() if "bytes" in name.split("_"):
             return gb(value) if value >= 1e8 else f"{value / 1e6:.1f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
-        case int() | float() if name.endswith(("_s", "seconds")):
+        case int() | float() if name.endswith(("_s", "seconds")) and "_per_" not in name:
             return duration(value)
         case float():
             return f"{value:.4g}"
         case dict() if value:
             return ", ".join(f"{_title(key)} {words(each, key)}" for key, each in value.items())
+        case str() if name == "source":
+            return value.partition(" sha256:")[0] or "-"
         case [int() | float(), *_]:
             return f"[{', '.join(map(words, value))}]"
         case [_, *_]:
@@ -179,7 +182,9 @@ def words(value: Any, name: str = "") -> str:
 
 
 def _title(name: str) -> str:
-    return name.removesuffix("_bytes").removesuffix("_s").replace("_", " ") if name.isidentifier() else name
+    if not name.isidentifier():  # a path, a label
+        return name
+    return name.removesuffix("_bytes").removesuffix("" if "_per_" in name else "_s").replace("_", " ")
 
 
 def duration(seconds: float | None) -> str:

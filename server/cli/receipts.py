@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from rolecall.config.home import Home
 
 from ..errors import BadRequest, HostUnavailable
 from .index import summary
-from .output import EXIT_FAILED, Bar, Shell, command, from_store, gb, note, table
+from .output import EXIT_FAILED, Bar, Shell, command, from_store, note, readable, table
 
 if TYPE_CHECKING:
     from rolecall.config.settings import Settings
@@ -124,9 +124,10 @@ def status(shell: Shell) -> None:
     host, said = report["host"], [_usage(report["usage"]) if report["usage"] else "No call was made yet."]
     said += [f"in memory: {item['model']} ({', '.join(item['roles'])})" for item in report["resident"]]
     said += [f"index {summary(item)}" for item in report["index"]]
-    said += _last_day(report["memory"]) if report["memory"] else []
     said.append(f"host: pid {host['pid']}, {host['sessions']} sessions" if host else "host: not running")
-    shell.show(report, *said)
+    past = ("average_bytes", "peak_bytes", "most_models", "loads")
+    took = {key: report["memory"][key] for key in past} if report["memory"] else {}
+    shell.show(report, *said, *readable({"models in memory, last 24 h": took}))
 
 
 def _usage(usage: dict[str, Any]) -> Table:
@@ -143,15 +144,3 @@ def _usage(usage: dict[str, Any]) -> Table:
         cells = (f"~{tokens:,} ({size_kb:,.0f} kB)" for tokens, size_kb in spared)
         made.add_row(f"tokens not {what} by clients (estimate)", *cells)
     return made
-
-
-def _last_day(memory: dict[str, Any]) -> Iterator[str]:
-    """The last 24 hours of models in memory; nothing where none was loaded."""
-    loads = memory["loads"]
-    if loads["loads"]:
-        times = f"{loads['mean_load_s']:.1f} s on average, {loads['max_load_s']:.1f} s at most"
-        said = f"last 24 h: loads {loads['loads']} (cold {loads['cold_starts']}), {times}"
-        yield f"{said}, evictions {loads['evictions']}, deaths {loads['deaths']}"
-    if memory["average_bytes"] is not None:
-        most = f"{gb(memory['peak_bytes'])} at most, models at once {memory['most_models']} at most"
-        yield f"memory while models were loaded: {gb(memory['average_bytes'])} on average, {most}"

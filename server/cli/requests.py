@@ -14,7 +14,7 @@ from rich.markdown import Markdown
 from rolecall.config.settings import load_routing
 
 from ..errors import BadRequest
-from .output import Bar, Shell, note, readable, table
+from .output import Bar, Shell, note, table
 
 
 def ask(
@@ -52,8 +52,7 @@ def route(
     if policy:
         how["policy"] = load_routing(policy, shell.settings().profile).model_dump(mode="json")
     if explain:
-        why = shell.ask("explain", text=text, **how)
-        shell.show(why, *readable(why))
+        shell.show(shell.ask("explain", text=text, **how))
         return
     requests = list[dict[str, Any]]()
     for row in read_jsonl(batch) if batch else [{"id": "1", "text": text}]:

@@ -223,10 +223,10 @@ async def test_the_command_serves_until_it_is_interrupted_and_leaves_the_host(ho
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     )
     command = [sys.executable, "-c", default, str(Path(sys.executable).with_name("rolecall")), "serve", "--http", "0"]
-    serving = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    serving = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        assert serving.stderr is not None
-        said = serving.stderr.readline() + serving.stderr.readline()
+        assert serving.stdout is not None
+        said = serving.stdout.readline() + serving.stdout.readline()
         found = re.search(r"http://\S+", said)
         assert found and str(home.http_token_file) in said
         at = Listening(found[0], home.http_token_file.read_text().strip())

@@ -71,4 +71,4 @@ def test_what_cannot_be_mended_is_said_and_stays_a_problem(home: Home, capsys: p
     assert main(["doctor"]) == 3
     capsys.readouterr()
     assert main(["doctor", "--fix"]) == 3
-    assert "fix not mended" in capsys.readouterr().out
+    assert "fixed: not mended" in capsys.readouterr().out

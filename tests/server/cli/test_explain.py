@@ -34,7 +34,9 @@ def test_an_explanation_is_readable_without_hashes_and_empty_parts(capsys: pytes
 def test_a_name_tells_the_unit_of_its_value() -> None:
     named = {"kv_bytes_per_token": 147_456, "size_bytes": 12_340_000, "weights_bytes": 2_500_000_000, "load_s": 130.0}
     assert [words(value, name) for name, value in named.items()] == ["147.5 kB", "12.3 MB", "2.50 GB", "2 min"]
-    assert words({"kept": True, "interval": [0.5, 1.0]}) == "kept yes, interval [0.5, 1]"
+    assert words({"kept": True, "interval": [0.5, 1.0], "tokens_per_s": 2.5}) == (
+        "kept yes, interval [0.5, 1], tokens per s 2.5"
+    )
 
 
 @pytest.mark.parametrize("more", [["--batch", "b.jsonl"], ["x", "--escalate"], []])

@@ -9,7 +9,6 @@ import pytest
 
 from rolecall.config.home import Home
 from rolecall.server.cli.app import main
-from rolecall.server.cli.receipts import _last_day
 from rolecall.server.connect import lock_holder
 
 
@@ -48,13 +47,3 @@ def test_where_no_host_ever_ran_none_is_started_and_nothing_is_made(
     assert main(["status"]) == 0
     assert "No call was made yet." in capsys.readouterr().out
     assert lock_holder(home) is None and not home.receipts_db.exists()
-
-
-def test_a_day_without_loads_says_nothing() -> None:
-    loads = dict.fromkeys(("loads", "cold_starts", "evictions", "deaths"), 0)
-    day = {"average_bytes": None, "peak_bytes": None, "most_models": None, "loads": loads}
-    assert list(_last_day(day)) == []
-    kept = day | {"average_bytes": 2_000_000_000, "peak_bytes": 3_000_000_000, "most_models": 2}
-    assert "2.00 GB on average" in "".join(_last_day(kept))
-    loaded = loads | {"loads": 1, "cold_starts": 1, "mean_load_s": 2.5, "max_load_s": 2.5}
-    assert "loads 1 (cold 1), 2.5 s" in "".join(_last_day(day | {"loads": loaded}))
