@@ -112,17 +112,7 @@ def test_a_missing_file_is_told_with_its_nearest_neighbour(access: AllowedFolder
         access.resolve(["*.pdf"], docs)
 
 
-SECRETS = (
-    ".env",
-    ".env.local",
-    "prod.env",
-    "server.pem",
-    "id_rsa",
-    "ID_ED25519.pub",
-    ".netrc",
-    ".ssh/config",
-    ".aws/x",
-)
+SECRETS = [".env", ".env.local", "x.env", "server.pem", "id_rsa", "ID_ED25519.pub", ".netrc", ".ssh/config", ".aws/x"]
 
 
 @pytest.mark.parametrize("name", SECRETS)
