@@ -109,8 +109,8 @@ class AddReport(Strict):
 
 
 class Preview(Strict):
-    """What `index add` would do: files and bytes to read, by kind and in all; `skipped` by reason; the largest files
-    and the folders with the most; `seconds` estimated from this machine's rate, None where none is known yet."""
+    """What `index add` would do: files and bytes to read, by kind and in all; `skipped` by reason; the folders with the
+    most files; `seconds` estimated from this machine's rate, None where none is known yet."""
 
     folder: str
     files: int

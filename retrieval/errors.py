@@ -4,15 +4,7 @@ RetrievalError
 ├── PathMissing        path_missing       no such file, or a glob that matches nothing
 ├── PathNotAllowed     path_not_allowed   outside every allowed folder, or a secret (keys, .env, .ssh)
 ├── PathAmbiguous      path_ambiguous     a relative path where the client runs in `/` or the home folder
-├── FileUnreadable     file_unreadable    not text, too large, or no permission; or, as its `code` says:
-│                      binary             NUL bytes in what its name says is text
-│                      generated          minified, or says that a program wrote it
-│                      no_text            a document without text: pages that are pictures
-│                      encrypted          it needs a password
-│                      parse_failed       the file is not what its name says, or damaged
-│                      parse_timeout      it took longer than a file may
-│                      parse_memory       it took, or would unpack to, more memory than a file may
-│                      needs_documents_extra  the extra `documents` is not installed
+├── FileUnreadable     file_unreadable    not text, too large, or no permission; or one of the codes of `unfit`
 ├── MacosPrivacy       macos_privacy      macOS denies this program the folder
 ├── IndexLarge         index_large        so many files are indexed only where the user said so
 ├── IndexCorrupt       index_corrupt      the store cannot be read, or was made by a newer version
@@ -26,16 +18,10 @@ import sys
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 from rolecall.config.errors import RolecallError
 
 NAMES_COMPARED = 1_000  # of a folder, to guess what was meant
-
-Unreadable = Literal[
-    "file_unreadable", "binary", "generated", "no_text", "encrypted", "parse_failed", "parse_timeout", "parse_memory",
-    "needs_documents_extra",
-]  # fmt: skip
 
 
 class RetrievalError(RolecallError):
@@ -65,9 +51,30 @@ class FileUnreadable(RetrievalError):
 
     code = "file_unreadable"
 
-    def __init__(self, message: str, code: Unreadable = "file_unreadable", **shown: str) -> None:
+    def __init__(self, message: str, code: str = "file_unreadable", **shown: str) -> None:
         super().__init__(message, **shown)
         self.code = code  # type: ignore[misc]  # the reason's, not the class's
+
+
+_UNFIT = {
+    "file_unreadable": ("The file is not UTF-8 text.", "Convert it to UTF-8."),
+    "binary": ("The file is no text.", "Leave it out."),
+    "generated": ("A program wrote the file.", "Leave it out."),
+    "no_text": ("The document has no text.", "Run text recognition (OCR) over it, or leave it out."),
+    "encrypted": ("The document needs a password.", "Save it without, or leave it out."),
+    "parse_failed": ("The file is damaged, or not what its name says.", "Open it, and save it anew."),
+    "parse_timeout": ("The file takes too long to parse.", "Split it, or leave it out."),
+    "parse_memory": ("The file holds too much to parse.", "Split it, or leave it out."),
+    "needs_documents_extra": ("The file takes an extra to read.", "Get it with: pip install 'rolecall[documents]'"),
+}
+"""What failed and what to do, by code."""
+
+
+def unfit(code: str, found: str, allowed: str = "") -> FileUnreadable:
+    """Why a file's bytes cannot be indexed; a code that is none here is `parse_failed`."""
+    code = code if code in _UNFIT else "parse_failed"
+    message, advice = _UNFIT[code]
+    return FileUnreadable(message, code, found=found, allowed=allowed, advice=advice)
 
 
 class MacosPrivacy(RetrievalError):

@@ -15,7 +15,6 @@ from rolecall.config.home import Home
 from rolecall.config.settings import RetrievalSettings
 
 from .access import AllowedFolders
-from .citations import checked
 from .contract import (
     AddReport,
     Checked,
@@ -37,7 +36,7 @@ from .generations import Generations
 from .indexing import Indexer
 from .parsing.child import Limits
 from .rows import Key, Root
-from .search import Outcome, Searcher, chosen
+from .search import Outcome, Searcher, checked, chosen
 from .sources import Sources, Tree, scan
 from .store import Database, Store, where_clause
 from .watching import changed

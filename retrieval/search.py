@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from rolecall.config.errors import RolecallError
 
 from .access import glob_matches
 from .chunks import tokenizer_at
-from .contract import Embed, Filters, Leg, Passage, Rerank
-from .errors import RetrievalError
+from .contract import Checked, Embed, Filters, Leg, Passage, Rerank, Verdict
+from .errors import PathMissing, RetrievalError
 from .ranking import Likeness, Ranked, answerable, dense_weight, fuse
 from .rows import SPAN_COLUMNS, FileState, Hit, Vectors
 from .sources import Sources, stamp_at
@@ -180,6 +180,35 @@ def _passage(store: Store, file: FileState, hit: Hit, score: float) -> Passage:
         extracted_sha256=file.extracted_sha256, private=root is None or root.private,
         **{key: getattr(hit.chunk, key) for key in SPAN_COLUMNS},
     )  # fmt: skip
+
+
+def checked(sources: Sources, passages: Sequence[Passage], extracted: Iterable[bytes]) -> tuple[Checked, ...]:
+    """Citations looked up again, a verdict for each passage; `extracted` are stored texts of converted files. A passage
+    without its text (of a private collection) is the same as long as its whole file is. Blocking."""
+    texts = {hashlib.sha256(text).hexdigest(): text for text in extracted}
+    read = lru_cache(maxsize=1)(sources.read)  # citations of one file follow each other
+
+    def verdict(passage: Passage) -> Verdict:
+        try:
+            data, sha256 = read(passage.path)
+        except PathMissing:
+            return "gone"
+        except RetrievalError:
+            return "refused"
+        whole = sha256 == passage.sha256
+        if passage.extracted_sha256:
+            if not whole:
+                return "changed"
+            data = texts.get(passage.extracted_sha256, b"")
+            if not data:  # no longer indexed, and the same file
+                return "same"
+        quoted = data[passage.start_byte : passage.end_byte] == passage.text.encode() if passage.text else whole
+        return "same" if quoted else "changed"
+
+    return tuple(
+        Checked(path=each.path, start_byte=each.start_byte, end_byte=each.end_byte, found=verdict(each))
+        for each in passages
+    )
 
 
 def chosen(files: Mapping[str, FileState], filters: Filters) -> list[str]:

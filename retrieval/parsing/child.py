@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rolecall.retrieval.chunks import Chunk, CountTokens, cut, token_counter
-from rolecall.retrieval.errors import FileUnreadable
+from rolecall.retrieval.errors import FileUnreadable, unfit
 from rolecall.retrieval.outline import Headings
 
 from . import formats
@@ -73,9 +73,7 @@ def main() -> None:
         except FileUnreadable as error:
             body, text = {"error": error.to_dict()}, b""
         except Exception as error:  # a parser may raise anything; what it says may hold the document's text
-            found, advice = f"{type(error).__name__} of the parser", "Open it, and save it anew."
-            failed = FileUnreadable("The file cannot be parsed.", "parse_failed", found=found, advice=advice)
-            body, text = {"error": failed.to_dict()}, b""
+            body, text = {"error": unfit("parse_failed", f"{type(error).__name__} of the parser").to_dict()}, b""
         _send(replies, body, text)
     os._exit(0)
 

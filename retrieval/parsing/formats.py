@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rolecall.retrieval.errors import FileUnreadable
+from rolecall.retrieval.errors import unfit
 
 if TYPE_CHECKING:
     from bs4 import Tag
@@ -53,8 +53,7 @@ def prepare(language: str) -> None:
         try:
             import_module(module)
         except ImportError:
-            message, advice = f"To read {language} takes an extra.", "Get it with: pip install 'rolecall[documents]'"
-            raise FileUnreadable(message, "needs_documents_extra", found=f"no {module}", advice=advice) from None
+            raise unfit("needs_documents_extra", f"no {module}") from None
 
 
 def extract(data: bytes, kind: str, language: str) -> tuple[list[Part], bool]:
@@ -70,26 +69,24 @@ def extract(data: bytes, kind: str, language: str) -> tuple[list[Part], bool]:
         size += len(part.text)
         _bound(size)
     if kind == "document" and not any(part.text.strip() for part in parts):
-        found, advice = "pictures only, or nothing", "Run text recognition (OCR) over it, or leave it out."
-        raise FileUnreadable("The document has no text.", "no_text", found=found, advice=advice)
+        raise unfit("no_text", "pictures only, or nothing")
     return parts, True
 
 
 def _plain(data: bytes, kind: str, language: str) -> tuple[list[Part], bool]:
     wide = _decoded(data)
     if wide is None and b"\0" in data:
-        raise FileUnreadable("This is no text.", "binary", found="NUL bytes", advice="Leave this file out.")
+        raise unfit("binary", "NUL bytes")
     try:
         text = wide if wide is not None else data.decode()
     except UnicodeDecodeError as error:
-        found = f"byte 0x{data[error.start]:02x} at offset {error.start:,}"
-        raise FileUnreadable("This is not UTF-8 text.", found=found, advice="Convert it to UTF-8.") from None
+        raise unfit("file_unreadable", f"byte 0x{data[error.start]:02x} at offset {error.start:,}") from None
     if kind == "code":
+        if _GENERATED.search(text, 0, _HEAD_CHARS):
+            raise unfit("generated", "a comment that says so")
         longest = max(map(len, text.split("\n"))) if language in ("javascript", "css") else 0
-        said = "a comment that says so" if _GENERATED.search(text, 0, _HEAD_CHARS) else ""
-        if said or longest > MAX_LINE_CHARS:
-            found, advice = said or f"a line of {longest:,} characters", "Leave this file out."
-            raise FileUnreadable("A program wrote this.", "generated", found=found, advice=advice)
+        if longest > MAX_LINE_CHARS:
+            raise unfit("generated", f"a line of {longest:,} characters", f"{MAX_LINE_CHARS:,}")
     return [Part(text, kind, language)], wide is not None
 
 
@@ -111,12 +108,7 @@ def _piece(text: str, kind: str, place: str) -> Iterator[Part]:
 
 def _bound(size: int) -> None:
     if size > MAX_TEXT_CHARS:
-        raise _too_much(f"over {size:,} characters of text", f"{MAX_TEXT_CHARS:,}")
-
-
-def _too_much(found: str, allowed: str) -> FileUnreadable:
-    advice = "Split it, or leave it out."
-    return FileUnreadable("The file holds too much.", "parse_memory", found=found, allowed=allowed, advice=advice)
+        raise unfit("parse_memory", f"over {size:,} characters of text", f"{MAX_TEXT_CHARS:,}")
 
 
 def _is_unseen(tag: Tag) -> bool:
@@ -172,7 +164,7 @@ def _pdf(data: bytes) -> Iterator[Part]:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
         if error.err_code == FPDF_ERR_PASSWORD:
-            raise _encrypted() from None
+            raise unfit("encrypted", "a locked PDF") from None
         raise
     for number in range(len(document)):
         page = document[number]
@@ -244,20 +236,13 @@ def _office(data: bytes) -> io.BytesIO:
     """The file, if it is a zip container that does not unpack to a multiple of what any document does."""
     if data.startswith(_OLE):
         if _ENCRYPTED in data:
-            raise _encrypted()
-        found, advice = "a file of before 2007", "Save it as DOCX, PPTX or XLSX."
-        raise FileUnreadable("This is no Office document.", "parse_failed", found=found, advice=advice)
+            raise unfit("encrypted", "a locked Office file")
+        raise unfit("parse_failed", "an Office file of before 2007")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as container:
             unpacked = sum(part.file_size for part in container.infolist())
     except zipfile.BadZipFile:
-        found, advice = "no zip", "Open it, and save it anew."
-        raise FileUnreadable("This is no Office document.", "parse_failed", found=found, advice=advice) from None
+        raise unfit("parse_failed", "no zip") from None
     if unpacked > MAX_UNPACKED_BYTES:
-        raise _too_much(f"it unpacks to {unpacked:,} bytes", f"{MAX_UNPACKED_BYTES:,}")
+        raise unfit("parse_memory", f"it unpacks to {unpacked:,} bytes", f"{MAX_UNPACKED_BYTES:,}")
     return io.BytesIO(data)
-
-
-def _encrypted() -> FileUnreadable:
-    advice = "Save it without, or leave it out."
-    return FileUnreadable("The document needs a password.", "encrypted", found="encrypted", advice=advice)

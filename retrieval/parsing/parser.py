@@ -12,14 +12,14 @@ import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from rolecall.retrieval.chunks import Chunk
-from rolecall.retrieval.errors import FileUnreadable, RetrievalError, Unreadable
+from rolecall.retrieval.errors import FileUnreadable, RetrievalError, unfit
 from rolecall.retrieval.sources import Source
 
 from .child import OUT_OF_MEMORY, Limits
@@ -29,7 +29,6 @@ START_S = 60.0  # to start, and to import what a format needs; on a cold disk ea
 SAMPLE_S = 0.05
 PATIENCE = 3.0
 LINE_LIMIT_BYTES = 1 << 28
-SPLIT = "Split the file, or leave it out."
 _BROKEN = (anyio.IncompleteRead, anyio.EndOfStream, anyio.BrokenResourceError, anyio.DelimiterNotFound)
 _GRACE_S = 2.0  # between the end of its output and its own
 _KEPT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR")
@@ -82,15 +81,11 @@ class Parser:
                 raise
             reply, text = await self._asked(data, source, title)  # it may have been for an earlier file's remains
         if told := reply.get("error"):
-            code: Unreadable = told["code"] if told["code"] in get_args(Unreadable) else "parse_failed"
-            raise FileUnreadable(
-                told["message"], code, **{key: str(told[key]) for key in ("found", "allowed", "advice")}
-            )
+            raise unfit(told["code"], str(told["found"]), str(told["allowed"]))
         try:
             return _parsed(reply, text if reply["converted"] else data)
         except (KeyError, TypeError, ValueError):
-            found = "an answer that is none"
-            raise FileUnreadable("The file cannot be parsed.", "parse_failed", found=found) from None
+            raise unfit("parse_failed", "an answer that is none") from None
 
     async def _asked(self, data: bytes, source: Source, title: str) -> tuple[dict[str, Any], bytes]:
         try:
@@ -174,7 +169,7 @@ class _Child:
                 if resident_bytes > self._limits.memory_bytes:
                     raise self._too_large(f"{resident_bytes:,} bytes")
                 if now_s - used_s > cpu_s or time.monotonic() - started > cpu_s * PATIENCE:
-                    raise _too_slow(cpu_s)
+                    raise unfit("parse_timeout", f"over {cpu_s:g} s of processor time")
             return task.result()
         except (*_BROKEN, ValueError):
             raise await self._death(cpu_s) from None
@@ -198,19 +193,12 @@ class _Child:
         if code == OUT_OF_MEMORY:
             return self._too_large("more than that")
         if code == -signal.SIGPROF:
-            return _too_slow(cpu_s)
+            return unfit("parse_timeout", f"over {cpu_s:g} s of processor time")
         found = f"signal {-code} ({signal.strsignal(-code)})" if code and code < 0 else f"exit status {code}"
-        advice = "Open the file, and save it anew."
-        return FileUnreadable("The parser broke off.", "parse_failed", found=found, advice=advice)
+        return unfit("parse_failed", found)
 
     def _too_large(self, found: str) -> FileUnreadable:
-        message, allowed = "The file takes too much memory to parse.", f"{self._limits.memory_bytes:,} bytes"
-        return FileUnreadable(message, "parse_memory", found=found, allowed=allowed, advice=SPLIT)
-
-
-def _too_slow(cpu_s: float) -> FileUnreadable:
-    found = f"over {cpu_s:g} s of processor time"
-    return FileUnreadable("The file takes too long to parse.", "parse_timeout", found=found, advice=SPLIT)
+        return unfit("parse_memory", found, f"{self._limits.memory_bytes:,} bytes")
 
 
 def _environment() -> dict[str, str]:

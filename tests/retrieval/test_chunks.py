@@ -18,25 +18,11 @@ from rolecall.retrieval.sources import kind_of
 REPO = Path(__file__).parents[2]
 PACKAGES = Path(numpy.__file__).parents[1]
 KINDS = ["markdown", "text", "code", "table", "json", "notebook", "html", "document"]
-PIECES = st.sampled_from(
-    [
-        *("# One\n", "## Two\r\n", "word ", "naïve café ", "\n", "\r\n", "\n\n", "\r", "\u2028", "\u0085", "\f", "\t"),
-        *("def f(x):\n", "    return 1\n", "class A:\n", "@dec\n", "```\n", "Title\n---\n", "---\n", "== T ==\n"),
-        *(
-            "日本語の文。",
-            "👩\u200d👩\u200d👧",
-            "e\u0301",
-            "a" * 60,
-            '"',
-            '{"a": [',
-            "]}",
-            ",",
-            ";",
-            "[x]\n",
-            "- item\n",
-        ),
-    ]
-)
+PIECES = st.sampled_from((
+    "# One\n", "## Two\r\n", "word ", "naïve café ", "\n", "\r\n", "\n\n", "\r", "\u2028", "\u0085", "\f", "\t",
+    "def f(x):\n", "    return 1\n", "class A:\n", "@dec\n", "```\n", "Title\n---\n", "---\n", "== T ==\n",
+    "日本語の文。", "👩\u200d👩\u200d👧", "e\u0301", "a" * 60, '"', '{"a": [', "]}", ",", ";", "[x]\n", "- item\n",
+))  # fmt: skip
 TEXTS = st.one_of(st.lists(PIECES, max_size=60).map("".join), st.text(max_size=200))
 
 

@@ -22,6 +22,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("OBJECT_STORE_CLIENT_MAX_RETRIES", "0")
     boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
     server = moto.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()

@@ -19,6 +19,8 @@ from rolecall.retrieval.parsing.parser import CHILD, Parser
 
 from .documents import docx, notebook, pdf, pptx, source, with_part, xlsx
 
+pytestmark = pytest.mark.anyio
+
 TEXT = b"Open the relief valve slowly, and close it at once.\n\n"
 ENTITIES = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10}">' for i in range(1, 10))
 LAUGHS = f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e0 "ha">{ENTITIES}]>'
@@ -56,7 +58,6 @@ def _spreadsheet(text: str) -> str:
     return f'<worksheet xmlns="{main}"><sheetData>{cell}</sheetData></worksheet>'
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -69,14 +70,12 @@ async def test_xml_bombs_fail_and_the_next_file_is_parsed(parser: Parser, name: 
     await _fails(parser, name, data, "parse_failed", "parse_memory", "parse_timeout")
 
 
-@pytest.mark.anyio
 async def test_a_zip_bomb_is_not_unpacked(parser: Parser) -> None:
     bomb = with_part(docx("x"), "word/document.xml", b" " * 250_000_000)
     for name in ("a.docx", "a.pptx", "a.xlsx"):
         assert (await _fails(parser, name, bomb, "parse_memory")).found.startswith("it unpacks to 250,")
 
 
-@pytest.mark.anyio
 async def test_damaged_documents_are_parsed_or_fail_with_a_reason(parser: Parser) -> None:
     whole = {
         "a.pdf": pdf([["Valves"], ["Pumps"]]),
@@ -102,7 +101,6 @@ async def test_damaged_documents_are_parsed_or_fail_with_a_reason(parser: Parser
     await _works(parser)
 
 
-@pytest.mark.anyio
 async def test_no_file_on_the_disk_comes_in_by_an_entity(parser: Parser, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     outside = f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "{(tmp_path / "secret").as_uri()}">]>'
@@ -112,20 +110,17 @@ async def test_no_file_on_the_disk_comes_in_by_an_entity(parser: Parser, tmp_pat
     assert (await parser.parse(document, source("a.docx"), "a.docx")).text == "AB"
 
 
-@pytest.mark.anyio
 async def test_a_file_that_takes_too_long_is_given_up_and_the_next_is_parsed() -> None:
     async with Parser(Limits(chunk_tokens=40, cpu_s=0.5)) as parser:
         await _fails(parser, "a.md", TEXT * 200_000, "parse_timeout")
 
 
-@pytest.mark.anyio
 async def test_a_file_that_takes_too_much_memory_is_given_up_and_the_next_is_parsed() -> None:
     async with Parser(Limits(chunk_tokens=40, memory_bytes=64_000_000)) as parser:
         await _works(parser)
         await _fails(parser, "a.md", TEXT * 200_000, "parse_memory")
 
 
-@pytest.mark.anyio
 async def test_memory_is_sampled_where_the_system_limits_none_of_it() -> None:
     """Less than Python and its libraries take, of which a limit on data counts only a part."""
     async with Parser(Limits(chunk_tokens=40, memory_bytes=14_000_000)) as parser:
@@ -133,14 +128,12 @@ async def test_memory_is_sampled_where_the_system_limits_none_of_it() -> None:
             await parser.parse(TEXT * 10_000, source("a.md"), "a.md")
 
 
-@pytest.mark.anyio
 async def test_a_child_killed_between_two_files_costs_neither() -> None:
     async with Parser(Limits(chunk_tokens=40)) as parser:
         (await _child(parser)).kill()
         await _works(parser)
 
 
-@pytest.mark.anyio
 async def test_a_cancelled_file_leaves_no_child_and_the_next_is_parsed() -> None:
     async with Parser(Limits(chunk_tokens=40)) as parser:
         child = await _child(parser)
@@ -153,7 +146,6 @@ async def test_a_cancelled_file_leaves_no_child_and_the_next_is_parsed() -> None
     assert not child.is_running()
 
 
-@pytest.mark.anyio
 async def test_the_child_is_given_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     async with Parser(Limits(chunk_tokens=40)) as parser:
