@@ -13,7 +13,7 @@ import pytest
 
 from rolecall.config.home import Home
 from rolecall.server.connect import Connection, lock_holder
-from rolecall.server.protocol import HOST_ERRORS, MAX_FRAME_BYTES, VERSION
+from rolecall.server.protocol import DRAIN, HOST_ERRORS, MAX_FRAME_BYTES, VERSION
 from tests.conftest import PATIENCE_S, StartClient, Stdio, eventually, toy_connection
 
 _META = {
@@ -155,13 +155,13 @@ def test_an_upgrade_under_two_clients_with_open_calls_costs_neither_anything(
         mark = tmp_path / str(number)
         open_calls.append(client.send("tools/call", {"name": "wait_for", "arguments": {"mark": str(mark)}}))
         eventually(Path(f"{mark}.began").exists, "the tool runs")
-    older = lock_holder(home)
+    older, (watcher, _) = lock_holder(home), toy_connection(home, "mcp")
     (home.root / "version").write_text("9.9.9")  # of the next host
     connected = list[Connection]()
     newer = threading.Thread(target=lambda: connected.append(toy_connection(home, "mcp", "9.9.9")))
     newer.start()
-    socket = Path(json.loads(home.lock_file.read_text())["socket"])
-    eventually(lambda: not socket.exists(), "the older host drains")
+    with watcher, watcher.makefile("rb") as lines:  # the last to be told: the others know it too
+        assert lines.readline() == DRAIN
     late = [client.send("tools/call", {"name": "whoami", "arguments": {}}) for client in clients]
     for number, (client, asked) in enumerate(zip(clients, open_calls, strict=True)):
         assert lock_holder(home) == older, "it waits for what is open"
