@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rolecall.config.home import Home
-from tests.conftest import ROLECALL
+from tests.conftest import PATIENCE_S, ROLECALL
 
 from . import conftest
 
@@ -22,9 +25,21 @@ def command(*arguments: str, code: int = 0) -> Any:
     return json.loads(conftest.command(*arguments, "--json", code=code))
 
 
-def watching(*arguments: str) -> subprocess.Popen[str]:
+@contextmanager
+def watching(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     command = [ROLECALL, "index", "watch", *arguments, "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+        try:
+            yield watch
+        finally:
+            watch.kill()
+
+
+def told(watch: subprocess.Popen[str]) -> Any:
+    """The next line."""
+    assert watch.stdout is not None
+    assert select.select([watch.stdout], [], [], PATIENCE_S)[0], f"no line within {PATIENCE_S} s"
+    return json.loads(watch.stdout.readline())
 
 
 @pytest.fixture
@@ -49,10 +64,9 @@ def test_a_folder_is_previewed_indexed_watched_and_synced(staffed: Home, notes: 
     assert report["indexed"] == 2 and [failed["code"] for failed in report["failed"]] == ["binary"]
 
     with watching("notes") as watch:
-        assert watch.stdout is not None
-        assert json.loads(watch.stdout.readline())["indexed"] == 2
+        assert told(watch)["indexed"] == 2
         (notes / "ferry.md").write_text("The ferry carries forty cars.\n")
-        assert json.loads(watch.stdout.readline())["indexed"] == 3
+        assert told(watch)["indexed"] == 3
         watch.send_signal(signal.SIGINT)
         assert watch.wait(30) == 130
 
@@ -72,8 +86,7 @@ def test_a_folder_is_previewed_indexed_watched_and_synced(staffed: Home, notes: 
 def test_a_watch_ends_with_its_host_and_says_so(staffed: Home, notes: Path) -> None:
     command("index", "add", str(notes), code=3)
     with watching() as watch:
-        assert watch.stdout is not None and watch.stderr is not None
-        assert json.loads(watch.stdout.readline())["collection"] == "notes"
+        assert watch.stderr is not None and told(watch)["collection"] == "notes"
         assert command("stop")["stopped"]
         assert watch.wait(30) == 0
         assert watch.stderr.read().endswith("The host was stopped, and the watch with it.\n")
