@@ -26,7 +26,7 @@ REFUSED_SHARE = 0.15
 FREE_REQUESTS = 5  # so many are asked without their schema too, to compare
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [3, pytest.param(200, marks=pytest.mark.soak)])
 async def test_an_answer_to_a_schema_is_valid_or_refused_with_the_reason(
     starter_home: Home, count: int, tell: Tell
 ) -> None:

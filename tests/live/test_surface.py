@@ -18,7 +18,7 @@ from rolecall.server.connect import lock_holder
 from rolecall.server.host.control import ControlClient
 from tests.conftest import ROLECALL, Stdio
 
-from .conftest import BRISK, Tell, connected
+from .conftest import Tell, connected
 from .test_clients import FACTS
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
@@ -27,6 +27,12 @@ STOPPED_S = 2.0  # twice the promise: other tests share the machine; what was me
 PATIENCE_S = 120.0
 CANARY = "zyzzyva7734"
 STORY = "Write a long story about a lighthouse keeper, with many details."
+TERSE = """\
+profile: starter
+host: {spare_worker: false}
+roles: {reasoning: {max_tokens: 48}, coding: {max_tokens: 24}, summarization: {max_tokens: 24}}
+telemetry: {keep_content: false}
+"""
 LONG = {
     "route": {"request": STORY},
     "reason": {"question": STORY},
@@ -87,7 +93,7 @@ async def test_each_tool_is_followed_cancelled_within_a_second_and_refuses_nonse
 
 
 def test_no_text_of_a_document_is_in_a_log_a_receipt_or_an_error(staffed: Home, notes: Path) -> None:
-    staffed.settings_file.write_text(BRISK + "telemetry: {keep_content: false}\n")
+    staffed.settings_file.write_text(TERSE)
     client = Stdio([ROLECALL, "serve"], notes, dict(os.environ))
     client.initialize()
     anyio.run(_index, staffed, notes)
