@@ -219,7 +219,8 @@ class Operations:
 
 def _saying(tell: Tell) -> OnIndexed:
     def say(done: int, total: int, path: str, chunks: int) -> None:
-        tell({"done": done, "total": total, "words": f"{done:,} of {total:,} files, {chunks:,} chunks"})
+        words = f"{done:,} of {total:,} files, {chunks:,} chunks"
+        tell({"done": done, "total": total, "words": words, "path": path})
 
     return say
 

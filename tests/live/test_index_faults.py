@@ -112,7 +112,7 @@ async def _killed(home: Home, folder: Folder, rng: random.Random, aim: str) -> l
         host = psutil.Process(lock_holder(home))
 
         def progress(update: dict[str, Any]) -> None:
-            acknowledged.append(update["words"])
+            acknowledged.append(update["path"])
             if update["done"] == update["total"] or (aim == "commit" and len(acknowledged) >= nth):
                 there.set()
 

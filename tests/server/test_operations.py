@@ -174,7 +174,7 @@ async def test_a_first_index_of_many_files_needs_the_users_word(index: tuple[Ope
 async def test_indexing_tells_files_and_chunks(index: tuple[Operations, Recorder]) -> None:
     told: list[dict[str, Any]] = []
     await index[0].table()["index_add"](told.append, {"folder": "/work"})
-    assert told == [{"done": 1, "total": 2, "words": "1 of 2 files, 3 chunks"}]
+    assert told == [{"done": 1, "total": 2, "words": "1 of 2 files, 3 chunks", "path": "/work/a.md"}]
 
 
 async def test_a_watch_tells_each_sync_and_ends_with_the_host(index: tuple[Operations, Recorder]) -> None:
