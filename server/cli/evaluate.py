@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +47,9 @@ def eval_run(
         if suite == "routing":
             score, items = _routing(data, limit, escalate, shell, bar)
         else:
+            from ..host.log import configure_logging
+
+            configure_logging(logging.WARNING)  # of the suite's own models and index, which else print to the output
             kind = import_module(f"..evaluation.suites.{suite}", __package__)
             score, items = anyio.run(kind.evaluate, kind.load(data, limit), Home.find(), shell.settings(), bar.tell)
     if out:

@@ -29,8 +29,8 @@ class _Formatter(logging.Formatter):
         return frames_only(ei)
 
 
-def configure_logging() -> None:
-    """Write structlog's events as JSON lines, and libraries' warnings, to standard error."""
+def configure_logging(level: int = logging.INFO) -> None:
+    """Write structlog's events from `level` on as JSON lines, and libraries' warnings, to standard error."""
 
     def without_message(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         if event.pop("exc_info", None):
@@ -45,7 +45,7 @@ def configure_logging() -> None:
             without_message,
             structlog.processors.JSONRenderer(),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     handler = logging.StreamHandler(sys.stderr)

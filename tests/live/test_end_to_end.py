@@ -219,12 +219,24 @@ def test_search_and_validate_print_the_shapes_that_others_score(staffed: Home, n
         '{"id": 2, "output": "{\\"a\\": 1}", "schema": {"type": "object", "required": ["b"]}}\n'
     )
     verdicts = [json.loads(line) for line in command("validate", "--batch", str(batch), "--json").splitlines()]
+    suite, run = tmp_path / "suite", tmp_path / "run.jsonl"
+    suite.mkdir()
+    texts = ("The crane lifts 43 tonnes.", "The bakery sells rye bread.")
+    rows = (json.dumps({"_id": str(number), "title": "", "text": text}) for number, text in enumerate(texts))
+    (suite / "corpus.jsonl").write_text("\n".join(rows))
+    asked = (json.dumps({"_id": f"q{number}", "text": text}) for number, text in enumerate(texts))
+    (suite / "queries.jsonl").write_text("\n".join(asked))
+    (suite / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq0\t0\t1\nq1\t1\t1\n")
+    score = json.loads(command("eval", "run", "retrieval", "--data", str(suite), "--out", str(run), "--json"))
 
     assert set(found[0]) >= {"path", "start_line", "end_line", "start_byte", "end_byte", "score", "text", "sha256"}
     assert "4711" in found[0]["text"]
     assert [line["verdict"] for line in verdicts] == ["supported", "unsupported"]
     assert set(verdicts[0]) == {"id", "verdict", "confidence", "checks"}
     assert set(verdicts[0]["checks"][0]) == {"name", "verdict", "decisive", "detail"}
+    assert set(score) == {"suite", "n", "score", "interval", "control", "verdict", "detail"} and score["score"] == 1.0
+    results = [json.loads(line) for line in run.read_text().splitlines()]
+    assert results == [{"query_id": "q0", "results": ["0", "1"]}, {"query_id": "q1", "results": ["1", "0"]}]
 
 
 def test_a_bad_batch_line_is_named_and_nothing_is_printed(staffed: Home, tmp_path: Path) -> None:
