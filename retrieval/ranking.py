@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .rows import Hit, Vectors
 from .words import stems
 
@@ -53,29 +51,30 @@ def bytes_per_piece(tokenizer: Any, text: str) -> float:
     return len("".join(text.split()).encode()) / max(1, pieces)
 
 
-def fuse(
-    text: Sequence[Hit], dense: Sequence[Hit], query: Vectors | None, dense_weight: float = UNKNOWN_WEIGHT
-) -> list[tuple[Hit, float]]:
+def set_cosines(hits: Sequence[Hit], vectors: Vectors, query: Vectors) -> None:
+    """Of the text leg's hits; `vectors` have shape (hits, dimensions), `query` (dimensions,)."""
+    for hit, cosine in zip(hits, (vectors @ query).tolist(), strict=True):
+        hit.cosine = cosine
+
+
+def fuse(text: Sequence[Hit], dense: Sequence[Hit], dense_weight: float = UNKNOWN_WEIGHT) -> list[tuple[Hit, float]]:
     """Hits of both legs with a score in [0, 1], the best first, ties by id.
 
-    A hit's share of a leg is its BM25, or its cosine with `query` (shape (dimensions,)), over that leg's best. The
-    cosine is computed for the text leg's hits too, so that a passage is not punished for missing the dense leg's cut.
-    With `query` None only the text leg counts.
+    A hit's share of a leg is its BM25, or its cosine, over that leg's best. The text leg's hits have theirs too, so
+    that a passage is not punished for missing the dense leg's cut.
     """
-    hits = {hit.id: hit for hit in (*text, *dense)}
-    bm25 = {hit.id: hit.score for hit in text}
-    best = max(bm25.values(), default=0.0)
-    shares = {key: (bm25.get(key, 0.0) / best if best > 0 else 0.0) for key in hits}
-    if query is not None and hits:
-        near = np.stack([hit.vector for hit in hits.values()]) @ query
-        cosines = {key: max(0.0, float(cosine)) for key, cosine in zip(hits, near, strict=True)}
-        nearest = max(cosines.values()) or 1.0
-        shares = {key: (1 - dense_weight) * shares[key] + dense_weight * cosines[key] / nearest for key in hits}
-    ranked = sorted(shares.items(), key=lambda entry: (-entry[1], entry[0]))
-    return [(hits[key], round(min(1.0, share), 6)) for key, share in ranked]
+    hits = {hit.id: hit for hit in (*dense, *text)}
+    best = max((hit.bm25 for hit in text), default=0.0) or 1.0
+    nearest = max((hit.cosine for hit in hits.values()), default=0.0)
+
+    def share(hit: Hit) -> float:
+        near = max(0.0, hit.cosine) / nearest if nearest > 0 else 0.0
+        return round(min(1.0, (1 - dense_weight) * hit.bm25 / best + dense_weight * near), 6)
+
+    return sorted(((hit, share(hit)) for hit in hits.values()), key=lambda pair: (-pair[1], pair[0].id))
 
 
-def answerable(query: str, vector: Vectors, best: Hit, ranked: Ranked) -> float | None:
+def answerable(query: str, best: Hit, ranked: Ranked) -> float | None:
     """How likely the best hit and those beside it hold an answer, in [0, 1]: by the best one's cosine, and by how much
     of the question's words it has, the rarer among all that was ranked the heavier. None where that is too little to
     tell."""
@@ -85,7 +84,7 @@ def answerable(query: str, vector: Vectors, best: Hit, ranked: Ranked) -> float 
     weights = {stem: math.log((len(texts) + 1) / (1 + sum(stem in text for text in texts))) for stem in stems(query)}
     whole, text = sum(weights.values()), best.chunk.text.casefold()
     covered = sum(weight for stem, weight in weights.items() if stem in text)
-    logit = COSINE * float(vector @ best.vector) + COVERAGE * (covered / whole if whole else 1.0) + OFFSET
+    logit = COSINE * best.cosine + COVERAGE * (covered / whole if whole else 1.0) + OFFSET
     return round(1 / (1 + math.exp(-logit)), 4)
 
 

@@ -60,15 +60,18 @@ class Root:
     private: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Hit:
-    """A chunk that a leg found; `score` is its BM25, 0 in the dense leg, `vector` of shape (dimensions,)."""
+    """A chunk that a leg found, by its BM25 or by its cosine with the question; the other one may follow."""
 
     id: str
-    doc: str
     chunk: Chunk
-    score: float
-    vector: Vectors
+    bm25: float = 0.0
+    cosine: float = 0.0
+
+    @property
+    def doc(self) -> str:
+        return self.id.rpartition(":")[0]
 
 
 SPAN_COLUMNS = ("start_byte", "end_byte", "start_line", "end_line", "text", "heading", "place")

@@ -20,7 +20,7 @@ from .access import glob_matches
 from .chunks import tokenizer_at
 from .contract import Checked, Embed, Filters, Leg, Passage, Rerank, Verdict
 from .errors import PathMissing, RetrievalError
-from .ranking import Likeness, Ranked, answerable, dense_weight, fuse
+from .ranking import Likeness, Ranked, answerable, dense_weight, fuse, set_cosines
 from .rows import SPAN_COLUMNS, FileState, Hit, Vectors
 from .sources import Sources, stamp_at
 from .store import Store
@@ -66,12 +66,14 @@ class Searcher:
         """The `wanted` best passages; `beside` is done while the legs run."""
         depth = max(OVERFETCH, wanted)
         text, dense = list[Hit](), list[Hit]()
+        vectors: Vectors | None = None
         vector: Vectors | None = None
         weight = 1.0
 
         async def by_words() -> None:
-            nonlocal weight
-            text.extend(await store.matching(query, where, depth))
+            nonlocal vectors, weight
+            found, vectors = await store.matching(query, where, depth)
+            text.extend(found)
             weight = await anyio.to_thread.run_sync(self._dense_weight, query)
 
         async def by_vector() -> None:
@@ -85,7 +87,9 @@ class Searcher:
                 if leg != other:
                     tasks.start_soon(one)
             tasks.start_soon(beside)
-        fused = fuse(text, dense, vector, weight)
+        if vector is not None and vectors is not None:
+            set_cosines(text, vectors, vector)
+        fused = fuse(text, dense, weight if vector is not None else 0.0)
         files = {hit.doc: store.files[hit.doc] for hit, _ in fused if hit.doc in store.files}
         ranked: Ranked = [pair for pair in fused if pair[0].doc in files]
         if self._rerank is not None and leg == "fused":
@@ -94,7 +98,7 @@ class Searcher:
         kept = await self._kept(store, files, ranked, wanted, outcome)
         outcome.passages = [_passage(store, files[hit.doc], hit, score) for hit, score in kept]
         if vector is not None and leg == "fused":
-            outcome.answerable = answerable(query, vector, kept[0][0], ranked) if kept else 0.0
+            outcome.answerable = answerable(query, kept[0][0], ranked) if kept else 0.0
         return outcome
 
     async def _vector(self, store: Store, query: str) -> Vectors | None:

@@ -224,11 +224,17 @@ class Store:
 
     async def nearest(self, vector: Vectors, where: str, limit: int) -> list[Hit]:
         """The dense leg: hits by inner product with a unit vector of shape (dimensions,)."""
-        return await self._hits(vector_query(self.table, vector), where, limit, "_distance")
+        rows = await self._found(vector_query(self.table, vector), where, limit, "_distance")
+        cosines = (1 - rows["_distance"].to_numpy()).tolist()
+        return [Hit(*one, cosine=cosine) for one, cosine in zip(_chunks(rows), cosines, strict=True)]
 
-    async def matching(self, query: str, where: str, limit: int) -> list[Hit]:
-        """The text leg: hits by BM25 over header, text, parts of identifiers and stems."""
-        return await self._hits(self.table.query().nearest_to_text(text_query(query)), where, limit, "_score")
+    async def matching(self, query: str, where: str, limit: int) -> tuple[list[Hit], Vectors]:
+        """The text leg: hits by BM25 over header, text, parts of identifiers and stems; and their vectors."""
+        rows = await self._found(
+            self.table.query().nearest_to_text(text_query(query)), where, limit, "_score", "vector"
+        )
+        scores = rows["_score"].to_pylist()
+        return [Hit(*one, bm25=score) for one, score in zip(_chunks(rows), scores, strict=True)], matrix(rows["vector"])
 
     async def extracted(self, docs: Collection[str]) -> dict[str, bytes]:
         """The text, as UTF-8, that the spans of converted documents count; by document."""
@@ -259,15 +265,10 @@ class Store:
             found[doc] = Document(files[doc], tuple(chunk_of(row) for _, row in pairs), own, text)
         return found
 
-    async def _hits(self, query: Any, where: str, limit: int, measure: str) -> list[Hit]:
-        columns = ["id", "doc", *SPAN_COLUMNS, "vector", measure]
+    async def _found(self, query: Any, where: str, limit: int, *beside: str) -> pa.Table:
         with _guard("searched"):
             narrowed = query.where(where) if where else query
-            rows = await narrowed.select(columns).limit(limit).to_arrow()
-        ids, docs, *spans = (rows[name].to_pylist() for name in columns[:-2])
-        chunks = [Chunk(**dict(zip(SPAN_COLUMNS, span, strict=True))) for span in zip(*spans, strict=True)]
-        scores = rows[measure].to_pylist() if measure == "_score" else [0.0] * len(ids)
-        return [Hit(*each) for each in zip(ids, docs, chunks, scores, matrix(rows["vector"]), strict=True)]
+            return await narrowed.select(["id", *SPAN_COLUMNS, *beside]).limit(limit).to_arrow()
 
     async def _merge(self, data: pa.Table, replaced: Sequence[str] = ()) -> None:
         """Upsert; of the `replaced` documents no other row stays."""
@@ -304,6 +305,12 @@ def text_query(query: str) -> Any:
         return match
     stems = MatchQuery(found, "search_text", boost=STEM_WEIGHT)
     return BooleanQuery([(Occur.SHOULD, match), (Occur.SHOULD, stems)])
+
+
+def _chunks(rows: pa.Table) -> Iterator[tuple[str, Chunk]]:
+    ids, *spans = (rows[name].to_pylist() for name in ("id", *SPAN_COLUMNS))
+    for key, *span in zip(ids, *spans, strict=True):
+        yield key, Chunk(**dict(zip(SPAN_COLUMNS, span, strict=True)))
 
 
 def where_clause(collection: str | None, docs: Sequence[str] | None) -> str:

@@ -70,6 +70,7 @@ def _instantiate(config: dict[str, Any]) -> Any:
 
 
 def _main() -> None:
+    sys.modules["torch"] = None  # type: ignore[assignment]  # as in a worker: transformers imports it where it can
     answers = []
     for job in json.load(sys.stdin):
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import select
 import signal
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from rolecall.config.home import Home
 from rolecall.server.connect import Connection, connect, hello, lock_holder
 from rolecall.server.protocol import VERSION
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as workers have it: what spins takes the CPU from other tests
 TOY = Path(__file__).parent / "server" / "toy"
 TOY_HOST = (sys.executable, "-P", str(TOY / "host.py"))
 PATIENCE_S = 30.0
@@ -32,6 +35,15 @@ _kept_locks: list[int] = []
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """What a test configures of the log ends with it: it may write to an output that pytest closes."""
+    handlers = logging.root.handlers[:]
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
 
 
 @pytest.fixture
@@ -46,20 +58,20 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     """A home of the test's own, also in `ROLECALL_HOME`. Its host is ended by its recorded id."""
     monkeypatch.setenv("ROLECALL_HOME", str(tmp_path / "home"))
-    with _home(tmp_path / "home") as made:
+    with home_at(tmp_path / "home") as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """A home whose toy host runs already, for tests that leave it as they found it."""
-    with _home(tmp_path_factory.mktemp("shared") / "home") as made:
+    with home_at(tmp_path_factory.mktemp("shared") / "home") as made:
         toy_connection(made, "control")[0].close()
         yield made
 
 
 @contextmanager
-def _home(root: Path) -> Iterator[Home]:
+def home_at(root: Path) -> Iterator[Home]:
     made = Home(root).create()
     yield made
     pid = lock_holder(made)

@@ -15,7 +15,7 @@ from mcp import Client, StdioServerParameters
 
 from rolecall.config.home import Home
 from rolecall.roles.manifest import write_manifest
-from rolecall.roles.starter import STARTER_MODELS, starter_missing
+from rolecall.roles.starter import STARTER_MODELS, TEXT_4BIT, TEXT_FP32, starter_missing
 from tests.conftest import ROLECALL
 
 Tell = Callable[[str], None]
@@ -72,10 +72,24 @@ def starter_home(starter_copy: Path, tmp_path: Path) -> Home:
 @pytest.fixture
 def staffed(home: Home, starter_models: Path) -> Home:
     """A home with the starter models, short answers and no spare worker, whose host is ended after the test."""
+    return furnished(home, starter_models)
+
+
+def furnished(home: Home, models: Path) -> Home:
     home.models.rmdir()
-    home.models.symlink_to(starter_models)
+    home.models.symlink_to(models)
     home.settings_file.write_text(BRISK)
     return home
+
+
+@pytest.fixture
+def text_only(staffed: Home, starter_models: Path) -> Home:
+    """`staffed` without the embedder, which takes seconds to start: the router decides by words alone."""
+    staffed.models.unlink()
+    (staffed.models / "starter").mkdir(parents=True)
+    for model in (TEXT_FP32, TEXT_4BIT):
+        (staffed.models / model).symlink_to(starter_models / model)
+    return staffed
 
 
 def command(*arguments: str, code: int = 0, input_: str | None = None, env: dict[str, str] | None = None) -> str:

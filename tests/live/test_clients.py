@@ -1,4 +1,4 @@
-"""Three MCP clients over stdio, three roles, one host: 9 requests in `make test`, 60 in `make soak`."""
+"""Three MCP clients over stdio, three roles, one host."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .conftest import Tell, connected
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
+COUNT = 60
 SAMPLE_EVERY_S = 0.25
 COLOURS = ("red", "green", "blue", "black", "white", "yellow", "brown", "grey", "orange", "purple")
 FACTS = (
@@ -45,19 +46,18 @@ def tool_call(client: int, number: int) -> tuple[str, dict[str, Any]]:
             return "summarize", {"text": text, "max_words": 30}
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.soak
 async def test_three_clients_with_three_roles_are_all_answered_within_the_budget(
-    staffed: Home, tmp_path: Path, count: int, tell: Tell
+    staffed: Home, tmp_path: Path, tell: Tell
 ) -> None:
-    if count > 3:
-        staffed.settings_file.write_text("profile: starter\n")
+    staffed.settings_file.write_text("profile: starter\n")
     latency_s: list[float] = []
     roles: set[str] = set()
     samples: list[tuple[int, dict[str, Any]]] = []
     done = anyio.Event()
 
     async def one(client: int, ask: Client) -> None:
-        for number in range(count // 3):
+        for number in range(COUNT // 3):
             tool, arguments = tool_call(client, number)
             start = time.monotonic()
             result = await ask.call_tool(tool, arguments)
@@ -84,12 +84,12 @@ async def test_three_clients_with_three_roles_are_all_answered_within_the_budget
                     clients.start_soon(one, client, ask)
             done.set()
 
-    assert len(latency_s) == count and roles == {"reasoning", "coding", "summarization"}
+    assert len(latency_s) == COUNT and roles == {"reasoning", "coding", "summarization"}
     for held_bytes, memory in samples:
         assert memory["measured_bytes"] <= memory["reserved_bytes"] <= memory["budget_bytes"]
         assert held_bytes <= memory["budget_bytes"]
     tell(
-        f"{count} requests of 3 clients to 3 roles, all answered: p50 {percentile(latency_s, 50):.1f} s, "
+        f"{COUNT} requests of 3 clients to 3 roles, all answered: p50 {percentile(latency_s, 50):.1f} s, "
         f"p95 {percentile(latency_s, 95):.1f} s; in {len(samples)} samples the workers held at most "
         f"{max(held for held, _ in samples) / 1e9:.2f} GB, reserved "
         f"{max(memory['reserved_bytes'] for _, memory in samples) / 1e9:.2f} GB, "

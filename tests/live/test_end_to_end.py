@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,26 @@ from mcp import Client, MCPError
 
 from rolecall.config.home import Home
 from rolecall.server.connect import lock_holder
-from tests.conftest import ROLECALL
+from tests.conftest import ROLECALL, home_at
 
-from .conftest import command, connected
+from .conftest import command, connected, furnished
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
 LONG_ANSWER = "Write a long story about a lighthouse keeper, with many details."
+
+
+@pytest.fixture(scope="module")
+def house(starter_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A home whose host stays for the tests that leave it as they found it."""
+    with home_at(tmp_path_factory.mktemp("house") / "home") as home:
+        yield furnished(home, starter_models)
+
+
+@pytest.fixture
+def running(house: Home, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setenv("ROLECALL_HOME", str(house.root))
+    return house
 
 
 @pytest.fixture
@@ -56,7 +70,7 @@ def text_of(result: types.CallToolResult) -> str:
 
 
 async def test_six_tools_answer_on_real_input_and_files_outside_allowed_folders_are_refused(
-    staffed: Home, notes: Path, tmp_path: Path
+    running: Home, notes: Path, tmp_path: Path
 ) -> None:
     report = await cli("index", "add", str(notes))
     assert (report["indexed"], report["failed"]) == (3, [])
@@ -86,7 +100,7 @@ async def test_six_tools_answer_on_real_input_and_files_outside_allowed_folders_
 
 
 async def test_a_schema_is_satisfied_or_refused_and_a_saved_file_is_never_overwritten(
-    staffed: Home, notes: Path
+    running: Home, notes: Path
 ) -> None:
     await cli("allow", str(notes))
     schema = {
@@ -109,7 +123,7 @@ async def test_a_schema_is_satisfied_or_refused_and_a_saved_file_is_never_overwr
         assert again.is_error
 
 
-async def test_a_killed_worker_and_a_killed_host_cost_one_typed_error_each(staffed: Home, notes: Path) -> None:
+async def test_a_killed_worker_and_a_killed_host_cost_one_typed_error_each(text_only: Home, notes: Path) -> None:
     async with connected(notes) as ask:
         data(await ask.call_tool("reason", {"question": "Name a colour.", "depth": "quick"}))
         worker = (await cli("models", "ps"))[0]["pid"]
@@ -117,16 +131,16 @@ async def test_a_killed_worker_and_a_killed_host_cost_one_typed_error_each(staff
         assert codes == ["worker_died"] and seconds < 2
         data(await ask.call_tool("reason", {"question": "Name a colour.", "depth": "quick"}))
 
-        host = lock_holder(staffed)
+        host = lock_holder(text_only)
         assert host is not None
         codes, seconds = await _killed_during_generation(ask, host)
         assert codes == ["host_died"] and seconds < 2
         data(await ask.call_tool("route", {"request": "what is 17 * 23?"}))
-        assert lock_holder(staffed) not in (None, host)
+        assert lock_holder(text_only) not in (None, host)
 
 
 @pytest.mark.soak
-async def test_twenty_kills_of_workers_cost_one_typed_error_each(staffed: Home, notes: Path) -> None:
+async def test_twenty_kills_of_workers_cost_one_typed_error_each(text_only: Home, notes: Path) -> None:
     async with connected(notes) as ask:
         for _ in range(20):
             data(await ask.call_tool("reason", {"question": "Name a colour.", "depth": "quick"}))
@@ -137,17 +151,17 @@ async def test_twenty_kills_of_workers_cost_one_typed_error_each(staffed: Home, 
 
 @pytest.mark.soak
 async def test_fifty_kills_of_the_host_cost_each_open_call_one_typed_error_and_the_session_goes_on(
-    staffed: Home, notes: Path
+    text_only: Home, notes: Path
 ) -> None:
     async with connected(notes) as ask:
         data(await ask.call_tool("route", {"request": "what is 17 * 23?"}))
         for _ in range(50):
-            host = lock_holder(staffed)
+            host = lock_holder(text_only)
             assert host is not None
             codes, seconds = await _killed_during_generation(ask, host, calls=3)
             assert codes == ["host_died"] * 3 and seconds < 2
             assert "391" in data(await ask.call_tool("route", {"request": "what is 17 * 23?"}))["answer"]
-            assert lock_holder(staffed) not in (None, host)
+            assert lock_holder(text_only) not in (None, host)
 
 
 async def _killed_during_generation(ask: Client, pid: int, calls: int = 1) -> tuple[list[str], float]:
@@ -176,41 +190,7 @@ async def _killed_during_generation(ask: Client, pid: int, calls: int = 1) -> tu
     return codes, time.monotonic() - killed_at
 
 
-async def test_five_clients_share_one_copy_of_each_model_and_stop_leaves_no_process(staffed: Home, notes: Path) -> None:
-    await cli("allow", str(notes))
-    calls: list[tuple[str, dict[str, Any]]] = [
-        ("reason", {"question": "Name a colour.", "depth": "quick"}),
-        ("code", {"task": "Write add(a, b).", "language": "python"}),
-        ("summarize", {"paths": ["crane.txt"], "max_words": 30}),
-        ("reason", {"question": "Name an animal.", "depth": "quick"}),
-        ("route", {"request": "what is 17 * 23?"}),
-    ]
-    answers: list[dict[str, Any]] = []
-    async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(connected(notes)) for _ in calls]
-
-        async def one(each: Client, tool: str, arguments: dict[str, Any]) -> None:
-            answers.append(data(await each.call_tool(tool, arguments)))
-
-        async with anyio.create_task_group() as group:
-            for each, (tool, arguments) in zip(clients, calls, strict=True):
-                group.start_soon(one, each, tool, arguments)
-        resident = await cli("models", "ps")
-        host = lock_holder(staffed)
-        family = [host, *(child.pid for child in psutil.Process(host).children(recursive=True))]
-
-    assert len(answers) == 5
-    models = [item["model"] for item in resident]
-    assert len(models) == len(set(models)) and "starter/smollm2-135m-instruct-fp32" in models
-    assert len(next(item for item in resident if "reasoning" in item["roles"])["roles"]) >= 3
-    stopped = await cli("stop")
-    assert stopped == {"stopped": True, "pid": host}
-    alive = [psutil.Process(pid) for pid in family if pid is not None and psutil.pid_exists(pid)]
-    psutil.wait_procs(alive, timeout=5)
-    assert [each.pid for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
-
-
-def test_search_and_validate_print_the_shapes_that_others_score(staffed: Home, notes: Path, tmp_path: Path) -> None:
+def test_search_and_validate_print_the_shapes_that_others_score(running: Home, notes: Path, tmp_path: Path) -> None:
     command("index", "add", str(notes), "--json")
     found = json.loads(command("search", "reference code of the north depot", "-k", "2", "--json"))
     batch = tmp_path / "claims.jsonl"
@@ -260,3 +240,37 @@ def test_doctor_names_what_is_in_use_and_each_problem_with_what_to_do(staffed: H
     report = json.loads(command("doctor", "--json", code=3))
     assert {problem["code"] for problem in report["problems"]} == {"model_missing"}
     assert all(problem["do"] for problem in report["problems"])
+
+
+async def test_five_clients_share_one_copy_of_each_model_and_stop_leaves_no_process(running: Home, notes: Path) -> None:
+    await cli("allow", str(notes))
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("reason", {"question": "Name a colour.", "depth": "quick"}),
+        ("code", {"task": "Write add(a, b).", "language": "python"}),
+        ("summarize", {"paths": ["crane.txt"], "max_words": 30}),
+        ("reason", {"question": "Name an animal.", "depth": "quick"}),
+        ("route", {"request": "what is 17 * 23?"}),
+    ]
+    answers: list[dict[str, Any]] = []
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(notes)) for _ in calls]
+
+        async def one(each: Client, tool: str, arguments: dict[str, Any]) -> None:
+            answers.append(data(await each.call_tool(tool, arguments)))
+
+        async with anyio.create_task_group() as group:
+            for each, (tool, arguments) in zip(clients, calls, strict=True):
+                group.start_soon(one, each, tool, arguments)
+        resident = await cli("models", "ps")
+        host = lock_holder(running)
+        family = [host, *(child.pid for child in psutil.Process(host).children(recursive=True))]
+
+    assert len(answers) == 5
+    models = [item["model"] for item in resident]
+    assert len(models) == len(set(models)) and "starter/smollm2-135m-instruct-fp32" in models
+    assert len(next(item for item in resident if "reasoning" in item["roles"])["roles"]) >= 3
+    stopped = await cli("stop")
+    assert stopped == {"stopped": True, "pid": host}
+    alive = [psutil.Process(pid) for pid in family if pid is not None and psutil.pid_exists(pid)]
+    psutil.wait_procs(alive, timeout=5)
+    assert [each.pid for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []

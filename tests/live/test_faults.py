@@ -1,4 +1,4 @@
-"""Workers killed and requests cancelled at random points: five of each in `make test`, fifty in `make soak`."""
+"""Workers killed and requests cancelled at random points, fifty times; in `make test` two cancels."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from .faults import cancel_requests, kill_workers
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
 
-COUNTS = [2, pytest.param(50, marks=pytest.mark.soak)]
+COUNT = 50
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.soak
 async def test_a_worker_killed_anywhere_costs_its_caller_one_typed_error_and_nobody_else_anything(
-    starter_home: Home, count: int, tell: Tell
+    starter_home: Home, tell: Tell
 ) -> None:
     settings = starter_settings(starter_home, models={"coding": TEXT_4BIT}, context_length=2048, concurrency=1)
     async with ModelManager(starter_home, settings) as manager:
         await manager.load(Role.REASONING)
-        harm = await kill_workers(manager, count, seed=4, victim=Role.REASONING, sibling=Role.CODING)
+        harm = await kill_workers(manager, COUNT, seed=4, victim=Role.REASONING, sibling=Role.CODING)
         for role in (Role.REASONING, Role.CODING):
             await manager.unload(role)
         assert manager.memory().reserved_bytes == 0 and manager.resident() == ()
     assert workers() == []
-    tell(f"{count} kills at {dict(harm.points)}: typed error after at most {max(harm.error_s):.2f} s")
+    tell(f"{COUNT} kills at {dict(harm.points)}: typed error after at most {max(harm.error_s):.2f} s")
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("count", [2, pytest.param(COUNT, marks=pytest.mark.soak)])
 async def test_a_request_cancelled_anywhere_stops_within_a_second(starter_home: Home, count: int, tell: Tell) -> None:
     settings = starter_settings(starter_home, concurrency=1)
     known = GenerationRequest(messages=(Message(role="user", content="What is the capital of France?"),), max_tokens=8)

@@ -80,13 +80,10 @@ def test_a_folder_is_previewed_indexed_watched_and_synced(staffed: Home, notes: 
     assert (synced["indexed"], item["files"], item["index"]["pending"]) == (3, 3, 0)
     (best, *_) = command("search", "how much does the crane lift", "-k", "1")
     assert "44 tonnes" in best["text"] and best["collection"] == "notes"
-    assert command("index", "remove", "notes") == {"collection": "notes", "files": 4}
 
-
-def test_a_watch_ends_with_its_host_and_says_so(staffed: Home, notes: Path) -> None:
-    command("index", "add", str(notes), code=3)
     with watching() as watch:
         assert watch.stderr is not None and told(watch)["collection"] == "notes"
         assert command("stop")["stopped"]
         assert watch.wait(30) == 0
         assert watch.stderr.read().endswith("The host was stopped, and the watch with it.\n")
+    assert command("index", "remove", "notes") == {"collection": "notes", "files": 4}

@@ -28,9 +28,9 @@ async def job(client: Client, id: str, action: str) -> dict[str, Any]:
 
 
 async def test_a_job_survives_its_client_is_cancelled_within_a_second_and_its_host_says_so_when_it_ends(
-    staffed: Home, tmp_path: Path, tell: Tell
+    text_only: Home, tmp_path: Path, tell: Tell
 ) -> None:
-    staffed.settings_file.write_text("profile: starter\nhost: {call_deadline_s: 0.5}\n")
+    text_only.settings_file.write_text("profile: starter\nhost: {call_deadline_s: 0.5}\n")
     said: list[tuple[float, str]] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -48,7 +48,7 @@ async def test_a_job_survives_its_client_is_cancelled_within_a_second_and_its_ho
         with anyio.fail_after(PATIENCE_S):
             async with connected(tmp_path) as client:
                 began = time.monotonic()
-                id = await start(client, "harbours", 6)
+                id = await start(client, "harbours", 3)
             async with connected(tmp_path) as client:
                 while (state := await job(client, id, "result"))["state"] == "running":
                     said.append((0.0, state["words"]))
@@ -60,18 +60,18 @@ async def test_a_job_survives_its_client_is_cancelled_within_a_second_and_its_ho
                     await anyio.sleep(0.1)
                 began = time.monotonic()
                 assert (await job(client, long, "cancel"))["state"] == "cancelled"
-                async with ControlClient.open(staffed) as control:
+                async with ControlClient.open(text_only) as control:
                     while any(each["in_use"] for each in await control.call("models_ps")):
                         await anyio.sleep(0.02)
                 stopped_s = time.monotonic() - began
 
                 cut_off = await start(client, "depots", 24)
-            await stop_host(staffed, drain_s=0.2)
+            await stop_host(text_only, drain_s=0.2)
             async with connected(tmp_path) as client:
                 assert (await job(client, cut_off, "status"))["state"] == "cancelled"
                 assert (await job(client, id, "result"))["result"] == state["result"]
     finally:
-        await stop_host(staffed)
+        await stop_host(text_only)
 
     words = " | ".join(message for _, message in said)
     assert "loading" in words and "GB" in words and "% of" in words and "tokens/s" in words

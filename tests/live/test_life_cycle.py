@@ -1,4 +1,4 @@
-"""The ends of a client in mid-generation: three of each in `make test`, twenty in `make soak`."""
+"""The ends of a client in mid-generation, twenty of each; in `make test` one of each with a host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.live, pytest.mark.anyio]
 GONE_S = 1.0
 PATIENCE_S = 5.0  # where other tests run beside: the second itself is asserted by the full count, alone
 LONG_ANSWER = "Write a long story about a lighthouse keeper, with many details."
-COUNTS = [1, pytest.param(20, marks=pytest.mark.soak)]
+COUNT = 20
 # What a client is to its server: its parent. The pipes are the test's too, so that they outlive it.
 _PARENT = """
 import subprocess, sys
@@ -95,13 +95,13 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("count", [1, pytest.param(COUNT, marks=pytest.mark.soak)])
 async def test_a_client_that_ends_takes_its_shim_and_its_requests_along_and_leaves_models_warm(
-    staffed: Home, tmp_path: Path, count: int, tell: Tell
+    text_only: Home, tmp_path: Path, count: int, tell: Tell
 ) -> None:
     gone_s, idle_s = list[float](), list[float]()
-    async with ControlClient.open(staffed) as control:
-        host = lock_holder(staffed)
+    async with ControlClient.open(text_only) as control:
+        host = lock_holder(text_only)
         warm = None
         for end in ENDS * count:
             with _served(tmp_path) as (client, shim):
@@ -113,21 +113,19 @@ async def test_a_client_that_ends_takes_its_shim_and_its_requests_along_and_leav
                 idle_s.append(time.monotonic() - started)
             assert warm in (None, resident[0]["pid"])
             warm = resident[0]["pid"]
-            assert lock_holder(staffed) == host
+            assert lock_holder(text_only) == host
     tell(f"{count} ends of each kind: shim gone after at most {max(gone_s):.2f} s, model idle {max(idle_s):.2f} s")
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_a_standalone_server_leaves_no_process_in_mid_generation(
-    staffed: Home, tmp_path: Path, count: int, tell: Tell
-) -> None:
+@pytest.mark.soak
+def test_a_standalone_server_leaves_no_process_in_mid_generation(staffed: Home, tmp_path: Path, tell: Tell) -> None:
     gone_s = list[float]()
-    for end in ENDS * count:
+    for end in ENDS * COUNT:
         with _served(tmp_path, "--standalone") as (client, shim):
             host = psutil.Process(lock_holder(staffed))
             family = [shim, host, *host.children(recursive=True)]
             assert len(family) >= 3
             end(client, shim)
-            gone_s.append(_gone(family, GONE_S if count > 1 else PATIENCE_S))
+            gone_s.append(_gone(family, GONE_S))
         eventually(lambda: lock_holder(staffed) is None, "the lock is free")
-    tell(f"{count} ends of each kind: all processes gone after at most {max(gone_s):.2f} s")
+    tell(f"{COUNT} ends of each kind: all processes gone after at most {max(gone_s):.2f} s")

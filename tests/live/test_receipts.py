@@ -72,12 +72,11 @@ def test_receipts_recompute_in_a_new_process_and_under_another_policy_each_is_na
             (found[0]["id"],),
         )
     store.close()
-    (flipped,) = verified(found[0]["id"], code=1)
-    assert [each["what"] for each in flipped["differences"]] == ["receipt"]
-
     rules = "routing: {rules: [{name: no jokes, when: {contains: crane}, then: {force: reasoning}}]}\n"
     staffed.settings_file.write_text(staffed.settings_file.read_text() + rules)
     changed = verified("--last", str(count), code=1)
+    flipped = [line["id"] for line in changed if "receipt" in {each["what"] for each in line["differences"]}]
+    assert flipped == [found[0]["id"]]
     assert all("policy" in {each["what"] for each in line["differences"]} for line in changed)
     decided = [line for line in changed if any(each["what"] == "decision.role" for each in line["differences"])]
     assert 0 < len(decided) < count

@@ -1,4 +1,4 @@
-"""Rounds on real models: requests that the checks look at (all in `make soak`), the trails, and the form for tools."""
+"""Rounds on real models: requests that the checks look at, the trails, and the form for tools."""
 
 from __future__ import annotations
 
@@ -44,10 +44,8 @@ REQUESTS: list[tuple[type[Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("requests", [REQUESTS[::5], pytest.param(REQUESTS, marks=pytest.mark.soak)], ids=["2", "10"])
-async def test_requests_end_within_three_rounds_and_say_why_each_was(
-    requests: list[tuple[type[Any], dict[str, Any]]], starter_home: Home, tell: Tell
-) -> None:
+@pytest.mark.soak
+async def test_requests_end_within_three_rounds_and_say_why_each_was(starter_home: Home, tell: Tell) -> None:
     settings = settings_for(starter_home, 1.6)
     spec = {name: role.model_copy(update={"max_tokens": 24}) for name, role in settings.profile.roles.items()}
     settings = settings.model_copy(update={"profile": settings.profile.model_copy(update={"roles": spec})})
@@ -57,7 +55,7 @@ async def test_requests_end_within_three_rounds_and_say_why_each_was(
         access = AllowedFolders(starter_home)
         orchestrator = Orchestrator(Staff(models, retriever, Router(models, "starter"), access, settings), store)
         current_session.set(SessionInfo("s", starter_home.root))
-        for kind, arguments in requests:
+        for kind, arguments in REQUESTS:
             with suppress(SchemaRefused):
                 await orchestrator.run(kind(**arguments), lambda *_: None)
             (receipt,) = await store.recent(1)
@@ -67,7 +65,7 @@ async def test_requests_end_within_three_rounds_and_say_why_each_was(
             assert steps[0].endswith("first answer") and 1 <= receipt.rounds <= 3 and len(steps) <= 4
             assert len(receipt.calls) <= receipt.rounds
             assert ("gave up" in steps[-1]) == (receipt.status in (None, "unverified"))
-        tell(f"{failed} of {len(requests)} first answers failed a check")
+        tell(f"{failed} of {len(REQUESTS)} first answers failed a check")
 
         values = {"documents": "", "question": "A crate of 12 eggs costs 7.80. What is one egg?"}
         system, user = prompt("tool").render(**values)
@@ -76,4 +74,4 @@ async def test_requests_end_within_three_rounds_and_say_why_each_was(
         asked = json.loads((await models.generate(Role.REASONING, request)).text)
         assert set(asked) == {"tool", "request"} and asked["tool"] in SCHEMA["properties"]["tool"]["enum"]
     await store.aclose()
-    assert failed >= 0.75 * len(requests)
+    assert failed >= 0.75 * len(REQUESTS)

@@ -1,4 +1,4 @@
-"""JSON-Schema requests on the starter: valid, or refused with the reason; their full count in `make soak`."""
+"""JSON-Schema requests on the starter: valid, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ REFUSED_SHARE = 0.15
 FREE_REQUESTS = 5  # so many are asked without their schema too, to compare
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(200, marks=pytest.mark.soak)])
-async def test_an_answer_to_a_schema_is_valid_or_refused_with_the_reason(
-    starter_home: Home, count: int, tell: Tell
-) -> None:
+COUNT = 200
+
+
+@pytest.mark.soak
+async def test_an_answer_to_a_schema_is_valid_or_refused_with_the_reason(starter_home: Home, tell: Tell) -> None:
     refused: list[tuple[SchemaRequest, str]] = []
     steered: list[float] = []
     free: list[float] = []
     async with ModelManager(starter_home, starter_settings(starter_home, concurrency=1)) as manager:
-        for number, request in enumerate(schema_requests(count, seed=8)):
+        for number, request in enumerate(schema_requests(COUNT, seed=8)):
             try:
                 result = await manager.generate(Role.REASONING, _asked(request, request.schema))
             except SchemaRefused as error:
@@ -43,15 +44,15 @@ async def test_an_answer_to_a_schema_is_valid_or_refused_with_the_reason(
                 continue
             jsonschema.validate(json.loads(result.text), request.schema)
             steered += _per_token(result)
-            if number % max(1, count // FREE_REQUESTS) == 0:
+            if number % (COUNT // FREE_REQUESTS) == 0:
                 free += _per_token(await manager.generate(Role.REASONING, _asked(request, None)))
     kinds = Counter(request.kind for request, _ in refused)
     extra_ms = 1e3 * (statistics.median(steered) - statistics.median(free))
     tell(
-        f"{count} schemas: {count - len(refused)} valid, {len(refused)} refused {dict(kinds)}; "
+        f"{COUNT} schemas: {COUNT - len(refused)} valid, {len(refused)} refused {dict(kinds)}; "
         f"{extra_ms:+.2f} ms per token over {1e3 * statistics.median(free):.1f} ms unconstrained"
     )
-    assert len(refused) <= REFUSED_SHARE * count, refused
+    assert len(refused) <= REFUSED_SHARE * COUNT, refused
 
 
 def _asked(request: SchemaRequest, schema: dict[str, object] | None) -> GenerationRequest:

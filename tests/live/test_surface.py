@@ -48,7 +48,7 @@ def notes(tmp_path: Path) -> Path:
     folder = tmp_path / "notes"
     folder.mkdir()
     for number, fact in enumerate(FACTS):
-        (folder / f"{number}.md").write_text(f"# {CANARY} {number}\n\n{fact} The word is {CANARY}.\n" * 3)
+        (folder / f"{number}.md").write_text(f"# {CANARY} {number}\n\n{fact} The word is {CANARY}.\n")
     return folder
 
 
@@ -109,7 +109,7 @@ def test_no_text_of_a_document_is_in_a_log_a_receipt_or_an_error(staffed: Home, 
         ("code", {"task": "Print the word.", "paths": ["1.md"], "save_to": "2.md"}),
         ("code", {"task": "Print the word.", "paths": ["1.md"], "language": "nonsense"}),
         ("summarize", {"paths": ["0.md"], "save_to": "/nowhere/at/all.md"}),
-        ("summarize", {"paths": ["0.md"], "max_words": 30, "each": True}),
+        ("summarize", {"paths": ["0.md"], "max_words": 30}),
         ("retrieve", {"query": f"the word {CANARY}"}),
         ("retrieve", {"query": f"the word {CANARY}", "filters": {"since": "yesterday"}}),
         ("validate", {"output": f"The word is {CANARY}.", "paths": ["0.md"]}),

@@ -63,27 +63,28 @@ async def read(client: Client, uri: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
 async def test_a_loaded_model_and_an_indexed_folder_are_heard_of_also_after_a_crash_of_the_host(
-    staffed: Home, tmp_path: Path, era: str
+    staffed: Home, tmp_path: Path
 ) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "depot.md").write_text("# Depots\n\nThe reference code of the north depot is 4711.\n")
-    async with subscribed(era, tmp_path) as (client, following):
+    async with subscribed("legacy", tmp_path) as older, subscribed("2026-07-28", tmp_path) as newer:
 
         async def until(uri: str, holds: Callable[[dict[str, Any]], bool]) -> None:
-            """Read the resource each time that it is said to have changed, until it has."""
+            """Each client reads the resource each time that it is said to have changed, until it has."""
             with anyio.fail_after(PATIENCE_S):
-                while await following() != uri or not holds(await read(client, uri)):
-                    pass
+                for client, following in (older, newer):
+                    while await following() != uri or not holds(await read(client, uri)):
+                        pass
 
         await anyio.to_thread.run_sync(command, "models", "load", "reasoning")
         await until(MODELS, lambda found: bool(found["resident"]))
         await anyio.to_thread.run_sync(command, "index", "add", str(notes))
         await until(STATUS, lambda found: bool(found["collections"]))
-        text = (await client.read_resource("rolecall://doc/notes/depot.md")).contents[0]
-        assert isinstance(text, types.TextResourceContents) and "4711" in text.text
+        for client, _ in (older, newer):
+            text = (await client.read_resource("rolecall://doc/notes/depot.md")).contents[0]
+            assert isinstance(text, types.TextResourceContents) and "4711" in text.text
 
         host = lock_holder(staffed)
         assert host is not None
@@ -91,7 +92,7 @@ async def test_a_loaded_model_and_an_indexed_folder_are_heard_of_also_after_a_cr
         with anyio.fail_after(PATIENCE_S):
             while lock_holder(staffed) in (None, host):  # the shim starts the next host for the subscriptions' sake
                 await anyio.sleep(0.05)
-        assert not (await read(client, MODELS))["resident"]
+        assert not (await read(older[0], MODELS))["resident"]
         await anyio.to_thread.run_sync(command, "models", "load", "reasoning")
         await until(MODELS, lambda found: bool(found["resident"]))
         await anyio.to_thread.run_sync(command, "models", "unload", "reasoning")

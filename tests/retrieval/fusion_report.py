@@ -19,7 +19,7 @@ import numpy.typing as npt
 from rolecall.config.home import Home
 from rolecall.config.settings import load_settings
 from rolecall.retrieval.chunks import tokenizer_at
-from rolecall.retrieval.ranking import bytes_per_piece, fuse
+from rolecall.retrieval.ranking import bytes_per_piece, fuse, set_cosines
 from rolecall.retrieval.search import OVERFETCH
 from rolecall.retrieval.store import Database, where_clause
 from rolecall.roles.manager import ModelManager
@@ -45,12 +45,13 @@ async def measured(folder: Path, limit: int) -> tuple[Figures, Figures, Figures]
         (store,) = await Database(index.home.index).stores()
         for query in data.queries:
             (vector,) = await models.embed([query.text], query=True)
-            text = await store.matching(query.text, where_clause(None, None), OVERFETCH)
+            text, vectors = await store.matching(query.text, where_clause(None, None), OVERFETCH)
+            set_cosines(text, vectors, vector)
             dense = await store.nearest(vector, where_clause(None, None), OVERFETCH)
             weights = [0.0, 1.0, *(min(most, slope * bytes_per_piece(tokenizer, query.text)) for most, slope in GRID)]
             rows.append([])
             for weight in weights:
-                ranked = fuse(text if weight < 1 else (), dense if weight else (), vector, weight)
+                ranked = fuse(text if weight < 1 else (), dense if weight else (), weight)
                 ids = dict.fromkeys(index.ids[store.files[hit.doc].path] for hit, _ in ranked)
                 rows[-1].append(retrieval.ndcg(list(ids), data.gains[query.id], 10))
     figures = np.array(rows).T

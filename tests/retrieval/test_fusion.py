@@ -23,28 +23,30 @@ from rolecall.retrieval.ranking import (
     answerable,
     dense_weight,
     fuse,
+    set_cosines,
 )
 from rolecall.retrieval.rows import Hit
 
-QUERY = np.array([1.0, 0.0], dtype=np.float32)
+
+def hit(name: str, bm25: float, cosine: float) -> Hit:
+    return Hit(name, Chunk(0, 1, 1, 1, name, ""), bm25, cosine)
 
 
-def hit(name: str, score: float, cosine: float) -> Hit:
-    vector = np.array([cosine, (1 - cosine**2) ** 0.5], dtype=np.float32)
-    return Hit(name, name, Chunk(0, 1, 1, 1, name, ""), score, vector)
+def test_the_text_leg_s_hits_get_their_cosines() -> None:
+    hits = [hit("a", 1.0, 0), hit("b", 1.0, 0)]
+    set_cosines(hits, np.array([[0, 1], [1, 0]], dtype=np.float32), np.array([1, 0], dtype=np.float32))
+    assert [one.cosine for one in hits] == [0.0, 1.0]
 
 
 def test_a_passage_good_in_both_legs_comes_before_the_best_of_one() -> None:
-    ranked = fuse([hit("words", 9.0, 0.1), hit("both", 8.0, 0.8)], [hit("near", 0.9, 0.9)], QUERY)
+    ranked = fuse([hit("words", 9.0, 0.1), hit("both", 8.0, 0.8)], [hit("near", 0, 0.9)])
     assert [found.id for found, _ in ranked] == ["both", "words", "near"]
 
 
 def test_without_vectors_the_text_leg_alone_ranks() -> None:
-    assert [(found.id, score) for found, score in fuse([hit("a", 2.0, 0), hit("b", 1.0, 1)], [], None)] == [
-        ("a", 1.0),
-        ("b", 0.5),
-    ]
-    assert fuse([], [], QUERY) == []
+    ranked = fuse([hit("a", 2.0, 0), hit("b", 1.0, 0)], [], 0.0)
+    assert [(found.id, score) for found, score in ranked] == [("a", 1.0), ("b", 0.5)]
+    assert fuse([], []) == []
 
 
 @settings(deadline=None)
@@ -52,7 +54,7 @@ def test_without_vectors_the_text_leg_alone_ranks() -> None:
 def test_scores_lie_between_0_and_1_in_falling_order_each_hit_once(rows: list[tuple[float, float, bool]]) -> None:
     hits = [hit(str(i), score, cosine) for i, (score, cosine, _) in enumerate(rows)]
     text = [one for one, (_, _, in_text) in zip(hits, rows, strict=True) if in_text]
-    ranked = fuse(text, hits, QUERY)
+    ranked = fuse(text, hits)
     scores = [score for _, score in ranked]
     assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
     assert sorted(found.id for found, _ in ranked) == sorted(one.id for one in hits)
@@ -77,12 +79,11 @@ def test_the_question_s_rarer_words_in_the_best_passage_make_an_answer_likely() 
     other = replace(hit("other", 1, 0.3), chunk=Chunk(0, 1, 1, 1, "The pump opens in spring."))
     ranked = [(best, 1.0), *[(other, 0.5)] * LEAST_POOL]
     asked = [
-        answerable(query, QUERY, best, ranked) or 0.0
-        for query in ("valve bar", "the pump opens", "who paid the garden?")
+        answerable(query, best, ranked) or 0.0 for query in ("valve bar", "the pump opens", "who paid the garden?")
     ]
     assert asked == sorted(asked, reverse=True)
     assert asked[0] > ANSWERABLE > asked[2]
-    assert answerable("valve bar", QUERY, best, ranked[:-2]) is None
+    assert answerable("valve bar", best, ranked[:-2]) is None
 
 
 def test_passages_are_alike_in_spite_of_markup_and_differ_in_a_number() -> None:

@@ -98,7 +98,8 @@ async def test_dropped_documents_and_collections_leave_nothing(tmp_path: Path) -
     documents = [document(name, ["alpha"], "extracted") for name in "abc"]
     await store.swap(documents)
     await store.drop([documents[0].file.doc])
-    assert len(await store.matching("alpha", "", 9)) == 2
+    hits, vectors = await store.matching("alpha", "", 9)
+    assert (len(hits), len(vectors)) == (2, 2)
     await store.drop_collection("notes")
     assert (store.files, store.roots, await store.table.count_rows()) == ({}, {}, 0)
 
@@ -108,7 +109,8 @@ async def test_a_table_that_a_kill_left_without_its_text_index_is_completed(tmp_
     await store.table.drop_index("search_text_idx")
     (store,) = await Database(tmp_path).stores()
     await store.swap([document("a", ["valve"])])
-    assert [hit.chunk.text for hit in await store.matching("valve", where_clause("notes", None), 9)] == ["valve"]
+    hits, _ = await store.matching("valve", where_clause("notes", None), 9)
+    assert [hit.chunk.text for hit in hits] == ["valve"]
 
 
 async def test_a_vector_index_is_built_above_its_size_and_again_when_the_chunks_have_doubled(tmp_path: Path) -> None:
