@@ -40,9 +40,9 @@ class Chunk:
     start_line: int
     end_line: int
     text: str
-    header: str = ""
     heading: str = ""
     place: str = ""
+    header: str = ""
 
 
 def estimate_each(texts: Sequence[str]) -> list[int]:
@@ -112,7 +112,7 @@ def cut(
             size, height = len(kept.encode()), kept.count("\n")
             heading = outlined.headings[cutter.unit_at(start)]
             header = f"{title} > {heading}" if heading else title
-            chunks.append(Chunk(byte, byte + size, line + 1, line + 1 + height, kept, header, heading, place))
+            chunks.append(Chunk(byte, byte + size, line + 1, line + 1 + height, kept, heading, place, header))
             char, byte, line = start + len(kept), byte + size, line + height
     return tuple(chunks)
 

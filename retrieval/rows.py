@@ -65,13 +65,10 @@ class Hit:
     """A chunk that a leg found, by its BM25 or by its cosine with the question; the other one may follow."""
 
     id: str
+    doc: str
     chunk: Chunk
     bm25: float = 0.0
     cosine: float = 0.0
-
-    @property
-    def doc(self) -> str:
-        return self.id.rpartition(":")[0]
 
 
 SPAN_COLUMNS = ("start_byte", "end_byte", "start_line", "end_line", "text", "heading", "place")

@@ -307,10 +307,11 @@ def text_query(query: str) -> Any:
     return BooleanQuery([(Occur.SHOULD, match), (Occur.SHOULD, stems)])
 
 
-def _chunks(rows: pa.Table) -> Iterator[tuple[str, Chunk]]:
+def _chunks(rows: pa.Table) -> Iterator[tuple[str, str, Chunk]]:
+    """Ids of chunks, of their documents, and chunks."""
     ids, *spans = (rows[name].to_pylist() for name in ("id", *SPAN_COLUMNS))
     for key, *span in zip(ids, *spans, strict=True):
-        yield key, Chunk(**dict(zip(SPAN_COLUMNS, span, strict=True)))
+        yield key, key.rpartition(":")[0], Chunk(*span)
 
 
 def where_clause(collection: str | None, docs: Sequence[str] | None) -> str:

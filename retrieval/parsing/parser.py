@@ -113,7 +113,7 @@ class Parser:
 def _parsed(reply: dict[str, Any], body: bytes) -> Parsed:
     """Each chunk's text is cut out of the body here, so that it is what its span says."""
     chunks = tuple(
-        Chunk(start, end, first, last, body[start:end].decode(), header, heading, place)
+        Chunk(start, end, first, last, body[start:end].decode(), heading, place, header)
         for start, end, first, last, header, heading, place in reply["chunks"]
     )
     return Parsed(body.decode(), bool(reply["converted"]), chunks)

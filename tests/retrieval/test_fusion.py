@@ -29,7 +29,7 @@ from rolecall.retrieval.rows import Hit
 
 
 def hit(name: str, bm25: float, cosine: float) -> Hit:
-    return Hit(name, Chunk(0, 1, 1, 1, name, ""), bm25, cosine)
+    return Hit(name, name, Chunk(0, 1, 1, 1, name, ""), bm25, cosine)
 
 
 def test_the_text_leg_s_hits_get_their_cosines() -> None:

@@ -35,7 +35,7 @@ def document(name: str, texts: Sequence[str], extracted: str | None = None, seed
     file = FileState(f"/notes/{name}", "text", "text", 1, 1, 1, 1, *KEY, sha256=name, chunks=len(texts))
     file = replace(file, extracted_sha256="of the text" if extracted else "")
     spans = [
-        Chunk(i, i + 1, i + 1, i + 1, text, f"notes/{name} > {i}", str(i), f"p. {i}") for i, text in enumerate(texts)
+        Chunk(i, i + 1, i + 1, i + 1, text, str(i), f"p. {i}", f"notes/{name} > {i}") for i, text in enumerate(texts)
     ]
     return Document(file, tuple(spans), unit(len(texts), seed), extracted)
 
