@@ -96,10 +96,17 @@ def _from_hub(model: str, staging: Path, target: Path, emit: OnProgress) -> str:
 
 def fetch_config(model: str) -> dict[str, Any]:
     """A repository's `config.json`; nothing else is fetched."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
 
-    with _hub_errors(model):
-        return read_config(Path(hf_hub_download(model, "config.json")), model)
+    try:
+        with _hub_errors(model):
+            HfApi().model_info(model)  # without a network this says so at once; a download tries for half a minute
+            file = Path(hf_hub_download(model, "config.json"))
+    except DownloadFailed:
+        if not (caches := _cached(model)):
+            raise
+        file = caches[0] / "config.json"
+    return read_config(file, model)
 
 
 def _listing(model: str) -> tuple[str, list[RepoSibling]]:

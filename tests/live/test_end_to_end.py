@@ -125,11 +125,11 @@ async def test_a_schema_is_satisfied_or_refused_and_a_saved_file_is_never_overwr
 
 async def test_a_killed_worker_and_a_killed_host_cost_one_typed_error_each(text_only: Home, notes: Path) -> None:
     async with connected(notes) as ask:
-        data(await ask.call_tool("reason", {"question": "Name a colour.", "depth": "quick"}))
+        data(await ask.call_tool("reason", {"question": "What is the capital of France?", "depth": "quick"}))
         worker = (await cli("models", "ps"))[0]["pid"]
         codes, seconds = await _killed_during_generation(ask, worker)
         assert codes == ["worker_died"] and seconds < 2
-        data(await ask.call_tool("reason", {"question": "Name a colour.", "depth": "quick"}))
+        data(await ask.call_tool("reason", {"question": "What is the capital of France?", "depth": "quick"}))
 
         host = lock_holder(text_only)
         assert host is not None
@@ -143,7 +143,7 @@ async def test_a_killed_worker_and_a_killed_host_cost_one_typed_error_each(text_
 async def test_twenty_kills_of_workers_cost_one_typed_error_each(text_only: Home, notes: Path) -> None:
     async with connected(notes) as ask:
         for _ in range(20):
-            data(await ask.call_tool("reason", {"question": "Name a colour.", "depth": "quick"}))
+            data(await ask.call_tool("reason", {"question": "What is the capital of France?", "depth": "quick"}))
             worker = next(item["pid"] for item in await cli("models", "ps") if "reasoning" in item["roles"])
             codes, seconds = await _killed_during_generation(ask, worker)
             assert codes == ["worker_died"] and seconds < 2
@@ -245,7 +245,7 @@ def test_doctor_names_what_is_in_use_and_each_problem_with_what_to_do(staffed: H
 async def test_five_clients_share_one_copy_of_each_model_and_stop_leaves_no_process(running: Home, notes: Path) -> None:
     await cli("allow", str(notes))
     calls: list[tuple[str, dict[str, Any]]] = [
-        ("reason", {"question": "Name a colour.", "depth": "quick"}),
+        ("reason", {"question": "What is the capital of France?", "depth": "quick"}),
         ("code", {"task": "Write add(a, b).", "language": "python"}),
         ("summarize", {"paths": ["crane.txt"], "max_words": 30}),
         ("reason", {"question": "Name an animal.", "depth": "quick"}),

@@ -13,7 +13,7 @@ from mcp import Client
 from rolecall.config.home import Home
 from rolecall.server.host.control import ControlClient, stop_host
 
-from .conftest import Tell, connected
+from .conftest import BRISK, Tell, connected
 from .test_clients import FACTS
 
 pytestmark = [pytest.mark.live, pytest.mark.anyio]
@@ -30,7 +30,9 @@ async def job(client: Client, id: str, action: str) -> dict[str, Any]:
 async def test_a_job_survives_its_client_is_cancelled_within_a_second_and_its_host_says_so_when_it_ends(
     text_only: Home, tmp_path: Path, tell: Tell
 ) -> None:
-    text_only.settings_file.write_text("profile: starter\nhost: {call_deadline_s: 0.5}\n")
+    text_only.settings_file.write_text(
+        BRISK.replace("spare_worker: false", "spare_worker: false, call_deadline_s: 0.5")
+    )
     said: list[tuple[float, str]] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:

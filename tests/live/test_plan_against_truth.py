@@ -239,7 +239,8 @@ def test_layers_with_a_window_grow_first_and_stop_at_it(
     assert kv.fixed_bytes == window * width
 
 
-@pytest.mark.parametrize(("model", "tokens"), [(TEXT_FP32, 130), pytest.param(TEXT_4BIT, 130, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize(("model", "tokens"), [(TEXT_FP32, 130), (TEXT_4BIT, 130)])
 def test_the_starter_models_take_what_was_planned(model: str, tokens: int, mlx: Any, starter_home: Home) -> None:
     size, truth = footprints(starter_home, [model])[model], Truth(mlx, starter_home.models / model)
     assert near(size.weights_bytes, truth.weights_bytes) and near(size.weights_bytes, truth.allocated_bytes)

@@ -128,6 +128,7 @@ async def test_scores_are_those_of_the_cross_encoder_that_the_profile_names(
         assert resident.roles == ("reranker",) and 0 < resident.measured_bytes <= resident.reserved_bytes
 
 
+@pytest.mark.soak
 async def test_a_classifier_of_several_labels_is_no_reranker(starter_models: Path, tmp_path: Path) -> None:
     folder = write_reranker(starter_models / EMBEDDER, tmp_path / "model", labels=3)
     spec = WorkerSpec("reranker", folder, "tester/nli", context_length=256, concurrency=1, cache_limit_bytes=0)

@@ -294,7 +294,7 @@ def _traces(seeds: range) -> None:
 
 
 def test_random_traces_stay_in_the_budget_end_and_answer_or_refuse_with_a_true_reason() -> None:
-    _traces(range(300))
+    _traces(range(150))
 
 
 @pytest.mark.soak
