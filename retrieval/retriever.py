@@ -100,7 +100,7 @@ class LanceRetriever:
             skipped=tree.skipped,
             folders=dict(folders.most_common(SHOWN_FOLDERS)),
             failed=tree.failed,
-            seconds=None if self._embedder() is None else round(size_bytes / await self._bytes_per_s(), 1),
+            seconds=None if self._embedder() is None else round(size_bytes / await self._bytes_per_s(), 3),
         )
 
     async def add(
