@@ -21,8 +21,7 @@ demo: setup
 	$(BIN)/python -m tests.demo
 
 test: setup lint
-	$(BIN)/python -m pytest -m 'not soak and not conformance' -n 2 --dist loadfile --no-loadscope-reorder \
-		tests/test_packaging.py tests  # a file that takes long comes early, so that none is left to run alone
+	$(BIN)/python -m pytest -m 'not soak and not conformance' -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: setup
 	$(BIN)/python -m pytest -m soak

@@ -6,6 +6,7 @@ swap between check and open cannot lead out of the allowed folder.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import os
@@ -338,6 +339,8 @@ def glob_matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def _open_below(root: Path, path: str, flags: int) -> int:
     """An opener: from `root` down with no link followed at any step, and without waiting for a pipe's other end."""
+    if not _within(path, str(root)):  # the folder became a link since it was looked at
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     safe = os.O_NOFOLLOW | os.O_CLOEXEC
     *folders, name = (path[len(str(root)) + 1 :] or ".").split("/")
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | safe)

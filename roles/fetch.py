@@ -96,11 +96,12 @@ def _from_hub(model: str, staging: Path, target: Path, emit: OnProgress) -> str:
 
 def fetch_config(model: str) -> dict[str, Any]:
     """A repository's `config.json`; nothing else is fetched."""
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
 
     try:
         with _hub_errors(model):
-            HfApi().model_info(model)  # without a network this says so at once; a download tries for half a minute
+            # without a network this fails at its first attempt; a download makes six, for half a minute
+            HfApi().model_info(model, timeout=constants.HF_HUB_ETAG_TIMEOUT)
             file = Path(hf_hub_download(model, "config.json"))
     except DownloadFailed:
         if not (caches := _cached(model)):

@@ -31,7 +31,7 @@ LONG_ANSWER = "Write a long story about a lighthouse keeper, with many details."
 
 @pytest.fixture(scope="module")
 def house(starter_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A home whose host stays for the tests that leave it as they found it."""
+    """A home whose host stays for several tests: it takes long to start."""
     with home_at(tmp_path_factory.mktemp("house") / "home") as home:
         yield furnished(home, starter_models)
 
@@ -79,7 +79,9 @@ async def test_six_tools_answer_on_real_input_and_files_outside_allowed_folders_
         reasoned = data(await ask.call_tool("reason", {"question": "What is the capital of France?", "depth": "quick"}))
         coded = data(await ask.call_tool("code", {"task": "Write reverse_string(s).", "language": "python"}))
         summed = data(await ask.call_tool("summarize", {"paths": ["crane.txt"], "max_words": 40}))
-        found = data(await ask.call_tool("retrieve", {"query": "reference code of the north depot"}))
+        found = data(
+            await ask.call_tool("retrieve", {"query": "reference code of the north depot", "collection": "notes"})
+        )
         valid = data(await ask.call_tool("validate", {"output": "It lifts 44 tonnes.", "paths": ["crane.txt"]}))
         refused = await ask.call_tool("summarize", {"paths": [str(tmp_path / "elsewhere.md")]})
         secret = await ask.call_tool("summarize", {"paths": [".env"]})
@@ -191,7 +193,7 @@ async def _killed_during_generation(ask: Client, pid: int, calls: int = 1) -> tu
 
 
 def test_search_and_validate_print_the_shapes_that_others_score(running: Home, notes: Path, tmp_path: Path) -> None:
-    command("index", "add", str(notes), "--json")
+    command("index", "add", str(notes), "--collection", "scored", "--json")
     found = json.loads(command("search", "reference code of the north depot", "-k", "2", "--json"))
     batch = tmp_path / "claims.jsonl"
     batch.write_text(
@@ -242,7 +244,7 @@ def test_doctor_names_what_is_in_use_and_each_problem_with_what_to_do(staffed: H
     assert all(problem["do"] for problem in report["problems"])
 
 
-async def test_five_clients_share_one_copy_of_each_model_and_stop_leaves_no_process(running: Home, notes: Path) -> None:
+async def test_five_clients_share_one_copy_of_each_model_and_stop_leaves_no_process(staffed: Home, notes: Path) -> None:
     await cli("allow", str(notes))
     calls: list[tuple[str, dict[str, Any]]] = [
         ("reason", {"question": "What is the capital of France?", "depth": "quick"}),
@@ -262,7 +264,7 @@ async def test_five_clients_share_one_copy_of_each_model_and_stop_leaves_no_proc
             for each, (tool, arguments) in zip(clients, calls, strict=True):
                 group.start_soon(one, each, tool, arguments)
         resident = await cli("models", "ps")
-        host = lock_holder(running)
+        host = lock_holder(staffed)
         family = [host, *(child.pid for child in psutil.Process(host).children(recursive=True))]
 
     assert len(answers) == 5

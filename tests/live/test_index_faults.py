@@ -38,7 +38,7 @@ class Folder:
     """Documents that change, each with its own word, and all bytes that any of them ever had, by hash."""
 
     def __init__(self, root: Path, seed: int, files: int = FEW_FILES) -> None:
-        self.root, self._files, self._rng, self._made = root, files, random.Random(seed), 0
+        self.root, self.files, self._rng, self._made = root, files, random.Random(seed), 0
         self.versions: dict[str, bytes] = {}
         self.sha256: dict[str, str] = {}
         root.mkdir()
@@ -49,7 +49,7 @@ class Folder:
         """Edit a third of the files, delete some and make as many; returns the paths whose bytes are other now."""
         paths = sorted(self.sha256)
         self._rng.shuffle(paths)
-        edited, deleted = paths[: self._files // 3], paths[self._files // 3 : self._files // 3 + 8]
+        edited, deleted = paths[: self.files // 3], paths[self.files // 3 : self.files // 3 + 8]
         for path in deleted:
             Path(path).unlink()
             del self.sha256[path]
@@ -104,7 +104,7 @@ async def _killed(home: Home, folder: Folder, rng: random.Random, aim: str) -> l
     compaction)."""
     acknowledged: list[str] = []
     there = anyio.Event()
-    nth = rng.randrange(1, FEW_FILES // 3)
+    nth = rng.randrange(1, folder.files // 3)
     late_s = rng.uniform(0.0, 8.0 if aim == "start" else 0.3)
     async with ControlClient.open(home) as control:
         host = psutil.Process(lock_holder(home))

@@ -91,7 +91,8 @@ async def test_each_tool_is_followed_cancelled_within_a_second_and_refuses_nonse
     tell("cancelled, and no model in use after " + ", ".join(f"{tool} {s:.2f} s" for tool, s in stopped_s.items()))
 
 
-def test_no_text_of_a_document_is_in_a_log_a_receipt_or_an_error(staffed: Home, notes: Path) -> None:
+@pytest.mark.parametrize("victim", ["workers", pytest.param("host", marks=pytest.mark.soak)])
+def test_no_text_of_a_document_is_in_a_log_a_receipt_or_an_error(staffed: Home, notes: Path, victim: str) -> None:
     staffed.settings_file.write_text(TERSE)
     client = Stdio([ROLECALL, "serve"], notes, dict(os.environ))
     client.initialize()
@@ -122,8 +123,9 @@ def test_no_text_of_a_document_is_in_a_log_a_receipt_or_an_error(staffed: Home, 
     )
     while "token" not in str(client.receive(PATIENCE_S).get("params", {}).get("message")):
         pass
-    for child in psutil.Process(lock_holder(staffed)).children(recursive=True):
-        child.kill()
+    host = psutil.Process(lock_holder(staffed))
+    for process in host.children(recursive=True) if victim == "workers" else (host,):
+        process.kill()
     while "method" in (line := client.receive()):
         pass
     failures.append(str(line))

@@ -155,19 +155,31 @@ class _SwappedAfterTheCheck(AllowedFolders):
     def _checked(self, path: Path) -> tuple[Path, Path]:
         found = super()._checked(path)
         deep = found[1] / "deep"
-        if not deep.is_symlink():
+        if deep.is_dir() and not deep.is_symlink():
             deep.rename(found[1] / "moved")
-            deep.symlink_to(found[1].parent / "outside")
+            deep.symlink_to(found[1].parent / "elsewhere")
         return found
 
 
 def test_a_folder_swapped_for_a_link_between_check_and_open_does_not_lead_outside(tmp_path: Path, docs: Path) -> None:
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "c.md").write_text("outside")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "c.md").write_text("outside")
     access = _SwappedAfterTheCheck(Home(tmp_path / "home"), user_home=tmp_path)
     access.add(docs)
     with pytest.raises((FileUnreadable, PathMissing)):
         access.read(docs / "deep" / "c.md")
+
+
+def test_a_new_file_is_not_made_where_its_folder_became_a_link_to_another_allowed_one(
+    tmp_path: Path, docs: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()  # a name as long as docs/deep: cut by length alone, the path would fit
+    access = _SwappedAfterTheCheck(Home(tmp_path / "home"), user_home=tmp_path)
+    for folder in (docs, tmp_path / "elsewhere"):
+        access.add(folder)
+    with pytest.raises(PathMissing):
+        access.write_new("deep/new.md", "x", docs)
+    assert list(tmp_path.rglob("new.md")) == []
 
 
 def test_what_is_no_text_file_is_refused_without_waiting(access: AllowedFolders, docs: Path) -> None:
