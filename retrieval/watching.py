@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 import structlog
 
 from .sources import IGNORE_FILES, kind_of
+
+if TYPE_CHECKING:
+    from watchfiles._rust_notify import RustNotify
 
 QUIET_MS = 200  # a change is told once nothing followed it for so long
 AT_MOST_MS = 3_000  # however much follows it
@@ -57,6 +61,38 @@ async def changed(folders: Callable[[], Iterable[str]]) -> AsyncIterator[set[str
             polling = True
 
 
+class Notices:
+    """What the system tells of changes below a folder. For one thread at a time."""
+
+    def __init__(self, root: str) -> None:
+        self._root, self._refused = root, False
+        self._told: tuple[int, RustNotify] | None = None  # with the inode of the folder that it tells of
+
+    def any(self) -> bool:
+        """Whether something may have changed since this was last asked: at first, where the folder is another one, and
+        where the system does not tell, always. Waits 1 to 5 ms for what is on its way."""
+        from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
+
+        inode = _inodes([self._root]).get(self._root)
+        if inode is None or self._refused:
+            self._told = None
+            return True
+        try:
+            if self._told is None or self._told[0] != inode:
+                self._told = inode, RustNotify([self._root], False, False, 0, True, True)
+                return True
+            changes = self._told[1].watch(5, 1, 1, None)
+        except (OSError, WatchfilesRustInternalError) as error:
+            log.warning("changes_not_told", reason=str(error)[:200])
+            self._refused = True
+            return True
+        if isinstance(changes, str):
+            return changes != "timeout"
+        if any(path == self._root for _, path in changes):  # gone or replaced: it tells no more
+            self._told = None
+        return any(_matters(path, self._root) for _, path in changes)
+
+
 def _inodes(folders: Iterable[str]) -> dict[str, int]:
     found = {}
     for folder in folders:
@@ -73,6 +109,6 @@ def _matters(path: str, root: str) -> bool:
     if path != root and not path.startswith(f"{root}/"):
         return False
     *folders, name = path[len(root) :].split("/")
-    if any(folder.startswith(".") for folder in folders):
+    if any(folder.startswith(".") and folder != ".github" for folder in folders):
         return False
     return name in IGNORE_FILES or (not name.startswith(".") and (kind_of(name) is not None or "." not in name))
