@@ -68,7 +68,7 @@ class AllowedFolders:
     def __init__(self, home: Home, user_home: Path | None = None) -> None:
         self._file = home.allowed_file
         self._user_home = _real(user_home or Path.home())
-        self._own = _folded(_real(home.root))
+        self._own = folded(_real(home.root))
         self._lock = threading.Lock()
         self._cached: tuple[tuple[int, int, int], _Stored] = ((0, 0, 0), _Stored(folders=[]))
 
@@ -115,7 +115,7 @@ class AllowedFolders:
     def is_private(self, path: Path) -> bool:
         """Whether no client may have the text of the file at this path."""
         private = self._stored().private
-        return bool(private) and any(_within(_folded(_real(path)), _folded(folder)) for folder in private)
+        return bool(private) and any(_within(folded(_real(path)), folded(folder)) for folder in private)
 
     def _stored(self) -> _Stored:
         try:
@@ -296,7 +296,7 @@ class AllowedFolders:
         return None if not inside or self._is_own(real) else max(inside, key=lambda folder: len(str(folder)))
 
     def _is_own(self, real: Path) -> bool:
-        return _within(_folded(real), self._own)
+        return _within(folded(real), self._own)
 
     def _write(self, folders: set[Path], private: set[Path]) -> None:
         new = self._file.with_suffix(f".{os.getpid()}.new")
@@ -387,6 +387,6 @@ def _within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder}/")
 
 
-def _folded(path: Path) -> str:
+def folded(path: Path | str) -> str:
     """For comparison on disks that do not tell upper case from lower, nor accents from letters with accents."""
     return unicodedata.normalize("NFD", str(path)).casefold()

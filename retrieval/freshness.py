@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections import Counter
 from collections.abc import Set
@@ -16,14 +14,12 @@ from .contract import FailedFile, IndexState
 from .rows import Key
 from .sources import Sources, Tree
 from .store import Store
-from .watching import Notices
 
 CHEAP_FILES = 2_000
-"""So many are looked at for every answer (some 10 ms where none changed), as the next answer must tell of every change.
-Of more, the system tells what changed since they were looked at, within milliseconds."""
-REST = 10.0  # a dearer look is reused for ten times as long as it took, so that looks never take more than a tenth
-MAX_REST_S = 30.0  # and no longer than this, whatever the system tells
-IDLE_S = 60.0  # without a look for so long, the system is no longer asked to tell
+"""So many are looked at for every answer (some 10 ms where none changed). By number, not by a clock that a busy machine
+makes run late: the next answer must tell of every change."""
+REST = 40.0  # a dearer look is reused for so many times as long as it took: 1 s for 5,000 files that did not change
+MAX_REST_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,62 +51,40 @@ class Look:
         )
 
 
-class _Folder:
-    """A folder as it was last seen. Safe to use from several threads."""
-
-    def __init__(self, sources: Sources, root: str) -> None:
-        self._sources, self._root = sources, root
-        self._notices = Notices(root)
-        self._lock = threading.Lock()
-        self._tree: Tree | None = None
-        self._rests_until = self._holds_until = 0.0
-
-    def seen(self) -> Tree:
-        """The folder, looked at again where it may have changed. Blocking."""
-        with self._lock:
-            now, known = time.monotonic(), self._tree
-            if known and len(known.sources) + sum(known.skipped.values()) > CHEAP_FILES:
-                if now < self._rests_until or (now < self._holds_until and not self._notices.any()):
-                    return known
-                self._holds_until = 0.0  # should the look fail, what was told is lost
-            started = time.thread_time()
-            self._tree = self._sources.tree(self._root, known)
-            self._holds_until = now + MAX_REST_S
-            self._rests_until = now + min(MAX_REST_S, REST * (time.thread_time() - started))
-            return self._tree
-
-
 class Freshness:
-    """Looks at every file's size, times and inode. A very large folder's look may be seconds old where the system does
-    not tell of changes."""
+    """Looks at every file's size, times and inode. A very large folder's look may be seconds old."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._folders: dict[str, _Folder] = {}
+        self._trees: dict[str, tuple[float, Tree]] = {}
         self._looks: dict[Key, tuple[Tree, Store, int, Look]] = {}
-        self._idle: asyncio.TimerHandle | None = None
 
     def forget(self) -> None:
         """See each folder anew at the next look."""
-        self._folders.clear()
+        self._trees.clear()
         self._looks.clear()
-        if self._idle:
-            self._idle.cancel()
 
     async def look(self, store: Store, collection: str | None) -> Look:
-        if self._idle:
-            self._idle.cancel()
-        self._idle = asyncio.get_running_loop().call_later(IDLE_S, self.forget)
         keys = [key for key in store.roots if collection in (None, key[0])]
         return reduce(Look.__add__, [await self._look_at(store, key) for key in keys], Look())
 
     async def _look_at(self, store: Store, key: Key) -> Look:
-        folder = self._folders.setdefault(key[1], _Folder(self._sources, key[1]))
-        tree = await anyio.to_thread.run_sync(folder.seen, abandon_on_cancel=True)
+        until, tree = self._trees.get(key[1], (0.0, Tree((), {}, ())))
+        if time.monotonic() >= until:
+            tree, rest_s = await anyio.to_thread.run_sync(self._seen, key[1], tree, abandon_on_cancel=True)
+            self._trees[key[1]] = time.monotonic() + rest_s, tree
         seen = self._looks.get(key)
         if seen is None or seen[:3] != (tree, store, store.revision):
             seen = self._looks[key] = (tree, store, store.revision, _compared(tree, store, key))
         return seen[3]
+
+    def _seen(self, root: str, known: Tree) -> tuple[Tree, float]:
+        """The tree, and for how many seconds it will do."""
+        started = time.thread_time()
+        tree = self._sources.tree(root, known)
+        if len(tree.sources) + sum(tree.skipped.values()) <= CHEAP_FILES:
+            return tree, 0.0
+        return tree, min(MAX_REST_S, REST * (time.thread_time() - started))
 
 
 def age_s(store: Store, collection: str | None) -> float | None:

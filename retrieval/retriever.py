@@ -249,7 +249,6 @@ class LanceRetriever:
     async def aclose(self) -> None:
         """Wait for a running write, and let the index go."""
         async with self._writing:
-            self._freshness.forget()
             self._generations.close()
 
     async def _sync_all(self, keys: Sequence[Key], on_progress: OnIndexed | None) -> list[tuple[AddReport, bool]]:

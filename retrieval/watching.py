@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 import structlog
 
+from .access import folded
 from .sources import IGNORE_FILES, kind_of
-
-if TYPE_CHECKING:
-    from watchfiles._rust_notify import RustNotify
 
 QUIET_MS = 200  # a change is told once nothing followed it for so long
 AT_MOST_MS = 3_000  # however much follows it
 LOOK_S = 0.5  # how soon a cancellation, and folders that came, went or were replaced, are noticed
 POLL_MS = 2_000
+ODD_NAME = "Unable to decode path"  # Source: watchfiles' src/lib.rs, of a name that is not UTF-8
 
 log = structlog.get_logger(__name__)
 
@@ -44,53 +42,26 @@ async def changed(folders: Callable[[], Iterable[str]]) -> AsyncIterator[set[str
         try:
             changes = awatch(
                 *watched, watch_filter=None, debounce=AT_MOST_MS, step=QUIET_MS, rust_timeout=int(LOOK_S * 1_000),
-                yield_on_timeout=True, force_polling=polling, poll_delay_ms=POLL_MS, ignore_permission_denied=True,
+                yield_on_timeout=True, force_polling=polling, poll_delay_ms=POLL_MS,
+                ignore_permission_denied=bool(polling),  # it hides as well that the system's watches are used up
             )  # fmt: skip
             async with aclosing(changes):
                 async for some in changes:
-                    told = {root for root in watched if any(_matters(path, root) for _, path in some)} | new
+                    told = {root for root in watched if any(matters(path, root) for _, path in some)} | new
                     new = set()  # once more when the watch stands: what changed before is seen now
                     if told:
                         yield told
                     if await anyio.to_thread.run_sync(_inodes, [*folders()], abandon_on_cancel=True) != watched:
                         break
-        except (OSError, WatchfilesRustInternalError) as error:  # the system's limit of watches, or no such thing here
-            if polling:
-                raise
-            log.warning("watch_by_polling", reason=str(error)[:200])
-            polling = True
-
-
-class Notices:
-    """What the system tells of changes below a folder. For one thread at a time."""
-
-    def __init__(self, root: str) -> None:
-        self._root, self._refused = root, False
-        self._told: tuple[int, RustNotify] | None = None  # with the inode of the folder that it tells of
-
-    def any(self) -> bool:
-        """Whether something may have changed since this was last asked: at first, where the folder is another one, and
-        where the system does not tell, always. Waits 1 to 5 ms for what is on its way."""
-        from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
-
-        inode = _inodes([self._root]).get(self._root)
-        if inode is None or self._refused:
-            self._told = None
-            return True
-        try:
-            if self._told is None or self._told[0] != inode:
-                self._told = inode, RustNotify([self._root], False, False, 0, True, True)
-                return True
-            changes = self._told[1].watch(5, 1, 1, None)
-        except (OSError, WatchfilesRustInternalError) as error:
-            log.warning("changes_not_told", reason=str(error)[:200])
-            self._refused = True
-            return True
-        if isinstance(changes, str):
-            return changes != "timeout"
-        if any(path == self._root for _, path in changes):  # gone or replaced: it tells no more
-            self._told = None
-        return any(_matters(path, self._root) for _, path in changes)
+        except (OSError, WatchfilesRustInternalError, ExceptionGroup) as failed:
+            error = failed.exceptions[0] if isinstance(failed, ExceptionGroup) else failed
+            watched = {}  # what changed meanwhile was not told
+            if not (isinstance(error, FileNotFoundError) or ODD_NAME in str(error)):
+                # the system's limit of watches, or no such thing here
+                if polling:
+                    raise
+                log.warning("watch_by_polling", reason=str(error)[:200])
+                polling = True
 
 
 def _inodes(folders: Iterable[str]) -> dict[str, int]:
@@ -103,12 +74,15 @@ def _inodes(folders: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def _matters(path: str, root: str) -> bool:
+def matters(path: str, root: str) -> bool:
     """Whether a change there can change what is indexed of a folder. A name without a kind may be, or have been, a
-    folder's."""
-    if path != root and not path.startswith(f"{root}/"):
+    folder's. A disk may spell a path otherwise than the folder is known by."""
+    told, known = folded(path), folded(root)
+    if told != known and not told.startswith(f"{known}/"):
         return False
-    *folders, name = path[len(root) :].split("/")
-    if any(folder.startswith(".") and folder != ".github" for folder in folders):
+    *above, name = (part for part in told[len(known) :].split("/") if part != ".github")
+    if any(folder.startswith(".") for folder in above):
         return False
-    return name in IGNORE_FILES or (not name.startswith(".") and (kind_of(name) is not None or "." not in name))
+    if name.startswith("."):
+        return name in IGNORE_FILES
+    return kind_of(name) is not None or "." not in name or Path(path).is_dir()

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -72,22 +71,11 @@ def _listen(requests: BinaryIO, inbox: Inbox) -> None:
         os._exit(0)
 
 
-class _Unused(ModuleType):
-    """Has every name; none of them can be called."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.__spec__ = ModuleSpec(name, None)  # libraries look for it
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
 def _engine(kind: str, send: Send) -> TextEngine | EncoderEngine:
     if kind != "text":
         # sentence-transformers imports it for evaluations: two seconds and 40 MB that an encoder has no use for
-        for name in ("sklearn", "sklearn.metrics"):
-            sys.modules[name] = _Unused(name)
+        sys.modules["sklearn.metrics"] = unused = ModuleType("sklearn.metrics")
+        unused.__getattr__ = lambda _: None  # type: ignore[method-assign]
         from .encoder import EncoderEngine
 
         return EncoderEngine(send)

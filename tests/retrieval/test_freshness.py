@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import aclosing
 from pathlib import Path
 
@@ -9,15 +10,14 @@ import anyio
 import pytest
 
 from rolecall.config.home import Home
-from rolecall.retrieval import freshness
 from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import AddReport
 from rolecall.retrieval.errors import IndexEmpty
 from rolecall.retrieval.freshness import Freshness
 from rolecall.retrieval.rows import Root
-from rolecall.retrieval.sources import Sources, Tree
-from rolecall.retrieval.store import Database, Store
-from rolecall.retrieval.watching import changed
+from rolecall.retrieval.sources import Sources
+from rolecall.retrieval.store import Database
+from rolecall.retrieval.watching import changed, matters
 
 from .embedding import HashEmbedder, opened
 
@@ -57,100 +57,17 @@ async def test_every_answer_says_what_is_pending_skipped_and_failed_and_why(tmp_
         assert (await retriever.search("valve")).index.pending == 0
 
 
-class Looks:
-    """A folder's freshness beside an index that has nothing of it, and how often the disk was asked."""
-
-    def __init__(self, store: Store, folder: Path, access: AllowedFolders) -> None:
-        self._store, self._folder, self.taken = store, folder, 0
-        self.freshness = Freshness(self)  # type: ignore[arg-type]
-        self._sources = Sources(access, max_bytes=1_000)
-
-    def tree(self, root: str, known: Tree | None) -> Tree:
-        self.taken += 1
-        return self._sources.tree(root, known)
-
-    async def pending(self, collection: str | None = None) -> set[str]:
-        look = await self.freshness.look(self._store, collection)
-        return {str(Path(path).relative_to(self._folder)) for path in look.pending}
-
-    async def come_to(self, *names: str) -> None:
-        with anyio.fail_after(PATIENCE_S):
-            while await self.pending() != {*names}:
-                pass
-
-
-@pytest.fixture
-async def looks(tmp_path: Path, docs: Path) -> Looks:
+async def test_a_folder_is_compared_anew_only_when_it_or_the_index_changed(tmp_path: Path, docs: Path) -> None:
     store = await Database(tmp_path / "index").create("hash-1", 8)
     await store.save_roots({("docs", str(docs)): Root()})
     access = AllowedFolders(Home(tmp_path / "home").create())
     access.add(docs)
-    return Looks(store, docs, access)
-
-
-async def test_a_small_folder_is_looked_at_for_every_answer(docs: Path, looks: Looks) -> None:
-    assert await looks.pending() == {"pump.md", "tea.txt"}
+    freshness = Freshness(Sources(access, max_bytes=1_000))
+    first = await freshness.look(store, None)
+    assert first.pending == {str(docs / "pump.md"), str(docs / "tea.txt")}
     (docs / "tea.txt").unlink()
-    assert await looks.pending("docs") == {"pump.md"}
-    assert await looks.pending("other") == set()
-    assert looks.taken == 2
-
-
-async def test_a_large_folder_is_looked_at_again_only_when_the_system_tells_of_a_change(
-    tmp_path: Path, docs: Path, looks: Looks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(freshness, "CHEAP_FILES", 0)
-    monkeypatch.setattr(freshness, "REST", 0.0)
-    monkeypatch.setattr(freshness, "MAX_REST_S", 3_600.0)
-    for _ in range(20):
-        assert await looks.pending() == {"pump.md", "tea.txt"}
-    assert looks.taken == 2, "at first, and once more when the system tells"
-    (docs / "pump.md").write_text("It is red.\n")
-    (docs / "new").mkdir()
-    (docs / "new" / "a.md").write_text("new\n")
-    await looks.come_to("pump.md", "tea.txt", "new/a.md")
-    (docs / "new" / "b.md").write_text("newer\n")
-    await looks.come_to("pump.md", "tea.txt", "new/a.md", "new/b.md")
-    docs.rename(tmp_path / "away")
-    await looks.come_to()
-    (tmp_path / "away").rename(docs)
-    (docs / "tea.txt").unlink()
-    await looks.come_to("pump.md", "new/a.md", "new/b.md")
-    (docs / "pump.md").unlink()
-    await looks.come_to("new/a.md", "new/b.md")
-
-
-async def test_what_the_system_does_not_tell_is_looked_at_after_a_rest(
-    docs: Path, looks: Looks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError("no more watches")
-
-    monkeypatch.setattr("watchfiles._rust_notify.RustNotify", refuse)
-    monkeypatch.setattr(freshness, "CHEAP_FILES", 0)
-    monkeypatch.setattr(freshness, "REST", 0.0)
-    await looks.pending()
-    (docs / "tea.txt").unlink()
-    assert await looks.pending() == {"pump.md"}
-    monkeypatch.setattr(freshness, "REST", 1e9)
-    (docs / "new.md").write_text("new\n")
-    assert await looks.pending() == {"pump.md", "new.md"}, "the last rest was none"
-    (docs / "pump.md").unlink()
-    assert await looks.pending() == {"pump.md", "new.md"}, "until the rest is over"
-    looks.freshness.forget()
-    assert await looks.pending() == {"new.md"}
-
-
-async def test_the_system_tells_only_while_somebody_asks(
-    docs: Path, looks: Looks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(freshness, "REST", 1e9)
-    monkeypatch.setattr(freshness, "MAX_REST_S", 3_600.0)
-    monkeypatch.setattr(freshness, "CHEAP_FILES", 0)
-    monkeypatch.setattr(freshness, "IDLE_S", 0.0)
-    await looks.pending()
-    (docs / "tea.txt").unlink()
-    await looks.come_to("pump.md")
+    assert (await freshness.look(store, "docs")).pending == {str(docs / "pump.md")}
+    assert (await freshness.look(store, "other")).pending == set()
 
 
 async def test_a_watched_folder_is_followed_through_changes_and_even_if_it_vanishes_and_comes_back(
@@ -203,8 +120,31 @@ async def test_a_watch_tells_the_folders_that_changed_and_those_that_came_and_we
             assert str(there) in await anext(changes)
             (here / "a.md").touch()
             assert await anext(changes) == {str(here)}
+            (there / "v1.2").mkdir()
+            assert await anext(changes) == {str(there)}
+            (there / "v1.2").rename(here / "v1.3")
+            assert await anext(changes) == {str(here)}
+            (here / os.fsdecode(b"\xff.md")).touch()
+            assert await anext(changes) == {str(here), str(there)}, "what else changed is not known"
+            assert await anext(changes) == {str(here), str(there)}
             there.rmdir()
             assert str(there) in await anext(changes)
             folders.clear()
             with pytest.raises(StopAsyncIteration):
                 await anext(changes)
+
+
+@pytest.mark.parametrize(
+    ("below", "told"),
+    [("a.md", True), ("v1", True), (".github/workflows/ci.yml", True), (".github", True), (".gitignore", True),
+     ("", True), (".git/index", False), (".a.md", False), ("a.jpg", False), ("../other/a.md", False)],
+)  # fmt: skip
+def test_a_change_matters_where_it_can_change_the_index_however_the_disk_spells_it(below: str, told: bool) -> None:
+    for path in (
+        "/home/me/Gru\N{COMBINING DIAERESIS}ne Notes",
+        "/home/me/gr\N{LATIN SMALL LETTER U WITH DIAERESIS}ne notes",
+    ):
+        assert (
+            matters(os.path.normpath(f"{path}/{below}"), "/home/me/Gr\N{LATIN SMALL LETTER U WITH DIAERESIS}ne Notes")
+            == told
+        )
