@@ -88,11 +88,8 @@ class RoutingSettings(Strict):
 
 
 def check_rules(routing: RoutingSettings, roles: Collection[str], source: str) -> None:
-    """Every rule can do something in a profile with these roles, and no two contradict each other.
-
-    Raises:
-        ConfigError: naming the rule or rules, and the file `source`.
-    """
+    """Every rule can do something in a profile with these roles, and no two contradict each other. Raises ConfigError:
+    naming the rule or rules, and the file `source`."""
     for rule in routing.rules:
         place = f"the routing rule {rule.name!r} of {source}"
         for flag in (*rule.when.flags, *rule.when.without):

@@ -154,11 +154,7 @@ def profile_names() -> tuple[str, ...]:
 
 
 def load_profile(name: str) -> Profile:
-    """A packaged profile by name.
-
-    Raises:
-        ConfigError: no such profile.
-    """
+    """A packaged profile by name. Raises ConfigError: no such profile."""
     if name not in profile_names():
         raise ConfigError.unknown("profile", (str(name),), profile_names())
     return Profile.model_validate({"name": name, **packaged(f"profiles/{name}.yaml")})
@@ -173,11 +169,8 @@ def choose_profile(memory_bytes: int, platform: str = sys.platform) -> str:
 
 
 def load_settings(home: Home, config_path: Path | None = None, profile: str | None = None) -> Settings:
-    """Settings for a home; `profile` overrides the files' choice.
-
-    Raises:
-        ConfigError: a file that is not YAML, an unknown key, a value of the wrong type, an unknown profile.
-    """
+    """Settings for a home; `profile` overrides the files' choice. Raises ConfigError: a file that is not YAML, an
+    unknown key, a value of the wrong type, an unknown profile."""
     paths = [Path(str(files("rolecall.config").joinpath("defaults.yaml")))]
     if home.settings_file.exists():
         paths.append(home.settings_file)
@@ -205,11 +198,8 @@ class _Policy(Strict):
 
 
 def load_routing(path: Path, profile: Profile) -> RoutingSettings:
-    """A file's `routing:` section, or a file that is one, checked as at start.
-
-    Raises:
-        ConfigError: as `load_settings`.
-    """
+    """A file's `routing:` section, or a file that is one, checked as at start. Raises ConfigError: as
+    `load_settings`."""
     data = _read_yaml(path)
     held = {"routing": data.get("routing", data) or {}}
     routing = _validated(_Policy, held, {path: held}).routing

@@ -58,12 +58,8 @@ class AllowedFolders:
     """The user's list of readable folders, kept in `Home.allowed_file`. Safe to use from several threads.
 
     What is in a private one is read by local models only: no client is sent its text. That is kept here, so that it
-    outlives the index.
-
-    Raises:
-        RetrievalError: its subclass says why a path is refused, MacosPrivacy among them.
-        ConfigError: the list's file is not what Rolecall wrote.
-    """
+    outlives the index. Raises RetrievalError: its subclass says why a path is refused, MacosPrivacy among them;
+    ConfigError: the list's file is not what Rolecall wrote."""
 
     def __init__(self, home: Home, user_home: Path | None = None) -> None:
         self._file = home.allowed_file

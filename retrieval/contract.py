@@ -159,12 +159,5 @@ Verdict = Literal["same", "changed", "gone", "refused"]
 """Of a citation looked up again: other bytes are there now, no file is, or it is no longer allowed."""
 
 
-class Checked(Strict):
-    path: str
-    start_byte: int
-    end_byte: int
-    found: Verdict
-
-
 Retriever: TypeAlias = "LanceRetriever"
 """The retrieval agent, named without its imports. One writer: only the host holds one."""

@@ -1,15 +1,4 @@
-"""Errors of folders, files and the index.
-
-RetrievalError
-├── PathMissing        path_missing       no such file, or a glob that matches nothing
-├── PathNotAllowed     path_not_allowed   outside every allowed folder, or a secret (keys, .env, .ssh)
-├── PathAmbiguous      path_ambiguous     a relative path where the client runs in `/` or the home folder
-├── FileUnreadable     file_unreadable    not text, too large, or no permission; or one of the codes of `unfit`
-├── MacosPrivacy       macos_privacy      macOS denies this program the folder
-├── IndexLarge         index_large        so many files are indexed only where the user said so
-├── IndexCorrupt       index_corrupt      the store cannot be read, or was made by a newer version
-└── IndexEmpty         index_empty        nothing is indexed (or no such collection)
-"""
+"""Errors of folders, files and the index: under each code, what it means."""
 
 from __future__ import annotations
 
@@ -29,13 +18,13 @@ class RetrievalError(RolecallError):
 
 
 class PathMissing(RetrievalError):
-    code = "path_missing"
+    code = "path_missing"  # no such file, or a glob that matches nothing
 
 
 class PathNotAllowed(RetrievalError):
     """`folder` is what would have to be allowed, where that is all it takes."""
 
-    code = "path_not_allowed"
+    code = "path_not_allowed"  # outside every allowed folder, or a secret (keys, .env, .ssh)
 
     def __init__(self, message: str, *, folder: Path | None = None, **shown: str) -> None:
         super().__init__(message, **shown)
@@ -43,13 +32,13 @@ class PathNotAllowed(RetrievalError):
 
 
 class PathAmbiguous(RetrievalError):
-    code = "path_ambiguous"
+    code = "path_ambiguous"  # a relative path where the client runs in `/` or the home folder
 
 
 class FileUnreadable(RetrievalError):
     """It is the file's fault: the next one can be read."""
 
-    code = "file_unreadable"
+    code = "file_unreadable"  # not text, too large, or no permission; or one of the codes of `unfit`
 
     def __init__(self, message: str, code: str = "file_unreadable", **shown: str) -> None:
         super().__init__(message, **shown)
@@ -78,19 +67,19 @@ def unfit(code: str, found: str, allowed: str = "") -> FileUnreadable:
 
 
 class MacosPrivacy(RetrievalError):
-    code = "macos_privacy"
+    code = "macos_privacy"  # macOS denies this program the folder
 
 
 class IndexLarge(RetrievalError):
-    code = "index_large"
+    code = "index_large"  # so many files are indexed only where the user said so
 
 
 class IndexCorrupt(RetrievalError):
-    code = "index_corrupt"
+    code = "index_corrupt"  # the store cannot be read, or was made by a newer version
 
 
 class IndexEmpty(RetrievalError):
-    code = "index_empty"
+    code = "index_empty"  # nothing is indexed (or no such collection)
 
 
 def os_error(path: Path, error: OSError, user_home: Path, platform: str = sys.platform) -> RetrievalError:

@@ -66,10 +66,7 @@ class Indexer:
 
     async def sync(self, store: Store, key: Key, tree: Tree, suspect: Set[str], on_progress: OnIndexed) -> None:
         """Make the store hold a folder's files and no others. What `on_progress` heard of is safe, even if cancelled.
-
-        Raises:
-            IndexCorrupt, RetrievalError (disk full), and what `embed` raises.
-        """
+        Raises IndexCorrupt, RetrievalError (disk full), and what `embed` raises."""
         known = store.files_in(*key)
 
         def is_current(source: Source) -> bool:

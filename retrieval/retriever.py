@@ -17,7 +17,6 @@ from rolecall.config.settings import RetrievalSettings
 from .access import AllowedFolders
 from .contract import (
     AddReport,
-    Checked,
     CollectionInfo,
     CollectionStatus,
     Embed,
@@ -29,6 +28,7 @@ from .contract import (
     Passage,
     Preview,
     Rerank,
+    Verdict,
 )
 from .errors import IndexCorrupt, IndexEmpty, IndexLarge
 from .freshness import Freshness, Look, age_s
@@ -83,11 +83,8 @@ class LanceRetriever:
         self._suspect: set[str] = set()  # files whose stored hash or chunks were found not to be theirs
 
     async def preview(self, folder: Path) -> Preview:
-        """What `add` would do; nothing is changed. The embedder, where it is on disk, is timed with a sample.
-
-        Raises:
-            PathMissing, PathNotAllowed.
-        """
+        """What `add` would do; nothing is changed. The embedder, where it is on disk, is timed with a sample. Raises
+        PathMissing, PathNotAllowed."""
         folder = await anyio.to_thread.run_sync(self._access.allowable, folder)
         tree = await self._scanned(str(folder))
         size_bytes = sum(source.size_bytes for source in tree.sources)
@@ -168,11 +165,8 @@ class LanceRetriever:
         self, query: str, collection: str | None = None, max_results: int = 8, filters: Filters | None = None,
         leg: Leg = "fused",
     ) -> Found:  # fmt: skip
-        """The best passages, each verified against the disk now; a changed file is never quoted.
-
-        Raises:
-            IndexEmpty: nothing is indexed, or no such collection. RetrievalError: a filter that cannot be read.
-        """
+        """The best passages, each verified against the disk now; a changed file is never quoted. Raises IndexEmpty:
+        nothing is indexed, or no such collection. RetrievalError: a filter that cannot be read."""
         store = await self._store_for_reading(collection)
         query = " ".join(query[:MAX_QUERY_CHARS].encode("utf-8", "replace").decode().split())
         docs = await anyio.to_thread.run_sync(chosen, dict(store.files), filters) if filters else None
@@ -195,7 +189,7 @@ class LanceRetriever:
         index = looks[0].state(age_s(store, collection), outcome.stale | outcome.damaged)
         return Found(passages=tuple(outcome.passages), index=index, answerable=outcome.answerable)
 
-    async def check(self, passages: Sequence[Passage]) -> tuple[Checked, ...]:
+    async def check(self, passages: Sequence[Passage]) -> tuple[Verdict, ...]:
         """Whether the bytes that citations name are still what they were."""
         store, texts = await self._generations.serving(), list[bytes]()
         if store and (hashes := {passage.extracted_sha256 for passage in passages} - {""}):

@@ -18,7 +18,7 @@ from rolecall.config.errors import RolecallError
 
 from .access import glob_matches
 from .chunks import tokenizer_at
-from .contract import Checked, Embed, Filters, Leg, Passage, Rerank, Verdict
+from .contract import Embed, Filters, Leg, Passage, Rerank, Verdict
 from .errors import PathMissing, RetrievalError
 from .ranking import Likeness, Ranked, answerable, dense_weight, fuse, set_cosines
 from .rows import SPAN_COLUMNS, FileState, Hit, Vectors
@@ -186,7 +186,7 @@ def _passage(store: Store, file: FileState, hit: Hit, score: float) -> Passage:
     )  # fmt: skip
 
 
-def checked(sources: Sources, passages: Sequence[Passage], extracted: Iterable[bytes]) -> tuple[Checked, ...]:
+def checked(sources: Sources, passages: Sequence[Passage], extracted: Iterable[bytes]) -> tuple[Verdict, ...]:
     """Citations looked up again, a verdict for each passage; `extracted` are stored texts of converted files. A passage
     without its text (of a private collection) is the same as long as its whole file is. Blocking."""
     texts = {hashlib.sha256(text).hexdigest(): text for text in extracted}
@@ -209,10 +209,7 @@ def checked(sources: Sources, passages: Sequence[Passage], extracted: Iterable[b
         quoted = data[passage.start_byte : passage.end_byte] == passage.text.encode() if passage.text else whole
         return "same" if quoted else "changed"
 
-    return tuple(
-        Checked(path=each.path, start_byte=each.start_byte, end_byte=each.end_byte, found=verdict(each))
-        for each in passages
-    )
+    return tuple(map(verdict, passages))
 
 
 def chosen(files: Mapping[str, FileState], filters: Filters) -> list[str]:

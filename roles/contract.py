@@ -224,13 +224,9 @@ class RoleModels(Protocol):
     async def generate(
         self, role: Role, request: GenerationRequest, on_event: OnEvent | None = None
     ) -> GenerationResult:
-        """Answer with the role's model, loading it first where needed. Cancelling the awaiting task stops it.
-
-        Raises:
-            ModelMissing: neither the role's model nor a stand-in is on disk.
-            PromptTooLong: prompt and `max_tokens` exceed the role's context (figures included).
-            WorkerDied, WorkerTimeout, DoesNotFit, QueueFull, SchemaRefused.
-        """
+        """Answer with the role's model, loading it first where needed. Cancelling the awaiting task stops it. Raises
+        ModelMissing: neither the role's model nor a stand-in is on disk; PromptTooLong: prompt and `max_tokens` exceed
+        the role's context (figures included); WorkerDied, WorkerTimeout, DoesNotFit, QueueFull, SchemaRefused."""
 
     async def embed(self, texts: Sequence[str], *, alone: bool = False, query: bool = False) -> Vectors:
         """Unit-length vectors, shape (len(texts), dimensions), float32. What exceeds the profile's `max_tokens` of a

@@ -119,12 +119,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 def verify(folder: Path, full: bool) -> Manifest:
     """Check a folder against its manifest. Milliseconds, unless `full` or a file's size, mtime or inode changed.
 
-    What was hashed anew and found true is written back, so that the next check is quick again.
-
-    Raises:
-        ModelCorrupt: no manifest, or a file is missing, added or has another hash.
-        ModelRefused: pickled weights or code of its own.
-    """
+    What was hashed anew and found true is written back, so that the next check is quick again. Raises ModelCorrupt: no
+    manifest, or a file is missing, added or has another hash; ModelRefused: pickled weights or code of its own."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise corrupt(_model(folder), f"no {MANIFEST} in {folder}")

@@ -75,11 +75,8 @@ class Endpoint:
         )
 
     async def capabilities(self) -> Capabilities:
-        """What the server can do: tried at the first call, and again after it failed.
-
-        Raises:
-            EndpointUnavailable: not there, no such model, a key it does not take, or the `openai` package is missing.
-        """
+        """What the server can do: tried at the first call, and again after it failed. Raises EndpointUnavailable: not
+        there, no such model, a key it does not take, or the `openai` package is missing."""
         async with self._probing:
             if self._known:
                 return self._known
@@ -131,13 +128,9 @@ class Endpoint:
         return result
 
     async def score(self, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:
-        """Natural log-probability of each label as the first token of the answer.
-
-        Raises:
-            EndpointUnavailable, QueueFull, WorkerTimeout.
-            SchemaRefused: no log-probabilities, or a label that is not among the most probable tokens: of no other is
-                the probability known, and of none with several tokens.
-        """
+        """Natural log-probability of each label as the first token of the answer. Raises EndpointUnavailable,
+        QueueFull, WorkerTimeout; SchemaRefused: no log-probabilities, or a label that is not among the most probable
+        tokens: of no other is the probability known, and of none with several tokens."""
         async with self._slot(None):
             can = await self.capabilities()
             if not can.logprobs:

@@ -19,12 +19,9 @@ _REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{(?!\d\}))")
 def keep_to(request: GenerationRequest, text: str, finish: str, tokens: int) -> None:
     """Raise unless `text` is what the request's constraint asks for; blocking.
 
-    A regex that cannot be applied here is the word of the engine that enforced it, for whole answers.
-
-    Raises:
-        SchemaRefused: the answer was cut off, or does not keep to the constraint.
-        WorkerTimeout: it was cut off by the time limit.
-    """
+    A regex that cannot be applied here is the word of the engine that enforced it, for whole answers. Raises
+    SchemaRefused: the answer was cut off, or does not keep to the constraint; WorkerTimeout: it was cut off by the time
+    limit."""
     problem = ""
     if request.json_schema is not None:
         try:

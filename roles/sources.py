@@ -86,9 +86,7 @@ async def pull(name: str, home: Home, settings: Settings, on_progress: OnProgres
 
     Resumable: what was fetched is kept. Runs in a process of its own, so that cancelling the awaiting task ends it
     within a second. A folder's model id is `local/<its name>`. Environment: HF_TOKEN, HF_ENDPOINT and the proxies.
-
-    Raises: ModelUnknown, DownloadFailed, ModelCorrupt, ModelRefused.
-    """
+    Raises ModelUnknown, DownloadFailed, ModelCorrupt, ModelRefused."""
     job = {"models": str(home.models)}
     if file := _config_file(name):
         local = re.sub(r"[^\w.-]+", "-", file.parent.name, flags=re.ASCII).strip("-.")
@@ -106,10 +104,8 @@ async def to_plan(names: Sequence[str], home: Home, settings: Settings) -> tuple
     """The profile cut down to what `names` mean, and the `config.json` of those of which only that is there.
 
     A name as for `resolve`, a folder, or the path of a `config.json`. Of a repository neither on disk nor in the table
-    that file alone is fetched. A model without a role here is planned as the worker of a call to it would be.
-
-    Raises: ModelUnknown, ModelRefused, ModelCorrupt, DownloadFailed.
-    """
+    that file alone is fetched. A model without a role here is planned as the worker of a call to it would be. Raises
+    ModelUnknown, ModelRefused, ModelCorrupt, DownloadFailed."""
     staff, roles, configs = Staff(home, settings.profile), dict[str, RoleSpec](), dict[str, Any]()
     held = settings.profile.roles
     for name in names:

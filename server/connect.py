@@ -56,12 +56,9 @@ def hello(kind: str, config: Path | None, version: str = VERSION) -> dict[str, A
 def connect(
     home: Home, greeting: dict[str, Any], *, start: bool = True, command: Sequence[str] = HOST_COMMAND
 ) -> Connection:
-    """Connect to the host and exchange hellos, starting a host where there is none and `start` is true.
-
-    Raises:
-        HostUnavailable: no host, or it cannot be started, reached (`SocketDenied` in a sandbox) or trusted.
-        RemoteError: the host cannot start, or refuses this client; the error is its own.
-    """
+    """Connect to the host and exchange hellos, starting a host where there is none and `start` is true. Raises
+    HostUnavailable: no host, or it cannot be started, reached (`SocketDenied` in a sandbox) or trusted; RemoteError:
+    the host cannot start, or refuses this client; the error is its own."""
     deadline = time.monotonic() + _HELLO_TIMEOUT_S
     started = 0
     while time.monotonic() < deadline:
@@ -93,11 +90,8 @@ def connect(
 
 def connect_alone(home: Home, greeting: dict[str, Any], *, command: Sequence[str] = HOST_COMMAND) -> Connection:
     """Start a host for this connection only, and exchange hellos: it has no other socket, and leaves with its client.
-
-    Raises:
-        HostUnavailable: it cannot be started, or another host holds the home.
-        RemoteError: it cannot serve; the error is its own.
-    """
+    Raises HostUnavailable: it cannot be started, or another host holds the home; RemoteError: it cannot serve; the
+    error is its own."""
     sock, word = _launch(home, greeting["config"], command, "--alone")
     if "held" in word:
         sock.close()
@@ -227,11 +221,8 @@ def _launch(home: Home, config: str | None, command: Sequence[str], *options: st
 
 
 def _word(sock: socket.socket) -> dict[str, Any]:
-    """The next line from a host, empty where none comes.
-
-    Raises:
-        RemoteError: the line holds the host's error; the socket is closed.
-    """
+    """The next line from a host, empty where none comes. Raises RemoteError: the line holds the host's error; the
+    socket is closed."""
     try:
         with sock.makefile("rb", buffering=0) as reader:  # unbuffered: what follows the line is not ours to take
             word = json.loads(reader.readline())

@@ -1,22 +1,4 @@
-"""Errors of requests, tools, host and shim.
-
-ServerError
-├── BadRequest         bad_request        an argument, a line of a batch or a control request is wrong
-│   └── ResourceUnknown  resource_unknown   no such resource, or not this session's
-├── ClientUnusable     client_unusable    a client's configuration cannot be read or edited
-├── HostUnavailable    host_unavailable   no host can be reached or started
-├── HostDied           host_died          the host ended while a request was open
-├── HostMismatch       host_mismatch      the running host has other settings or a newer version
-├── PolicyDenied       policy_denied      one of the user's routing rules refuses the request
-├── DeadlineExceeded   deadline_exceeded  the call's own `budget_s` ran out
-├── Cancelled          cancelled          the client, or the host's end, stopped the call
-├── JobUnknown         job_unknown        no job or kept result has this id (any more)
-├── JobLost            job_lost           the host ended before the job did
-├── Unauthorized       unauthorized       an HTTP request bears no token, or a wrong one
-├── StoreNewer         store_newer        a newer Rolecall wrote this file
-├── TooManyRequests    too_many_requests  a client has too many requests open
-└── StoreUnusable      store_unusable     receipts cannot be read or written
-"""
+"""Errors of requests, tools, host and shim: under each code, what it means."""
 
 from __future__ import annotations
 
@@ -28,63 +10,63 @@ class ServerError(RolecallError):
 
 
 class BadRequest(ServerError):
-    code = "bad_request"
+    code = "bad_request"  # an argument, a line of a batch or a control request is wrong
 
 
 class ResourceUnknown(BadRequest):
-    code = "resource_unknown"
+    code = "resource_unknown"  # no such resource, or not this session's
 
 
 class ClientUnusable(ServerError):
-    code = "client_unusable"
+    code = "client_unusable"  # a client's configuration cannot be read or edited
 
 
 class HostUnavailable(ServerError):
-    code = "host_unavailable"
+    code = "host_unavailable"  # no host can be reached or started
 
 
 class HostDied(ServerError):
-    code = "host_died"
+    code = "host_died"  # the host ended while a request was open
 
 
 class HostMismatch(ServerError):
-    code = "host_mismatch"
+    code = "host_mismatch"  # the running host has other settings or a newer version
 
 
 class PolicyDenied(ServerError):
-    code = "policy_denied"
+    code = "policy_denied"  # one of the user's routing rules refuses the request
 
 
 class DeadlineExceeded(ServerError):
-    code = "deadline_exceeded"
+    code = "deadline_exceeded"  # the call's own `budget_s` ran out
 
 
 class Cancelled(ServerError):
-    code = "cancelled"
+    code = "cancelled"  # the client, or the host's end, stopped the call
 
 
 class JobUnknown(ServerError):
-    code = "job_unknown"
+    code = "job_unknown"  # no job or kept result has this id (any more)
 
 
 class JobLost(ServerError):
-    code = "job_lost"
+    code = "job_lost"  # the host ended before the job did
 
 
 class TooManyRequests(ServerError):
-    code = "too_many_requests"
+    code = "too_many_requests"  # a client has too many requests open
 
 
 class Unauthorized(ServerError):
-    code = "unauthorized"
+    code = "unauthorized"  # an HTTP request bears no token, or a wrong one
 
 
 class StoreNewer(ServerError):
-    code = "store_newer"
+    code = "store_newer"  # a newer Rolecall wrote this file
 
 
 class StoreUnusable(ServerError):
-    code = "store_unusable"
+    code = "store_unusable"  # receipts cannot be read or written
 
 
 def told(what: str, error: Exception) -> RolecallError:

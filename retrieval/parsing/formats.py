@@ -45,10 +45,7 @@ class Part:
 
 
 def prepare(language: str) -> None:
-    """Import what a format needs.
-
-    Raises: FileUnreadable (needs_documents_extra).
-    """
+    """Import what a format needs. Raises FileUnreadable (needs_documents_extra)."""
     for module in _MODULES.get(language, ()):
         try:
             import_module(module)
@@ -57,10 +54,8 @@ def prepare(language: str) -> None:
 
 
 def extract(data: bytes, kind: str, language: str) -> tuple[list[Part], bool]:
-    """The text of a file, and whether it was converted: it is then not the file's own bytes.
-
-    Raises: FileUnreadable, and whatever a parser may raise.
-    """
+    """The text of a file, and whether it was converted: it is then not the file's own bytes. Raises FileUnreadable, and
+    whatever a parser may raise."""
     if language not in _FORMATS:
         return _plain(data, kind, language)
     parts, size = list[Part](), 0

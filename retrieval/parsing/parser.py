@@ -66,11 +66,8 @@ class Parser:
                 await child.end()
 
     async def parse(self, data: bytes, source: Source, title: str) -> Parsed:
-        """Text and chunks of a file's bytes; `title` starts each chunk's header.
-
-        Raises:
-            FileUnreadable: its `code` says why this file cannot be indexed; the next one can be.
-        """
+        """Text and chunks of a file's bytes; `title` starts each chunk's header. Raises FileUnreadable: its `code` says
+        why this file cannot be indexed; the next one can be."""
         if not data:
             return Parsed("", False, ())
         used = self._child is not None

@@ -100,10 +100,8 @@ class Worker:
     async def load(self, spec: WorkerSpec, on_loading: Callable[[int, int], None] | None = None) -> Loaded:
         """Bring the model into memory; `on_loading` is told (done bytes, total bytes). Once per worker.
 
-        After an error the worker holds nothing. Cancelling leaves it loading: stop it.
-
-        Raises: ModelCorrupt, ModelRefused, WorkerDied.
-        """
+        After an error the worker holds nothing. Cancelling leaves it loading: stop it. Raises ModelCorrupt,
+        ModelRefused, WorkerDied."""
         self.spec = spec
         loaded = await self._call(
             Loaded, spec, on_loading and (lambda event: on_loading(event.done_bytes, event.total_bytes))
@@ -120,10 +118,8 @@ class Worker:
     ) -> EngineResult:
         """One generation; several run at once, batched, up to the spec's concurrency, the rest in order.
 
-        Cancelling the awaiting task stops the work within a prefill chunk or a token, and then returns.
-
-        Raises: PromptTooLong, SchemaRefused, WorkerTimeout (no token within `request.timeout_s`), WorkerDied.
-        """
+        Cancelling the awaiting task stops the work within a prefill chunk or a token, and then returns. Raises
+        PromptTooLong, SchemaRefused, WorkerTimeout (no token within `request.timeout_s`), WorkerDied."""
         return await self._call(EngineResult, wire.Generate(request, thinks, thinking_budget), on_event)
 
     async def score(self, messages: Sequence[Message], labels: Sequence[str]) -> tuple[float, ...]:

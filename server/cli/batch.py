@@ -14,18 +14,17 @@ from typing import IO, Any, Literal
 import anyio
 import typer
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
 from rolecall.config.models import load_yaml
 from rolecall.config.profile import Strict
+from rolecall.retrieval.tasks import together
 
 from ..errors import BadRequest, HostDied
-from ..orchestration.contract import ReasonCall, SummarizeCall, ValidateCall
 from .output import EXIT_ATTENTION, Bar, Shell, Tell, note
 
-_ARGUMENTS: dict[str, type[BaseModel]] = {"summarize": SummarizeCall, "reason": ReasonCall, "validate": ValidateCall}
 _OURS = {"paths", "save_to", "each"}
 """No arguments of a job's: every file is a call of its own, and its result a line."""
 _UNLIKE = {"receipt_id", "job_id"}
@@ -118,11 +117,8 @@ class Lines:
 
 @contextmanager
 def open_lines(path: Path, job: str) -> Iterator[Lines]:
-    """The output, which is made where it is missing.
-
-    Raises:
-        BadRequest: another batch writes it, or it holds anything but lines of this job.
-    """
+    """The output, which is made where it is missing. Raises BadRequest: another batch writes it, or it holds anything
+    but lines of this job."""
     with path.open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,26 +130,19 @@ def open_lines(path: Path, job: str) -> Iterator[Lines]:
 
 async def run_batch(files: Sequence[str], lines: Lines, work: Work, concurrency: int, tell: Tell) -> None:
     """Add the line of every file, `concurrency` at a time."""
-    left, already, stopped = iter(files), len(lines.kept), list[RolecallError]()
+    left, already = iter(files), len(lines.kept)
 
     async def runner() -> None:
         for file in left:
             done = len(lines.kept)
             tell({"done": done, "total": already + len(files), "words": f"{done}: {Path(file).name}"})
             sha256 = _sha256(file)  # of before the call: a change during it is found by the next run
-            try:
-                result = await work(file)
-            except RolecallError as error:  # raised below, where the task group does not wrap it
-                stopped.append(error)
-                tasks.cancel_scope.cancel()
-            else:
-                lines.add(file, sha256, {key: value for key, value in result.items() if key not in _UNLIKE})
+            result = await work(file)
+            lines.add(file, sha256, {key: value for key, value in result.items() if key not in _UNLIKE})
 
-    async with anyio.create_task_group() as tasks:
+    async with together() as tasks:
         for _ in range(concurrency):
             tasks.start_soon(runner)
-    if stopped:
-        raise stopped[0]
 
 
 def _through_host(job: Job, shell: Shell) -> Work:
@@ -173,22 +162,23 @@ def _through_host(job: Job, shell: Shell) -> Work:
 
 
 def _read_job(path: Path) -> Job:
-    shape: type[BaseModel] = Job
+    from ..surface.server import parse_call
+
     try:
         plain = json.dumps(load_yaml(path.read_text("utf-8")), default=str)  # a date is its text, as in JSON
         job = Job.model_validate_json(plain)
-        shape = _ARGUMENTS[job.tool]
-        shape.model_validate({**job.arguments, "paths": ["file"]})
         if refused := ", ".join(sorted(_OURS & job.arguments.keys())):
             raise ValueError(f"arguments: {refused}; every file is a call of its own, and its result a line")
-        return job
     except ValidationError as error:
         first = error.errors()[0]
-        found = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg'].removeprefix('Value error, ')}"
+        found = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         found = " ".join(str(error).split())[:300]
-    known = (name for name in shape.model_json_schema()["properties"] if shape is Job or name not in _OURS)
-    raise BadRequest(f"The job in {path} is not valid.", found=found, allowed=", ".join(known), advice="Mend the YAML.")
+    else:
+        parse_call(job.tool, {**job.arguments, "paths": ["file"]})
+        return job
+    known = ", ".join(Job.model_fields)
+    raise BadRequest(f"The job in {path} is not valid.", found=found, allowed=known, advice="Mend the YAML.")
 
 
 def _foreign(path: Path, where: str) -> BadRequest:

@@ -49,11 +49,7 @@ def known_clients() -> dict[ClientName, Client]:
 
 
 def servers_of(client: Client, text: str) -> dict[str, Any]:
-    """The servers by name; an empty text has none.
-
-    Raises:
-        ClientUnusable: the client itself could not read it.
-    """
+    """The servers by name; an empty text has none. Raises ClientUnusable: the client itself could not read it."""
     try:
         whole = tomllib.loads(_body(text)) if client.form == "toml" else json.loads(_strict(client, text))
     except (ValueError, RecursionError) as error:
@@ -78,11 +74,8 @@ def entry_for(client: Client, old: Any, command: str, home: str | None) -> dict[
 
 
 def with_entry(client: Client, text: str, entry: dict[str, Any]) -> str:
-    """`text` with our entry as given, in place of the one it has.
-
-    Raises:
-        ClientUnusable: `text` cannot be read, or not be edited safely.
-    """
+    """`text` with our entry as given, in place of the one it has. Raises ClientUnusable: `text` cannot be read, or not
+    be edited safely."""
     servers = servers_of(client, text)
     wanted = servers | {ENTRY: entry}
     if client.form != "toml":

@@ -58,11 +58,8 @@ def doctor(
 
 
 def diagnose(shell: Shell, verify: bool) -> dict[str, Any]:
-    """The report; `problems` holds `{"code", "what", "do"}`, empty where all is well.
-
-    Raises:
-        ConfigError: the settings themselves cannot be read.
-    """
+    """The report; `problems` holds `{"code", "what", "do"}`, empty where all is well. Raises ConfigError: the settings
+    themselves cannot be read."""
     from ..telemetry.savings import usage
 
     home, settings, problems = Home.find(), shell.settings(), list[dict[str, str]]()

@@ -52,11 +52,8 @@ class Change:
         return "\n".join(difflib.unified_diff(old, new, was, becomes, lineterm="", n=1))
 
     def apply(self) -> None:
-        """Write at once, with the rights that the file had (0600 where it is new), or remove.
-
-        Raises:
-            BadRequest: somebody else wrote the file meanwhile.
-        """
+        """Write at once, with the rights that the file had (0600 where it is new), or remove. Raises BadRequest:
+        somebody else wrote the file meanwhile."""
         if _read(self.path) != self.before:
             raise BadRequest(f"{self.path} has just been changed by somebody else.", advice="Run the command again.")
         if self.after is None:
@@ -108,12 +105,8 @@ def install(
 
 
 def addition(client: Client, skill: bool) -> list[Change]:
-    """What puts our entry in; empty where it is there already.
-
-    Raises:
-        ClientUnusable: the configuration is broken or read-only.
-        BadRequest: the client takes no skill, or the `rolecall` command is nowhere.
-    """
+    """What puts our entry in; empty where it is there already. Raises ClientUnusable: the configuration is broken or
+    read-only; BadRequest: the client takes no skill, or the `rolecall` command is nowhere."""
     if skill and not client.skills:
         advice = "Leave out --skill: the server's own instructions tell it when to delegate."
         raise BadRequest(f"{client.title} reads no skills from the disk.", advice=advice)
@@ -133,11 +126,8 @@ def addition(client: Client, skill: bool) -> list[Change]:
 
 
 def removal(client: Client) -> list[Change]:
-    """What takes entry and skill out; the file gets its old bytes where nothing else in it has changed since.
-
-    Raises:
-        ClientUnusable: the configuration is broken or read-only.
-    """
+    """What takes entry and skill out; the file gets its old bytes where nothing else in it has changed since. Raises
+    ClientUnusable: the configuration is broken or read-only."""
     file, before, text = _opened(client)
     servers, changes = servers_of(client, text), list[Change]()
     if ENTRY in servers:
@@ -222,11 +212,8 @@ def uninstall(
 
 
 def _own(home: Home) -> list[Path]:
-    """Rolecall's files and folders in its home, the lock last.
-
-    Raises:
-        BadRequest: the home holds the user's own folder, so that its `models` may be anybody's.
-    """
+    """Rolecall's files and folders in its home, the lock last. Raises BadRequest: the home holds the user's own folder,
+    so that its `models` may be anybody's."""
     if Path.home().resolve().is_relative_to(home.root.resolve()):
         advice = "Remove Rolecall's files by hand, and set ROLECALL_HOME to a folder of its own."
         raise BadRequest("ROLECALL_HOME is no folder of Rolecall's own.", found=str(home.root), advice=advice)

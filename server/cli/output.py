@@ -207,11 +207,8 @@ def note(text: str) -> None:
 
 
 def answered(question: str, default: str) -> str:
-    """What a person says to it, asked on standard error so that `--json` stays JSON.
-
-    Raises:
-        BadRequest: no terminal answers.
-    """
+    """What a person says to it, asked on standard error so that `--json` stays JSON. Raises BadRequest: no terminal
+    answers."""
     if not sys.stdin.isatty():
         advice = "Add --yes to agree, or for `setup` --starter-only for the packaged models alone."
         raise BadRequest("The command asks before it goes on, and no terminal answers here.", advice=advice)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import typer
@@ -72,7 +72,7 @@ def receipt_verify(
 async def _verify(ids: Sequence[str], last: int, shell: Shell, bar: Bar) -> list[Replay]:
     """Replay receipts in this process, which has cached nothing and reads policy and code afresh; from the host come
     vectors, as it alone may load models, and what stands at citations, as it alone has the index."""
-    from rolecall.retrieval.contract import Checked, Passage
+    from rolecall.retrieval.contract import Passage, Verdict
 
     from ..host.control import ControlClient
     from ..routing.replay import replay
@@ -80,9 +80,9 @@ async def _verify(ids: Sequence[str], last: int, shell: Shell, bar: Bar) -> list
 
     home, settings = Home.find().create(), shell.settings()
 
-    async def check(passages: Sequence[Passage]) -> list[Checked]:
-        found = await client.call("check", {"passages": [each.model_dump(mode="json") for each in passages]})
-        return [Checked.model_validate(each) for each in found]
+    async def check(passages: Sequence[Passage]) -> list[Verdict]:
+        cited = [each.model_dump(mode="json") for each in passages]
+        return cast(list[Verdict], await client.call("check", {"passages": cited}))
 
     async with aclosing(ReceiptStore(home.receipts_db)) as store, ControlClient.open(home, shell.config) as client:
         kept = await store.kept(ids) if ids else await store.latest(last)

@@ -43,24 +43,17 @@ class ControlClient:
     async def open(
         cls, home: Home, config_path: Path | None = None, start: bool = True
     ) -> AsyncIterator[ControlClient]:
-        """Connect, starting a host where none runs and `start` is true.
-
-        Raises:
-            HostUnavailable: there is no host and none can be started or reached.
-            RemoteError: the host could not start or refuses this client's settings; the error is the host's own.
-        """
+        """Connect, starting a host where none runs and `start` is true. Raises HostUnavailable: there is no host and
+        none can be started or reached; RemoteError: the host could not start or refuses this client's settings; the
+        error is the host's own."""
         greeting = hello("control", config_path.absolute() if config_path else None)
         sock, _ = await anyio.to_thread.run_sync(lambda: connect(home, greeting, start=start), abandon_on_cancel=True)
         async with await UNIXSocketStream.from_socket(sock) as stream:
             yield cls(stream)
 
     async def call(self, op: str, params: dict[str, Any] | None = None, on_progress: OnProgress | None = None) -> Any:
-        """The result of one operation.
-
-        Raises:
-            RemoteError: the operation failed there; its `code` is the failure's.
-            HostDied: the host ended before it answered.
-        """
+        """The result of one operation. Raises RemoteError: the operation failed there; its `code` is the failure's;
+        HostDied: the host ended before it answered."""
         self._last_id += 1
         request = {"id": self._last_id, "op": op, "params": params or {}}
         with suppress(anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -83,10 +76,7 @@ async def stop_host(home: Home, drain_s: float = 5.0) -> int | None:
     """Stop the home's host and wait until its lock is free; returns the process that ended, None where none ran.
 
     Open requests have `drain_s` seconds. A host that cannot be asked gets SIGTERM, one that does not leave SIGKILL.
-
-    Raises:
-        HostUnavailable: the lock is a standalone server's, which belongs to its client.
-    """
+    Raises HostUnavailable: the lock is a standalone server's, which belongs to its client."""
     if not (pid := lock_holder(home)):
         return None
     if lock_note(home).get("socket", "") is None:

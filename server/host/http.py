@@ -43,11 +43,8 @@ _TOKEN_BYTES = 32
 
 
 def bearer_token(home: Home) -> str:
-    """The token of the home's HTTP clients, made at the first call, in a file that only its user may read.
-
-    Raises:
-        ConfigError: the file is a link, another user's, open to others, or holds no token.
-    """
+    """The token of the home's HTTP clients, made at the first call, in a file that only its user may read. Raises
+    ConfigError: the file is a link, another user's, open to others, or holds no token."""
     path = home.http_token_file
     with suppress(FileExistsError), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as made:
         made.write(secrets.token_urlsafe(_TOKEN_BYTES) + "\n")
@@ -62,12 +59,8 @@ def bearer_token(home: Home) -> str:
 
 async def serve_http(server: Server[Any], home: Home, port: int, tell: Tell, stopping: anyio.Event) -> dict[str, Any]:
     """Serve `server` on a port of 127.0.0.1 (0 picks one) until `stopping`, then finish what is open; cancelling this
-    cancels that too. `tell` gets the `url` and the `token_file` once clients can connect.
-
-    Raises:
-        BadRequest: the port cannot be had.
-        ConfigError: the token's file cannot be trusted.
-    """
+    cancels that too. `tell` gets the `url` and the `token_file` once clients can connect. Raises BadRequest: the port
+    cannot be had; ConfigError: the token's file cannot be trusted."""
     token = bearer_token(home)
     try:
         sock = socket.create_server((_ADDRESS, port))

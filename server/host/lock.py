@@ -36,12 +36,8 @@ class HomeLock:
         self._fd = -1
 
     def take(self) -> int | None:
-        """Take the lock; returns None, or the process that holds it (0 where it has not said yet).
-
-        Raises:
-            ConfigError: the home is on a network disk.
-            OSError: it cannot be written.
-        """
+        """Take the lock; returns None, or the process that holds it (0 where it has not said yet). Raises ConfigError:
+        the home is on a network disk; OSError: it cannot be written."""
         self.home.create()
         self._fd = os.open(self.home.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if found := network_disk(self.home.root.resolve()):
@@ -70,11 +66,7 @@ class HomeLock:
 
 def bind_socket(home: Home) -> tuple[socket.socket, Path]:
     """The listening socket of the home's host and its path; the caller holds the lock, so what lies there is stale.
-
-    Raises:
-        SocketDenied: this process may not make sockets.
-        HostUnavailable: no folder for it can be trusted.
-    """
+    Raises SocketDenied: this process may not make sockets; HostUnavailable: no folder for it can be trusted."""
     name = hashlib.sha256(str(home.root.resolve()).encode()).hexdigest()[:16] + ".sock"
     try:
         path = _runtime_folder(name) / name
@@ -114,11 +106,8 @@ def network_disk(path: Path, mounts: Mapping[str, str] | None = None) -> str | N
 
 
 def load_environment(home: Home) -> None:
-    """Put the home's `env` file (`KEY=value` lines, `#` comments) into this process's environment.
-
-    Raises:
-        ConfigError: a line is neither; the error names the line's number and keeps its text to itself.
-    """
+    """Put the home's `env` file (`KEY=value` lines, `#` comments) into this process's environment. Raises ConfigError:
+    a line is neither; the error names the line's number and keeps its text to itself."""
     try:
         text = home.env_file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

@@ -23,8 +23,8 @@ from rolecall.roles.errors import EndpointUnavailable, RoleError
 
 from ..errors import BadRequest
 from ..session import current_session
+from ..surface.reply import plain_result
 from ..surface.server import parse_call
-from ..surface.tools import result_of
 from ..telemetry.history import ModelHistory
 from ..telemetry.savings import usage
 from ..telemetry.store import Receipt, ReceiptStore
@@ -90,7 +90,7 @@ class Operations:
                 tell({"text": piece})
 
         outcome = await self.desk().run(parse_call(name, arguments), say, hear)
-        return result_of(name, outcome)
+        return plain_result(name, outcome)[0]
 
     async def files(self, _: Tell, paths: list[str]) -> Any:
         """The files in allowed folders that paths, folders and globs name, sorted."""

@@ -32,11 +32,8 @@ from: it makes nothing of more, and where it runs on a CPU it reads some 100 tok
 
 
 async def retrieve(run: Run, staff: Staff, call: RetrieveCall) -> Outcome:
-    """The tool. An answer that no passage supports is `unverified`.
-
-    Raises:
-        IndexEmpty: nothing is indexed, or no such collection.
-    """
+    """The tool. An answer that no passage supports is `unverified`. Raises IndexEmpty: nothing is indexed, or no such
+    collection."""
     fix(run, staff, call.query, TaskType.RETRIEVAL, by_model=False)
     run.advance(Event.RETRIEVAL_CHOSEN)
     found = await search(run, staff, call.query, call.collection, call.max_results, call.filters)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rolecall.config.profile import Frozen
-from rolecall.retrieval.contract import Checked, Passage
+from rolecall.retrieval.contract import Passage, Verdict
 
 from ..telemetry.store import Kept, Receipt
 from .contract import Decision, Features, Snapshot, State
@@ -26,7 +26,7 @@ _HASHES = ("snapshot_sha256", "sha256")
 """Of a decision: under another policy they differ in any case."""
 
 
-Check = Callable[[Sequence[Passage]], Awaitable[Sequence[Checked]]]
+Check = Callable[[Sequence[Passage]], Awaitable[Sequence[Verdict]]]
 """Citations looked up again, in order."""
 
 
@@ -50,12 +50,8 @@ class Replay(Frozen):
 
 
 async def replay(kept: Kept, snapshots: Mapping[str, bytes], router: Router, check: Check | None = None) -> Replay:
-    """Recompute a receipt's decision with what `router` has now, and `check` its citations; `snapshots` are those
-    kept, by hash.
-
-    Raises:
-        RolecallError: the text cannot be embedded now, or the citations cannot be looked up.
-    """
+    """Recompute a receipt's decision with what `router` has now, and `check` its citations; `snapshots` are those kept,
+    by hash. Raises RolecallError: the text cannot be embedded now, or the citations cannot be looked up."""
     receipt, differences, note = kept.receipt(), list[Difference](), ""
     if kept.altered or receipt is None:
         differences.append(Difference(what="receipt", recorded=kept.recorded_sha256, now=kept.sha256))
@@ -76,9 +72,9 @@ async def replay(kept: Kept, snapshots: Mapping[str, bytes], router: Router, che
             differences += _unlike("decision.", then, decide(now, snapshot, state), left_out)
     if receipt is not None and receipt.citations and check:
         for cited, found in zip(receipt.citations, await check(receipt.citations), strict=True):
-            if found.found != "same":
+            if found != "same":
                 what = f"citation {cited.path}:{cited.start_line}-{cited.end_line}"
-                differences.append(Difference(what=what, recorded="same", now=found.found))
+                differences.append(Difference(what=what, recorded="same", now=found))
     return Replay(id=kept.id, same=not differences, differences=tuple(differences), note=note)
 
 

@@ -44,11 +44,8 @@ class Router:
     _snapshots: dict[str | None, Snapshot] = field(default_factory=dict, init=False)
 
     def with_policy(self, routing: RoutingSettings) -> Router:
-        """This router under other rules and another quality weight; what was read of texts is shared.
-
-        Raises:
-            ConfigError: a rule can do nothing in this profile, or two contradict each other.
-        """
+        """This router under other rules and another quality weight; what was read of texts is shared. Raises
+        ConfigError: a rule can do nothing in this profile, or two contradict each other."""
         check_rules(routing, [choice.role.value for choice in self._roles], "the policy")
         other = replace(self, routing=routing)
         other._cache = self._cache

@@ -30,11 +30,8 @@ async def with_consent(
     """Make a call; where it needs a folder, ask, and make it again where the user agrees.
 
     In the handshake era the question is a request to the client. Since 2026-07-28 it is the call's result, and the
-    client makes the call again with the answer and with `request_state`, which the server's boundary has sealed.
-
-    Raises:
-        PathNotAllowed: as without a question, where the user declines or the client cannot ask.
-    """
+    client makes the call again with the answer and with `request_state`, which the server's boundary has sealed. Raises
+    PathNotAllowed: as without a question, where the user declines or the client cannot ask."""
     asked = params.request_state
     if asked is not None and _accepted((params.input_responses or {}).get(_ALLOW)):
         await anyio.to_thread.run_sync(access.add, Path(asked))

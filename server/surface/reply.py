@@ -42,10 +42,7 @@ async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) 
 
     A result that is too long is cut, with a link to the whole of it, which is kept (under `id` already, or now).
     """
-    result, links = result_of(tool, outcome).model_dump(mode="json"), list[types.ResourceLink]()
-    fresh = f"\n\n[{freshness(outcome.index)}]" if outcome.index else ""
-    if "index" not in result:  # `retrieve` has it as data too
-        result["answer"] += fresh
+    result, fresh, links = *plain_result(tool, outcome), list[types.ResourceLink]()
     if (size := _size(result)) > MAX_RESULT_BYTES:
         id = id or await jobs.keep(tool, outcome)
         uri = f"rolecall://results/{id}"
@@ -63,6 +60,15 @@ async def reply(jobs: Jobs, tool: str, outcome: Outcome, id: str | None = None) 
         structured_content=_once(result, by_model=bool(outcome.meta.get("model_calls"))),
         _meta={"rolecall/cost": outcome.meta},
     )
+
+
+def plain_result(tool: str, outcome: Outcome) -> tuple[dict[str, Any], str]:
+    """The whole result, and the words on the index that end its answer, unless it has that as data."""
+    result = result_of(tool, outcome).model_dump(mode="json")
+    fresh = f"\n\n[{freshness(outcome.index)}]" if outcome.index else ""
+    if "index" not in result:
+        result["answer"] += fresh
+    return result, fresh
 
 
 def freshness(index: IndexState) -> str:

@@ -14,6 +14,8 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 from pydantic import ValidationError
 
+from rolecall.retrieval.tasks import together
+
 from ..errors import BadRequest, told
 from ..orchestration.contract import Call, OnProgress, Outcome
 from ..orchestration.jobs import Jobs
@@ -126,11 +128,8 @@ def build_server(
 
 
 def parse_call(name: str, given: dict[str, Any]) -> Call:
-    """A tool's arguments as an orchestrator call.
-
-    Raises:
-        BadRequest: an unknown tool or argument, a missing one, or a value out of bounds.
-    """
+    """A tool's arguments as an orchestrator call. Raises BadRequest: an unknown tool or argument, a missing one, or a
+    value out of bounds."""
     if (tool := TOOLS.get(name)) is None:
         raise BadRequest(f"There is no tool {name[:100]!r}.", allowed=", ".join(TOOLS), advice="Call one of these.")
     return _parsed(name, tool, given)
@@ -185,14 +184,8 @@ async def _with_progress(ctx: ServerRequestContext, work: Callable[[OnProgress],
             await ctx.session.report_progress(value, 100.0, said)
             await anyio.sleep(PROGRESS_INTERVAL_S)
 
-    outcome: Done | Exception
-    async with anyio.create_task_group() as group:
-        group.start_soon(report)
-        try:
-            outcome = await work(tell)
-        except Exception as error:  # raised below, where the task group does not wrap it
-            outcome = error
-        group.cancel_scope.cancel()
-    if isinstance(outcome, Exception):
-        raise outcome
+    async with together() as tasks:
+        tasks.start_soon(report)
+        outcome = await work(tell)
+        tasks.cancel_scope.cancel()
     return outcome

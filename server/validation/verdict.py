@@ -88,11 +88,8 @@ class _Line(Strict):
 
 
 def verdict_line(line: Any) -> dict[str, Any]:
-    """`{"id","verdict","confidence","checks":[{"name","verdict","decisive","detail"}]}` for a line of a batch.
-
-    Raises:
-        BadRequest: not an object, an unknown key, a missing `output`, or a value of the wrong type.
-    """
+    """`{"id","verdict","confidence","checks":[{"name","verdict","decisive","detail"}]}` for a line of a batch. Raises
+    BadRequest: not an object, an unknown key, a missing `output`, or a value of the wrong type."""
     try:
         given = _Line.model_validate(line)
     except ValidationError as fault:

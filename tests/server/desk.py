@@ -17,13 +17,13 @@ from rolecall.config.settings import Settings, load_settings
 from rolecall.retrieval.access import AllowedFolders
 from rolecall.retrieval.contract import (
     AddReport,
-    Checked,
     CollectionInfo,
     Filters,
     Found,
     IndexState,
     Leg,
     Passage,
+    Verdict,
 )
 from rolecall.retrieval.errors import IndexEmpty
 from rolecall.retrieval.retriever import LanceRetriever
@@ -59,13 +59,12 @@ class ListRetriever(LanceRetriever):
     async def watch(self, collection: str | None, on_synced: Callable[[AddReport], None]) -> None:
         await anyio.sleep_forever()
 
-    async def check(self, passages: Sequence[Passage]) -> tuple[Checked, ...]:
+    async def check(self, passages: Sequence[Passage]) -> tuple[Verdict, ...]:
         """What the list holds is the same, anything else is gone."""
 
-        def look(one: Passage) -> Checked:
+        def look(one: Passage) -> Verdict:
             held = any((one.path, one.text) == (other.path, other.text) for other in self.passages)
-            span = {"path": one.path, "start_byte": one.start_byte, "end_byte": one.end_byte}
-            return Checked(**span, found="same" if held else "gone")
+            return "same" if held else "gone"
 
         return tuple(map(look, passages))
 

@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 from rolecall.config.home import Home
 from rolecall.config.settings import EndpointSettings, load_settings
 from rolecall.retrieval.access import AllowedFolders
-from rolecall.retrieval.contract import AddReport, Checked, Filters, Found, IndexState, OnIndexed, Passage
+from rolecall.retrieval.contract import AddReport, Filters, Found, IndexState, OnIndexed, Passage, Verdict
 from rolecall.roles.contract import ModelEvent
 from rolecall.roles.errors import ModelUnknown
 from rolecall.server.errors import BadRequest
@@ -148,8 +148,8 @@ class Recorder(ListRetriever):
         self.asked.append((filters, leg))
         return Found(passages=(), index=IndexState(indexed=0, pending=0, skipped=0, failed=0, age_s=None))
 
-    async def check(self, passages: Sequence[Passage]) -> tuple[Checked, ...]:
-        return tuple(Checked(path=each.path, start_byte=0, end_byte=1, found="gone") for each in passages)
+    async def check(self, passages: Sequence[Passage]) -> tuple[Verdict, ...]:
+        return ("gone",) * len(passages)
 
 
 REPORT = AddReport(collection="a", indexed=0, skipped=0, failed=(), seconds=0.0)
@@ -200,4 +200,4 @@ async def test_a_search_takes_filters_and_a_leg_and_citations_are_checked(index:
         await call(operations, "search", query="crane", max_results=3, leg="third")
     passage = Passage(path="/a", collection="a", start_line=1, end_line=1, start_byte=0, end_byte=1, score=1, text="x")
     (checked,) = await call(operations, "check", passages=[passage.model_dump(mode="json")])
-    assert checked == {"path": "/a", "start_byte": 0, "end_byte": 1, "found": "gone"}
+    assert checked == "gone"

@@ -47,11 +47,8 @@ def compute(parse: Parse, context: AgentContext | None = None) -> Value | None:
 
 
 def evaluate(parse: Parse | str) -> Fraction:
-    """The parse's value; a bare word is an ordinal, a part of a whole or a step to round to.
-
-    Raises:
-        ValueError, ArithmeticError: there is none.
-    """
+    """The parse's value; a bare word is an ordinal, a part of a whole or a step to round to. Raises ValueError,
+    ArithmeticError: there is none."""
     if isinstance(parse, str):
         return _WORDS[parse] if parse in _WORDS else _numeral(parse.rstrip("stndrh"))
     kind, parts = str(parse[0]), parse[1:]
@@ -254,11 +251,8 @@ def _render(parse: Parse | str) -> str:
 
 
 def pretty(value: Fraction, digits: int = _SHOWN_DIGITS) -> str:
-    """Whole numbers in full; else the whole part and up to `digits` significant digits without trailing zeros.
-
-    Raises:
-        ValueError: the number has more than 400 digits.
-    """
+    """Whole numbers in full; else the whole part and up to `digits` significant digits without trailing zeros. Raises
+    ValueError: the number has more than 400 digits."""
     whole = str(int(value))
     if len(whole) > _MAX_SHOWN:
         raise ValueError("too many digits to show")

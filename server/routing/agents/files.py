@@ -81,11 +81,8 @@ def _allowed(named: str, context: AgentContext) -> Path | None:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, os.stat_result | None]]:
-    """Folders (with None) and plain files (with their status) below, the hidden ones left out.
-
-    Raises:
-        OSError: one cannot be read, or there are too many, so that a count would be wrong.
-    """
+    """Folders (with None) and plain files (with their status) below, the hidden ones left out. Raises OSError: one
+    cannot be read, or there are too many, so that a count would be wrong."""
 
     def refuse(error: OSError) -> None:
         raise error
