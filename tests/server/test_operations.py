@@ -24,11 +24,12 @@ from rolecall.server.host.operations import Operations
 from rolecall.server.orchestration.run import Orchestrator
 from rolecall.server.orchestration.staff import Staff
 from rolecall.server.routing.router import Router
+from rolecall.server.session import SessionInfo, current_session
 from rolecall.server.telemetry.history import ModelHistory
 from rolecall.server.telemetry.store import ReceiptStore
 from tests.roles.openai_server import serving
 
-from .desk import ListRetriever
+from .desk import ListRetriever, MakeDesk, passage
 from .scripted import ScriptedModels
 
 pytestmark = pytest.mark.anyio
@@ -55,6 +56,15 @@ def operations(tmp_path: Path) -> Iterator[Operations]:
 
 async def call(operations: Operations, op: str, **params: Any) -> Any:
     return from_json(to_json(await operations.table()[op](lambda update: None, params)))
+
+
+async def test_an_answer_from_the_index_says_how_fresh_it_is(operations: Operations, desk: MakeDesk) -> None:
+    here = desk(passages=(passage("The north depot has 3 crates."),), pending=2)
+    asking = replace(operations, desk=lambda: here.orchestrator)
+    asked = {"request": "What do our notes say about the depot?"}
+    current_session.set(SessionInfo("s1", here.folder))
+    found = await call(asking, "tool", name="route", arguments=asked)
+    assert found["answer"].endswith("[index: 1 files, 2 pending, 0 skipped, 0 failed; synced 1 s ago]")
 
 
 async def test_a_model_is_pinned_and_let_go_again(operations: Operations) -> None:
