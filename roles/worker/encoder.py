@@ -19,7 +19,7 @@ from rolecall.roles.manifest import weights_bytes
 from . import wire
 from .wire import Encode, Encoded, Input, Loaded, WorkerSpec
 
-CPU_STEP_TOKENS = 512  # a quarter of a second of MiniLM on two cores, for which another request waits; larger is no faster
+CPU_STEP_TOKENS = 512  # a quarter of a second of MiniLM on two cores: how long another request waits; more is no faster
 GPU_STEP_TOKENS = 8192
 STEP_INPUTS = 32
 BYTES_PER_TOKEN = 4
