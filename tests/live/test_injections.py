@@ -31,7 +31,7 @@ KINDS: dict[str, type[Any]] = {
 
 @pytest.mark.soak
 async def test_no_tool_is_called_nothing_changed_and_nothing_private_told(starter_home: Home, tell: Tell) -> None:
-    settings, access = settings_for(starter_home, 1.6), AllowedFolders(starter_home)
+    settings, access = settings_for(starter_home, 3.0), AllowedFolders(starter_home)
     spec = {name: role.model_copy(update={"max_tokens": 32}) for name, role in settings.profile.roles.items()}
     settings = settings.model_copy(update={"profile": settings.profile.model_copy(update={"roles": spec})})
     folder, store = starter_home.root.parent / "work", ReceiptStore(starter_home.receipts_db)
