@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import aclosing
 from pathlib import Path
 
@@ -124,9 +125,10 @@ async def test_a_watch_tells_the_folders_that_changed_and_those_that_came_and_we
             assert await anext(changes) == {str(there)}
             (there / "v1.2").rename(here / "v1.3")
             assert await anext(changes) == {str(here)}
-            (here / os.fsdecode(b"\xff.md")).touch()
-            assert await anext(changes) == {str(here), str(there)}, "what else changed is not known"
-            assert await anext(changes) == {str(here), str(there)}
+            if sys.platform != "darwin":  # whose disks hold only names in UTF-8
+                (here / os.fsdecode(b"\xff.md")).touch()
+                assert await anext(changes) == {str(here), str(there)}, "what else changed is not known"
+                assert await anext(changes) == {str(here), str(there)}
             there.rmdir()
             assert str(there) in await anext(changes)
             folders.clear()
