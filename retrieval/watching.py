@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
@@ -85,4 +86,4 @@ def matters(path: str, root: str) -> bool:
         return False
     if name.startswith("."):
         return name in IGNORE_FILES
-    return kind_of(name) is not None or "." not in name or Path(path).is_dir()
+    return kind_of(name) is not None or "." not in name or os.path.isdir(path)  # noqa: PTH112  (never raises)

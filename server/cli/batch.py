@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 import anyio
 import typer
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from rolecall.config.errors import RolecallError
 from rolecall.config.home import Home
@@ -23,8 +23,10 @@ from rolecall.config.profile import Strict
 from rolecall.retrieval.tasks import together
 
 from ..errors import BadRequest, HostDied
+from ..orchestration.contract import ReasonCall, SummarizeCall, ValidateCall
 from .output import EXIT_ATTENTION, Bar, Shell, Tell, note
 
+_ARGUMENTS: dict[str, type[BaseModel]] = {"summarize": SummarizeCall, "reason": ReasonCall, "validate": ValidateCall}
 _OURS = {"paths", "save_to", "each"}
 """No arguments of a job's: every file is a call of its own, and its result a line."""
 _UNLIKE = {"receipt_id", "job_id"}
@@ -162,23 +164,22 @@ def _through_host(job: Job, shell: Shell) -> Work:
 
 
 def _read_job(path: Path) -> Job:
-    from ..surface.server import parse_call
-
+    shape: type[BaseModel] = Job
     try:
         plain = json.dumps(load_yaml(path.read_text("utf-8")), default=str)  # a date is its text, as in JSON
         job = Job.model_validate_json(plain)
+        shape = _ARGUMENTS[job.tool]
+        shape.model_validate({**job.arguments, "paths": ["file"]})
         if refused := ", ".join(sorted(_OURS & job.arguments.keys())):
             raise ValueError(f"arguments: {refused}; every file is a call of its own, and its result a line")
+        return job
     except ValidationError as error:
         first = error.errors()[0]
-        found = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+        found = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg'].removeprefix('Value error, ')}"
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         found = " ".join(str(error).split())[:300]
-    else:
-        parse_call(job.tool, {**job.arguments, "paths": ["file"]})
-        return job
-    known = ", ".join(Job.model_fields)
-    raise BadRequest(f"The job in {path} is not valid.", found=found, allowed=known, advice="Mend the YAML.")
+    known = (name for name in shape.model_json_schema()["properties"] if shape is Job or name not in _OURS)
+    raise BadRequest(f"The job in {path} is not valid.", found=found, allowed=", ".join(known), advice="Mend the YAML.")
 
 
 def _foreign(path: Path, where: str) -> BadRequest:
